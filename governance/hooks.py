@@ -21,6 +21,11 @@ from governance.signed_notes import NoteSigner
 
 UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
 
+UNMEASURED = "unmeasured"
+"""Entry of a meter's dictionary: what it cannot measure, a line each, so that its upper bound is unknown."""
+ELSEWHERE = "Ray node"
+"""Words that begin such a line."""
+
 Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
 """Given a stage's name, measure the node while the context lasts; the dictionary is filled at its end."""
 

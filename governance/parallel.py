@@ -1,10 +1,11 @@
 """Parallel map over shards; the number of workers changes no byte.
 
-A step over shards is done by processes of this machine (`Runtime.workers`), or by an array (`Runtime.mode`): "share"
-for its tasks, "join" for the job behind it. A share makes task i's missing shards of the first step that is not
-complete and leaves, and looks at those of others only where it has none to make; it trusts records whose files have the
-recorded sizes. A join reads the files and compares them, makes what comes between two steps, and leaves at the next
-step that is not complete. `governance/workers.py` does both in turn.
+A step over shards is done by processes of this machine (`Runtime.workers`), by those of a Ray cluster
+(`Runtime.engine`), or by an array (`Runtime.mode`): "share" for its tasks, "join" for the job behind it. A share makes
+task i's missing shards of the first step that is not complete and leaves, and looks at those of others only where it
+has none to make; it trusts records whose files have the recorded sizes. A join reads the files and compares them, makes
+what comes between two steps, and leaves at the next step that is not complete. `governance/workers.py` does both in
+turn.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when there is a record with its key, signed by a key
@@ -21,11 +22,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from governance.first_use import add_compile_seconds, announce_to, compile_secon
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.processes import end_with_parent, interrupts_held, pass_on_interrupt
+from governance.ray_cluster.ray_pool import RayPool
 from governance.signed_notes import NoteSigner, read_note, write_note
 from governance.stage import Recipe, Runtime, ShareDone
 from governance.verified_files import intact
@@ -132,7 +136,8 @@ def map_shards(
         raise ShareDone(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
     if missing or not share:
         with progress(recipe.stage, len(missing) + len(done), "shards", done=len(done)) as advance:
-            for index, made, _ in _run(task, missing, runtime):
+            for index, made, _, host in _run(task, missing, runtime):
+                _note_host(runtime, artifact, host)
                 runtime.hooks.tally(f"{recipe.stage} {shards[index].name}")
                 done[index] = made
                 advance(1)
@@ -149,6 +154,11 @@ def map_shards(
     _note_beside(runtime, folder.parent.name, (describe(records / f"{key}.json", runtime.root) for key in keys))
     _note_beside(runtime, folder.parent.name, (output for one in done.values() for output in one.outputs.values()))
     return [done[index] for index in range(len(shards))]
+
+
+def _note_host(runtime: Runtime, artifact: str, host: str) -> None:
+    if host != socket.gethostname():
+        runtime.notes.elsewhere.setdefault(artifact, set()).add(host)
 
 
 def _note_beside(runtime: Runtime, stage: str, files: Iterable[Output]) -> None:
@@ -237,8 +247,8 @@ def _make_shard(
     records: Path,
     place: _ShardFolder,
     work: tuple[int, str, Shard],
-) -> tuple[int, ShardDone, float]:
-    """The shard's number, its result and the seconds of compilation."""
+) -> tuple[int, ShardDone, float, str]:
+    """The shard's number, its result, the seconds of compilation, and the host."""
     index, key, shard = work
     compiled = compile_seconds()
     for left in (2, 1, 0):
@@ -254,7 +264,7 @@ def _make_shard(
     outputs = {role: describe(path, place.root) for role, path in made.files.items()}
     record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
     write_note(records / f"{key}.json", record, place.root, place.signer)
-    return index, ShardDone(outputs, made.stats), compile_seconds() - compiled
+    return index, ShardDone(outputs, made.stats), compile_seconds() - compiled, socket.gethostname()
 
 
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
@@ -267,8 +277,8 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     from queueing a task to its end, since a queued task cannot be taken back. Queued tasks are awaited and yielded
     before `BudgetReached` is passed on: their energy is inside what the meter measures.
     """
-    workers, longest = runtime.workers, 0.0
-    if workers <= 1 or len(work) <= 1:
+    longest = 0.0
+    if len(work) <= 1 or (runtime.workers <= 1 and runtime.engine != "ray"):
         for item in work:
             pass_on_interrupt()
             runtime.hooks.budget.look(longest)
@@ -276,12 +286,12 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
             yield task(item)
             longest = max(longest, time.monotonic() - began)
         return
-    pool, compiling = _pool(workers)
+    pool, compiling = _pool(runtime)
     waiting: set[Future[Any]] = set()
     submitted: dict[Future[Any], float] = {}
     queue = iter(work)
     try:
-        while (items := list(itertools.islice(queue, 2 * workers - len(waiting)))) or waiting:
+        while (items := list(itertools.islice(queue, _room(pool, runtime, waiting)))) or waiting:
             pass_on_interrupt()
             try:
                 runtime.hooks.budget.look(2 * longest)
@@ -296,7 +306,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
             finished, waiting = _first_finished(waiting, compiling)
             for future in finished:
                 longest = max(longest, time.monotonic() - submitted.pop(future))
-                add_compile_seconds(future.result()[2] / workers)
+                add_compile_seconds(future.result()[2] / _width(pool, runtime))
                 yield future.result()
     except BrokenProcessPool as error:
         close_pool()
@@ -307,6 +317,16 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _width(pool: ProcessPoolExecutor | RayPool, runtime: Runtime) -> int:
+    """Tasks that run at a time."""
+    return pool.width if isinstance(pool, RayPool) else runtime.workers
+
+
+def _room(pool: ProcessPoolExecutor | RayPool, runtime: Runtime, waiting: set[Future[Any]]) -> int:
+    """Room in the queue; none where a cluster has shrunk."""
+    return max(0, 2 * _width(pool, runtime) - len(waiting))
 
 
 def _first_finished(waiting: set[Future[Any]], compiling: Event) -> tuple[set[Future[Any]], set[Future[Any]]]:
@@ -323,22 +343,27 @@ def _first_finished(waiting: set[Future[Any]], compiling: Event) -> tuple[set[Fu
 
 
 _LOOK_SECONDS = 1.0
-_POOL: dict[int, tuple[ProcessPoolExecutor, Event]] = {}
-"""At most one, by its number of workers, with the event that one compiles; state with a lifetime: close_pool."""
+_POOL: dict[tuple[Any, ...], tuple[ProcessPoolExecutor | RayPool, Event]] = {}
+"""At most one, by its kind, with the event that one compiles; state with a lifetime: close_pool."""
 
 
-def _pool(workers: int) -> tuple[ProcessPoolExecutor, Event]:
-    """This process's workers, spawned, and their event "compiling".
+def _pool(runtime: Runtime) -> tuple[ProcessPoolExecutor | RayPool, Event]:
+    """The processes of a runtime, and their event "compiling".
 
-    Forking a process with Arrow threads can deadlock.
+    Those of this machine are spawned: forking a process with Arrow threads can deadlock.
     """
-    if workers not in _POOL:
+    ray = runtime.engine == "ray"
+    kind = (runtime.root,) if ray else (runtime.workers,)
+    if kind not in _POOL:
         close_pool()
         context = multiprocessing.get_context("spawn")
         compiling = context.Event()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(os.getpid(), compiling))
-        _POOL[workers] = pool, compiling
-    return _POOL[workers]
+        _POOL[kind] = RayPool(runtime.root) if ray else _processes(runtime.workers, context, compiling), compiling
+    return _POOL[kind]
+
+
+def _processes(workers: int, context: SpawnContext, compiling: Event) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(os.getpid(), compiling))
 
 
 def _follow(parent: int, compiling: Event) -> None:

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from governance.config import Section, canonical_json, flat
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import locked, sha256_bytes, sweep_temporaries
-from governance.hooks import Attest, Hooks, no_attest
+from governance.hooks import ELSEWHERE, UNMEASURED, Attest, Hooks, no_attest
 from governance.log import get_logger, rest_of_run, step_label
 from governance.manifest import (
     BESIDE,
@@ -88,6 +88,8 @@ class RunNotes:
     """Artifact -> the earlier ones that shards of it were linked from: their energy is the earlier one's."""
     beside: dict[str, dict[str, Output]] = field(default_factory=dict)
     """Stage -> by path the files written for the artifact in the making that are not outputs of it."""
+    elsewhere: dict[str, set[str]] = field(default_factory=dict)
+    """Artifact -> other hosts, nodes of a Ray cluster, that made shards of it: no meter of this run measures them."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class Runtime:
     """The part of the work that this process does. "all": everything. "share": worker i's shards of the first step that
     is not complete; it waits for nobody, commits nothing and compares no bytes. "join": what comes between two
     steps. `governance/workers.py` runs both in turn."""
-    engine: Literal["duckdb", "daft"] = "duckdb"
-    """Engine of the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set."""
+    engine: Literal["duckdb", "daft", "ray"] = "duckdb"
+    """Engine of the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set. "ray": shards
+    are made on a Ray cluster too."""
     hooks: Hooks = field(default_factory=Hooks)
     """Energy, budget, attestation and signatures."""
     notes: RunNotes = field(default_factory=RunNotes, repr=False, compare=False)
@@ -215,7 +218,10 @@ def run_stage(
     with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):
         energy["artifact"] = artifact
         made = make(folder)
-    energy.pop("artifact", None)  # a mark for the meter, no figure
+        if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
+            energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
+    for mark in ("artifact", UNMEASURED):  # for the meter, no figures
+        energy.pop(mark, None)
     if runtime.mode == "share":
         raise ShareDone(stage, "all its shards are made; a join commits it")
     earlier = sorted(runtime.notes.linked.get(artifact, ()))

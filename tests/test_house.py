@@ -31,6 +31,7 @@ DOORS = {
     "tiktoken": set(),
     "duckdb": {"data_pipeline/dedup/join.py"},
     "daft": {"data_pipeline/dedup/join.py"},
+    "ray": {"governance/ray_cluster/ray_connection.py"},
     "fsspec": {"data_pipeline/readers/remote.py"},
     "fastwarc": {"data_pipeline/readers/warc.py"},
     "mwparserfromhell": {"data_pipeline/readers/file_types/wikitext.py"},

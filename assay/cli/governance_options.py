@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from assay.cli.option_values import flag, nproc, option, path, positive
+from assay.cli.option_values import engine, flag, nproc, option, path, positive
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 """Adds a command: its name, its function, its help."""
@@ -19,6 +19,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     """
     command = add("check", "check", "audit the corpus and sign the verdict")
     config(command)
+    engine(command)
     path(
         command,
         "--data-docs",

@@ -93,3 +93,14 @@ def task(text: str) -> tuple[int, int]:
     if not (text.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
     return int(number), int(count)
+
+
+def engine(command: argparse.ArgumentParser) -> None:
+    """Add `--engine`, which changes no byte."""
+    command.add_argument(
+        "--engine",
+        choices=("duckdb", "daft", "ray"),
+        default="duckdb",
+        help="library for the joins over the whole corpus; daft also runs on Ray; ray: the Ray cluster of RAY_ADDRESS "
+        "makes the shards of every step too (default: %(default)s)",
+    )

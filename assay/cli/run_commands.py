@@ -58,13 +58,15 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     announcing = open_journal(run.keyring, root.absolute())
     task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
+    engine = getattr(arguments, "engine", "duckdb")
+    _refuse_unmeasured(run, engine)
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.data_workers,
         command=command_line(arguments, command),
         worker=task or (0, 1),
         mode="share" if task and not arguments.wait else "join" if getattr(arguments, "merge", False) else "all",
-        engine=getattr(arguments, "engine", "duckdb"),
+        engine=engine,
         hooks=Hooks(
             # The meter's thread may announce, so it has a journal of its own.
             meter=meter(
@@ -83,6 +85,17 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         ),
     )
     return run, runtime
+
+
+def _refuse_unmeasured(run: LoadedRun, engine: str) -> None:
+    """Refuse a Ray cluster, which has no meters, under an energy budget."""
+    budget = run.policy.energy_budget
+    if engine == "ray" and budget is not None and budget.scope == "root" and budget.unknown == "refuse":
+        raise ConfigError(
+            "--engine ray: the policy's energy_budget bounds data stages, and no meter runs on the nodes of a Ray "
+            "cluster. Use --task on each node, or set energy_budget.scope = 'training' or "
+            "energy_budget.unknown = 'allow'"
+        )
 
 
 def load_corpus(arguments: Arguments) -> tuple[LoadedRun, Runtime, dict[str, Manifest]]:

@@ -11,7 +11,20 @@ from pathlib import Path
 from assay.cli.command_words import Parser, leaves, subcommands
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
-from assay.cli.option_values import flag, hours, natural, nproc, option, path, positive, prefix, root_folder, size, task
+from assay.cli.option_values import (
+    engine,
+    flag,
+    hours,
+    natural,
+    nproc,
+    option,
+    path,
+    positive,
+    prefix,
+    root_folder,
+    size,
+    task,
+)  # fmt: skip
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
@@ -51,6 +64,7 @@ def parser() -> Parser:
     command = _add(commands, "run", "run", text)
     _config(command)
     nproc(command)
+    engine(command)
     _from_scratch(command)
     _codes(command)
     _inspect(commands)
@@ -132,12 +146,7 @@ def _data(commands: Commands[Parser]) -> None:
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
     flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
     flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
-    command.add_argument(
-        "--engine",
-        choices=("duckdb", "daft"),
-        default="duckdb",
-        help="library for the joins over the whole corpus; daft also runs on Ray (default: %(default)s)",
-    )
+    engine(command)
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")

@@ -3,7 +3,7 @@
 A *key file* is a Parquet file of one shard's keys: `key` (int64, ascending) and `row` (int32, the document in the
 shard). The range of a key is its kind: equal text, equal address, a band of a signature.
 
-Keys that fit the limit are sorted in this process, unless Daft is the engine. Of others the join runs range by range:
+Keys that fit the limit are sorted in this process, unless the engine is `daft`. Of others the join runs range by range:
 keys are hashes, so each range is a hash partition, sized so that its table of groups fits the limit, and since the
 files are sorted and their row groups carry bounds, a range reads little more than its own rows. Both engines run the
 same SQL text, and their rows are sorted here, so the result depends on neither engine, nor on the limit, nor on the
@@ -57,7 +57,7 @@ class JoinEngine:
     """Join engine and its limits; neither changes the result."""
 
     name: str
-    """`duckdb` or `daft`."""
+    """`duckdb`, `daft`, or `ray`: Daft on the cluster, where the keys do not fit the limit."""
     memory_mib: int
     """Memory limit of the process."""
     scratch: Path
@@ -88,8 +88,11 @@ def require_engine(name: str) -> None:
     Raises:
         MissingInput: with the command that installs it.
     """
-    if name == "daft" and importlib.util.find_spec("daft") is None:
-        raise MissingInput("engine daft: Daft is not installed. Install it with: pip install 'assay-pretrain[ray]'")
+    needed = {"daft": ("daft",), "ray": ("ray", "daft")}.get(name, ())
+    if missing := [package for package in needed if importlib.util.find_spec(package) is None]:
+        raise MissingInput(
+            f"engine {name}: {missing[0]} is not installed. Install it with: pip install 'assay-pretrain[ray]'"
+        )
 
 
 def shared_keys(
@@ -108,14 +111,14 @@ def shared_keys(
     """
     if not files or not keys:
         return
-    if engine.name == "duckdb" and keys * SORTED_BYTES_A_KEY <= engine.memory_mib * ENGINE_SHARE * (1 << 20):
+    if engine.name != "daft" and keys * SORTED_BYTES_A_KEY <= engine.memory_mib * ENGINE_SHARE * (1 << 20):
         yield _sorted(files, firsts, kind)
         return
     parts = max(1, -(-keys * BYTES_A_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
     step = -(-len(kind) // parts)
     names = [str(path) for path in files]
     shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
-    run_engine = {"duckdb": _duckdb, "daft": _daft}[engine.name]
+    run_engine = {"duckdb": _duckdb, "daft": _daft, "ray": _daft}[engine.name]
     with storage_errors(engine.scratch), run_engine(names, shards, engine) as run:
         for low in range(kind.start, kind.stop, step):
             found = run(SHARED_KEYS.format(low=low, high=min(low + step, kind.stop) - 1))
@@ -221,11 +224,10 @@ def _duckdb(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[
 def _daft(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[Any]:
     os.environ.setdefault("DO_NOT_TRACK", "true")  # both send usage statistics by default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    require_engine("daft")
+    require_engine(engine.name)
     import daft
 
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    if address := os.environ.get("RAY_ADDRESS") or ("auto" if engine.name == "ray" else ""):
         daft.set_runner_ray(address, noop_if_initialized=True)
     signed, named = daft.read_parquet(names, file_path_column="filename"), daft.from_arrow(shards)
     try:

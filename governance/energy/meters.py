@@ -46,7 +46,7 @@ from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_ti
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
 from governance.errors import BudgetReached, PipelineError, Preempted
-from governance.hooks import UNKNOWN_ENERGY, LineSigner, Meter, SignLine, no_meter, sign_nothing
+from governance.hooks import ELSEWHERE, UNKNOWN_ENERGY, UNMEASURED, LineSigner, Meter, SignLine, no_meter, sign_nothing
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
 from governance.stage import ShareDone
@@ -231,6 +231,7 @@ class _Measuring:
         self.clock.hung.set()  # wakes the thread
         if self.thread.is_alive():
             self.thread.join()
+        self.missing = [*self.missing, *self.energy.pop(UNMEASURED, ())]
         parts = self._write("end", outcome=outcome, cause=cause)
         for name in _TRANSIENT:
             self.energy.pop(name, None)
@@ -359,7 +360,7 @@ def _total(parts: list[EnergyPart], missing: list[str]) -> tuple[int | None, int
     if not parts:
         return None, None, None
     highs = [part.high for part in parts]
-    unbounded = None in highs or any(text.startswith("GPU") for text in missing)
+    unbounded = None in highs or any(text.startswith(("GPU", ELSEWHERE)) for text in missing)
     high = None if unbounded else sum(value for value in highs if value is not None)
     return sum(part.millijoules for part in parts), sum(part.low for part in parts), high
 

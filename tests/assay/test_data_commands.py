@@ -311,3 +311,15 @@ def test_a_run_is_opened_as_the_page_and_the_notebook_do(copy, tmp_path, monkeyp
         run.files("clean", "kept")
     with pytest.raises(MissingInput, match="holds no artifact"):
         assay.open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"), [("", True), ('scope = "training"\n', False), ('unknown = "allow"\n', False)]
+)
+def test_a_ray_cluster_is_refused_where_energy_that_it_uses_would_count(copy, more, refused, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    policy = copy / "policy.toml"
+    policy.write_text(f"{policy.read_text()}\n[energy_budget]\nkilowatt_hours = 9\n{more}")
+    words = ["data", "prepare", str(copy / "run.toml"), "--root", str(copy / "new"), "--engine", "ray", "--dry-run"]
+    assert main(words) == (78 if refused else 0)
+    assert ("--engine ray: the policy's energy_budget" in capsys.readouterr().err) == refused

@@ -159,6 +159,8 @@ def test_the_artifact_is_the_same_on_duckdb_on_daft_and_on_ray(tmp_path, wanted)
     assert dedup_on(tmp_path / "daft", "daft") == wanted
     context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, logging_level="ERROR")
     try:
-        assert dedup_on(tmp_path / "ray", "daft", RAY_ADDRESS=context.address_info["gcs_address"]) == wanted
+        address = context.address_info["gcs_address"]
+        assert dedup_on(tmp_path / "ray", "daft", RAY_ADDRESS=address) == wanted
+        assert dedup_on(tmp_path / "shards", "ray", RAY_ADDRESS=address) == wanted
     finally:
         ray.shutdown()

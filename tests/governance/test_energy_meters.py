@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from governance.config import Section
 from governance.energy import meters, nvml
 from governance.energy.cpu_model import cpu_power, cpu_times, estimated_watts, thread_watts
 from governance.energy.ledger import read_ledger
@@ -15,7 +16,8 @@ from governance.energy.node_lock import node_turn
 from governance.energy.nvml import WHOLE_DEVICE, Nvml
 from governance.energy.rapl import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import Preempted
-from governance.stage import ShareDone
+from governance.hooks import Hooks
+from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 
 FAST = EnergyConfig(sample_seconds=0.1)
 
@@ -207,6 +209,21 @@ def test_the_running_joules_are_those_of_the_last_sample(tmp_path):
     assert "running" not in energy
     [interval] = read_ledger(tmp_path / "energy.jsonl")
     assert round(running * 1000) in [sample.millijoules for sample in interval.samples]
+
+
+def test_work_of_nodes_without_a_meter_leaves_no_upper_bound(tmp_path):
+    def make(folder):
+        runtime.notes.elsewhere[f"clean/{folder.name}"] = {"node-b", "node-a"}
+        return Made([], {})
+
+    runtime = Runtime(tmp_path, hooks=Hooks(meter=meter(FAST, tmp_path / "energy.jsonl")))
+    energy = run_stage(Recipe("clean", 1, Section()), [], runtime, make).run["energy"]
+    assert energy["joules"] is not None
+    assert (energy["high"], "unmeasured" in energy) == (None, False)
+    missing = [f"Ray node {node}: no meter runs there" for node in ("node-a", "node-b")]
+    assert energy["coverage"]["missing"][-2:] == missing
+    [interval] = read_ledger(tmp_path / "energy.jsonl")
+    assert interval.samples[-1].high is None
 
 
 def test_disabled_is_unknown_and_writes_nothing(tmp_path):

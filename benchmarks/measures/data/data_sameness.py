@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 from benchmarks.measures.corpora import mixed, write_jsonl
@@ -137,7 +138,7 @@ def _digest(folder: Path, root: str) -> str:
 
 
 def same_digest(quick: bool) -> list[Goal]:
-    """1, 2 and 3 processes; a Slurm-like array of 3; Daft on Ray; killed at random points; a moved root.
+    """1, 2 and 3 processes; an array of 3; Ray for the joins, and for all; killed at random points; a moved root.
 
     Sources are documents, code, and answers of a teacher on this machine; copies follow quality.
     """
@@ -160,7 +161,7 @@ def same_digest(quick: bool) -> list[Goal]:
         subprocess.run(prepare_words(folder, "daft", "--data-workers", "1", "--engine", "daft"), check=True, **_QUIET)
         ways["daft"] = _digest(folder, "daft")
         if not quick:
-            ways["ray"] = _on_ray(folder)
+            ways |= _on_ray(folder)
         if shutil.which("sbatch") and "SLURM_CONF" in os.environ:
             ways["slurm_array_of_3"] = _on_slurm(folder)
         shutil.move(folder / "one", folder / "moved")
@@ -183,18 +184,20 @@ def _on_slurm(folder: Path) -> str:
     return _digest(folder, "slurm")
 
 
-def _on_ray(folder: Path) -> str:
+def _on_ray(folder: Path) -> dict[str, str]:
+    """Digests with the joins on a Ray cluster of this machine, and with all shards there."""
     ray = Path(sys.executable).with_name("ray")
-    subprocess.run(
-        [str(ray), "start", "--head", "--num-cpus", "2", "--port", "6399", "--disable-usage-stats"],
-        check=True,
-        **_QUIET,
-    )
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    environment = {**os.environ, **access, "RAY_ADDRESS": "127.0.0.1:6399"}
+    start = [str(ray), "start", "--head", "--num-cpus", "2", "--port", "6399", "--disable-usage-stats"]
+    subprocess.run(start, check=True, env={**os.environ, **access}, **_QUIET)
     try:
-        environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399"}
-        words = prepare_words(folder, "ray", "--data-workers", "1", "--engine", "daft")
-        subprocess.run(words, check=True, env=environment, **_QUIET)
-        return _digest(folder, "ray")
+        ways = {}
+        for name, engine in (("ray", "daft"), ("shards_on_ray", "ray")):
+            words = prepare_words(folder, name, "--data-workers", "1", "--engine", engine)
+            subprocess.run(words, check=True, env=environment, **_QUIET)
+            ways[name] = _digest(folder, name)
+        return ways
     finally:
         subprocess.run([str(ray), "stop"], check=False, **_QUIET)
 

@@ -1,0 +1,1 @@
+"""Shards of a stage as tasks of a Ray cluster."""
