@@ -3,6 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg] corpus
     python benchmarks/scale.py [--quick] ranks
     python benchmarks/scale.py [--quick] nodes
+    python benchmarks/scale.py [--quick] shards
     python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
     python benchmarks/scale.py verdict
     python benchmarks/scale.py [--quick] scaling
@@ -10,10 +11,11 @@
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
 saves, loads and looks at the run's holders; `nodes`, `assay slurm status`, the checks of a submission and a plan on up
-to 10,000 nodes; `planning`, `assay plan` against published speeds and against runs on this
-machine, and how long an answer takes; `verdict`, the restart verdict on the labelled logs of tests/slurm, from which
-its rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md); `scaling`,
-planted scaling laws and the coverage of their intervals; `mixture`, planted best mixtures. `--plot` draws one group.
+to 10,000 nodes; `shards`, manifests of up to 10^6 shards, and what a shard and a key file cost; `planning`, `assay
+plan` against published speeds and against runs on this machine, and how long an answer takes; `verdict`, the restart
+verdict on the labelled logs of tests/slurm, from which its rules were written (what they reached on logs that they had
+not seen is in benchmarks/RESULTS.md); `scaling`, planted scaling laws and the coverage of their intervals; `mixture`,
+planted best mixtures. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -41,6 +43,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.corpora import mixed
+from benchmarks.measures.data import shard_counts
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
 from benchmarks.measures.training import (
@@ -198,7 +201,7 @@ def main() -> int:
         "groups",
         nargs="*",
         metavar="GROUP",
-        help="only these: corpus, ranks, nodes, planning, verdict, scaling, mixture",
+        help="only these: corpus, ranks, nodes, shards, planning, verdict, scaling, mixture",
     )
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
@@ -239,6 +242,7 @@ def main() -> int:
         "corpus": grow,
         "ranks": lambda: scale_ranks.goals(arguments.quick),
         "nodes": lambda: list(scale_nodes.goals(arguments.quick)),
+        "shards": lambda: list(shard_counts.goals(arguments.quick)),
         "planning": plans,
         "verdict": verdicts,
         "scaling": lambda: list(scaling_coverage.scaling_laws(arguments.quick)),

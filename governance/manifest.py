@@ -173,7 +173,8 @@ def write_manifest(manifest: Manifest, root: Path) -> None:
 
 def manifest_text(manifest: Manifest) -> str:
     """Text of the manifest's file."""
-    return json_text({**manifest.plain(), "seal": manifest.seal})
+    values = manifest.plain()  # once: of 10^6 files it takes a gigabyte
+    return json_text({**values, "seal": _seal(values)})
 
 
 def _seal(values: dict[str, Any]) -> str:

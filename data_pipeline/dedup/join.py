@@ -5,7 +5,8 @@ shard). The range of a key is its kind: equal text, equal address, a band of a s
 
 Keys that fit the limit are sorted in this process, unless the engine is `daft`. Of others the join runs range by range:
 keys are hashes, so each range is a hash partition, sized so that its table of groups fits the limit, and since the
-files are sorted and their row groups carry bounds, a range reads little more than its own rows. Both engines run the
+files are sorted and their row groups carry bounds, a range reads little more than its own rows. Each range opens each
+file, so where there are many, they are merged first, as many as fit the limit in one. Both engines run the
 same SQL text, and their rows are sorted here, so the result depends on neither engine, nor on the limit, nor on the
 machine.
 
@@ -39,6 +40,7 @@ SORTED_BYTES_A_KEY = 64  # keys and numbers, the keys in order, and those that a
 BYTES_A_KEY = 160  # of a range: 80 in DuckDB's table of groups (measured), as much again while it grows
 ENGINE_SHARE = 0.7  # of the limit; the rest is this process, Parquet's buffers and the rows found
 KEYS_A_ROW_GROUP = 1 << 14
+FILES_A_RANGE = 4  # a file costs .2 ms a range, or .3 ms and its keys once more where it is merged
 UNITS_MEMORY_MIB = 512  # for parts of documents, which have no setting of their own
 
 SHARED_KEYS = """
@@ -116,10 +118,13 @@ def shared_keys(
         return
     parts = max(1, -(-keys * BYTES_A_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
     step = -(-len(kind) // parts)
-    names = [str(path) for path in files]
-    shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
     run_engine = {"duckdb": _duckdb, "daft": _daft, "ray": _daft}[engine.name]
-    with storage_errors(engine.scratch), run_engine(names, shards, engine) as run:
+    with storage_errors(engine.scratch), contextlib.ExitStack() as stack:
+        if len(files) > FILES_A_RANGE * parts:
+            files, firsts = stack.enter_context(_merged(files, firsts, kind, engine))
+        names = [str(path) for path in files]
+        shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
+        run = stack.enter_context(run_engine(names, shards, engine))
         for low in range(kind.start, kind.stop, step):
             found = run(SHARED_KEYS.format(low=low, high=min(low + step, kind.stop) - 1))
             if found["number"].null_count:
@@ -131,16 +136,57 @@ def shared_keys(
             yield key[order], number[order]
 
 
+@contextlib.contextmanager
+def _merged(
+    files: Sequence[Path], firsts: Sequence[int], kind: range, engine: JoinEngine
+) -> Iterator[tuple[list[Path], list[int]]]:
+    """Fewer and larger files of the keys of a kind.
+
+    Yields their paths, and the number of the first document of each; removes them on exit. Opening 10^6 files for
+    each of 4,000 ranges would take more than a week.
+    """
+    folder = engine.scratch / "merged"
+    most = int(engine.memory_mib * ENGINE_SHARE * (1 << 20) / SORTED_BYTES_A_KEY)
+    paths: list[Path] = []
+    begins: list[int] = []
+    parts: list[tuple[Integers, Integers]] = []
+
+    def write() -> None:
+        paths.append(folder / f"{len(paths)}.parquet")
+        key, row = map(np.concatenate, zip(*parts, strict=True))
+        write_keys(paths[-1], key, row.astype(np.int32))
+        parts.clear()
+
+    held = 0
+    try:
+        for path, first in zip(files, firsts, strict=True):
+            key, row = _named_keys_of(path, kind)
+            if parts and (held + len(key) > most or first - begins[-1] > 1 << 30):  # rows are 32-bit numbers
+                write()
+                held = 0
+            if not parts:
+                begins.append(first)
+            parts.append((key, row + (first - begins[-1])))
+            held += len(key)
+        write()
+        yield paths, begins
+    finally:
+        remove_tree(folder)
+
+
+def _named_keys_of(path: Path, kind: range) -> tuple[Integers, Integers]:
+    """As `_keys_of`; an error names the file."""
+    try:
+        return _keys_of(path, kind)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise PipelineError(f"{path}: its keys cannot be read ({error}). Remove its folder, make it again") from error
+
+
 def _sorted(files: Sequence[Path], firsts: Sequence[int], kind: range) -> tuple[Integers, Integers]:
     """Shared keys of a kind, with numbers, by one sort."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for path, first in zip(files, firsts, strict=True):
-        try:
-            key, row = _keys_of(path, kind)
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise PipelineError(
-                f"{path}: its keys cannot be read ({error}). Remove its folder, make it again"
-            ) from error
+        key, row = _named_keys_of(path, kind)
         parts.append((key, row + first))
     every = np.sort(np.concatenate([key for key, _ in parts]), kind="stable")  # it merges: each part is sorted
     shared = np.unique(every[1:][every[1:] == every[:-1]])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.dedup import join
 from data_pipeline.dedup.duplicates import gather
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys, write_keys
 from governance.errors import PipelineError
@@ -54,6 +55,21 @@ def test_shared_keys_equal_a_dictionary(tmp_path, keys):
         found, parts = joined(paths, firsts, kind, engine, keys)
         assert found == wanted
         assert (parts == 1) == (keys == 600)
+
+
+@pytest.mark.parametrize("a_file", [1, 150, 100_000])
+def test_many_files_are_merged_before_they_are_joined_in_ranges(tmp_path, monkeypatch, a_file):
+    """As many keys in each as fit the limit, here `a_file`."""
+    paths, firsts, truth = key_files(tmp_path, files=9, documents=60)
+    monkeypatch.setattr(join, "FILES_A_RANGE", 0)
+    monkeypatch.setattr(join, "SORTED_BYTES_A_KEY", 256 * join.ENGINE_SHARE * (1 << 20) / a_file)
+    engine, merged = JoinEngine("duckdb", 256, tmp_path / "scratch"), []
+    run = join._duckdb
+    monkeypatch.setattr(join, "_duckdb", lambda names, *more: merged.append(len(names)) or run(names, *more))
+    for kind, wanted in truth.items():
+        assert joined(paths, firsts, kind, engine, 10_000_000)[0] == wanted
+    assert merged == [{1: 9, 150: 5, 100_000: 1}[a_file]] * 3
+    assert not list(engine.scratch.glob("*"))
 
 
 def test_the_result_of_daft_is_that_of_duckdb(tmp_path):
