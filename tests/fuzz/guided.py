@@ -16,10 +16,9 @@ import random
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import atheris
 
 from tests.fuzz.kept import keep, place_of
 from tests.fuzz.targets import Target, changed, explained, targets
@@ -30,6 +29,8 @@ _PACKAGES = ["assay", "data_pipeline", "governance", "pretrain"]
 
 def fuzz(name: str, target: Target, arguments: argparse.Namespace) -> None:
     """Read inputs until enough are counted; ends the process."""
+    import atheris
+
     done = read = 0
     found: dict[str, str] = {}
     end = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
@@ -56,16 +57,24 @@ def fuzz(name: str, target: Target, arguments: argparse.Namespace) -> None:
                 found[place] = keep(name, data)
                 print(f"{name}: {place}: {error}: {found[place]}", flush=True)
 
+    words = [name, str(corpus), f"-seed={arguments.seed + 1}", f"-max_len={_MOST_BYTES}", "-timeout=60", "-verbosity=0"]
+    # `Fuzz` puts another function in the place of `Mutate`
+    by_library = lambda data, most: atheris.Mutate(data, most)  # noqa: E731
+    atheris.Setup(words, one, custom_mutator=mutator(target, by_library))
+    atheris.Fuzz()
+
+
+def mutator(target: Target, by_library: Callable[[bytes, int], bytes]) -> Callable[[bytes, int, int], bytes]:
+    """Function that changes an input: half by the library, unless the input is JSON, and else by `changed`."""
+
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)
         if not target.values and chance.random() < 0.5:
-            return atheris.Mutate(data, most)
+            return by_library(data, most)
         usable = data if not target.values or _is_json(data) else chance.choice(target.seeds)
         return changed(replace(target, seeds=[usable]), chance)[:most]
 
-    words = [name, str(corpus), f"-seed={arguments.seed + 1}", f"-max_len={_MOST_BYTES}", "-timeout=60", "-verbosity=0"]
-    atheris.Setup(words, one, custom_mutator=mutate)
-    atheris.Fuzz()
+    return mutate
 
 
 def _is_json(data: bytes) -> bool:
@@ -87,6 +96,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    import atheris
+
     with atheris.instrument_imports(include=_PACKAGES):
         target = targets()[arguments.name]
         for seed in target.seeds:  # readers import their parts when they are called

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from governance.errors import ManifestError, PipelineError
 from governance.manifest import read_manifest
-from tests.fuzz.__main__ import search
+from tests.fuzz.__main__ import search, search_guided
+from tests.fuzz.guided import mutator
 from tests.fuzz.kept import FOUND
 from tests.fuzz.targets import Target, changed, explained, targets
 
@@ -61,6 +62,27 @@ def test_an_unexplained_exception_is_found_and_its_input_kept(tmp_path, monkeypa
     assert b"\x00" in Path(kept).read_bytes()
     with pytest.raises(KeyError):
         explained(Target(run, [b""]), Path(kept).read_bytes(), tmp_path)
+
+
+def test_guided_changes_keep_json_whole_and_leave_half_of_other_inputs_to_the_library():
+    values = mutator(TARGETS["signed_waiver"], lambda data, most: pytest.fail("of bytes"))
+    for seed in range(200):
+        json.loads(values(b"" if seed % 2 else TARGETS["signed_waiver"].seeds[0], 1 << 16, seed))
+    by_library = []
+    of_bytes = mutator(TARGETS["jsonl"], lambda data, most: by_library.append(data) or data[:most])
+    given = b'{"text": "none of the seeds"}'
+    made = [of_bytes(given, 20, seed) for seed in range(200)]
+    assert 60 < len(by_library) < 140
+    assert max(map(len, made)) <= 20
+    assert len(set(made)) > 60, "the others are changed here, from the input itself"
+    assert sum(b"text" in one for one in made) > 150
+
+
+def test_guided_search_reads_its_cases():
+    pytest.importorskip("atheris", reason="atheris is not installed: pip install 'assay-pretrain[fuzz]'")
+    done, read, found = search_guided("manifest", 300, 0, seed=1)
+    assert (done, found) == (300, {})
+    assert 0 < read < 300
 
 
 @pytest.mark.parametrize("odd", ['"\\ud800"', "NaN", "1e999", "[" * 600 + "]" * 600])
