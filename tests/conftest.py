@@ -10,9 +10,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from assay.cli.surface import parser
 from benchmarks.measures.small_run import SMALL_RUN as CONFIG
 from benchmarks.measures.small_run import tale, write_tales  # noqa: F401
 from governance.parallel import close_pool
+from pretrain.metrics import peak_flops
 from tests.governance.upload_server import TOKEN, running_hub
 from tests.hub_server import HubRepository, HubServer
 
@@ -59,6 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_keys(tmp_path_factory: pytest.TempPathFactory):
     """Keys that a command makes on first use, and the lock of the node's meter, are in folders of this process.
 
+    A training begins without its second of matrix products, which tests of processes and of the meter measure.
     Nothing that a test writes must outlast a power cut, so this process does not wait for the disk either: 7 ms a file.
     Commands that name no number of workers start none: a worker costs as much as a command in a process of its own.
     Tests with two workers leave theirs to the next ones, since a start costs four CPU-seconds.
@@ -66,6 +69,11 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(os, "cpu_count", lambda: 1)
+        parser.cache_clear()  # test files that were collected have built it with the number of cores
+        patch.setitem(peak_flops._SIZES, "cpu", (64,))
+        patch.setattr(peak_flops, "_SECONDS_A_SIZE", 0.0)
+        patch.setattr(peak_flops, "_SAMPLED", (64,))
+        patch.setattr(peak_flops, "_SECONDS_A_SAMPLE", 0.0)
         patch.setattr(gc, "unfreeze", lambda: None)  # a command's end would undo what `pytest_collection` does
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -47,8 +48,9 @@ _FIRST = """first steps: assay inspect FOLDER                       what your do
 """
 
 
+@functools.cache
 def parser() -> Parser:
-    """The whole command surface."""
+    """The whole command surface, built once a process: its 70 commands take 30 ms."""
     top = Parser(
         prog="assay",
         description="Pretraining that you can account for: raw corpus -> audited tokens -> trained model -> report.",

@@ -7,19 +7,9 @@ import re
 import time
 from types import SimpleNamespace
 
-import pytest
-
 from benchmarks.measures.training import gpu_first_look
 from benchmarks.measures.training.gpu_first_look import ARMS, first_look
-from pretrain.metrics import peak_flops as peaks
 from tests.benchmarks.test_training_gpu import TOY
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Short products, so that a start takes little time."""
-    monkeypatch.setitem(peaks._SIZES, "cpu", (64,))
-    monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
 
 
 def answers(arm: str) -> dict[str, float]:
@@ -34,7 +24,7 @@ def test_the_products_are_those_of_the_model():
     assert all(value > 0 for value in found.values())
 
 
-def test_a_run_and_the_bare_loop_are_measured_alike(quick):
+def test_a_run_and_the_bare_loop_are_measured_alike():
     import torch
     from torch._dynamo.utils import counters
 
@@ -46,7 +36,7 @@ def test_a_run_and_the_bare_loop_are_measured_alike(quick):
     assert run["graph_breaks"] == run["graphs"] == 0  # nothing is compiled on a CPU
 
 
-def test_kernels_are_ordered_by_their_time(quick):
+def test_kernels_are_ordered_by_their_time():
     found = answers("kernels")
     table = [found[f"{number:02d}"] for number in range(1, 13)]
     assert table == sorted(table, reverse=True)
@@ -54,7 +44,7 @@ def test_kernels_are_ordered_by_their_time(quick):
     assert 0 <= found["idle"] < 1
 
 
-def test_waits_are_counted_by_the_lines_that_make_them(quick, monkeypatch):
+def test_waits_are_counted_by_the_lines_that_make_them(monkeypatch):
     import warnings
 
     from pretrain import loop

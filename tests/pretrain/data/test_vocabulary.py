@@ -27,7 +27,6 @@ from pretrain.evaluation.model_bias import ModelAuditConfig, audit_model
 from pretrain.evaluation.validation import evaluate, load_decoder
 from pretrain.export.huggingface import export
 from pretrain.initial_weights.start import initial_weights_of
-from pretrain.metrics import peak_flops as peaks
 from pretrain.train import train
 
 SIZE, LENGTH = 300, 32
@@ -67,14 +66,11 @@ def two(tmp_path_factory):
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0),
         train=TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=1, precision="fp32"),
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:  # the abilities of this machine do not matter here
-        patch.setitem(peaks._SIZES, "cpu", (64,))
-        patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
-        settings = Settings(CheckpointConfig(), ENGINE, TrackingConfig(mode="disabled"))
-        run = train(packed, recipe, settings, Runtime(root))
-        checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
-        longer = recipe.train.model_copy(update={"steps": 2, "continue_from": checkpoint.folder})
-        child = train(packed, recipe.model_copy(update={"train": longer}), settings, Runtime(root))
+    settings = Settings(CheckpointConfig(), ENGINE, TrackingConfig(mode="disabled"))
+    run = train(packed, recipe, settings, Runtime(root))
+    checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
+    longer = recipe.train.model_copy(update={"steps": 2, "continue_from": checkpoint.folder})
+    child = train(packed, recipe.model_copy(update={"train": longer}), settings, Runtime(root))
     return SimpleNamespace(
         folder=folder, root=root, ours=ours, theirs=theirs, packed=packed, checkpoint=checkpoint,
         place=root / checkpoint.folder, child=read_manifest(root / child.stats["checkpoint"]["path"]),

@@ -8,6 +8,7 @@ from pretrain.metrics import peak_flops as peaks
 from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product, sampled_product
 
 CPU = torch.device("cpu")
+MEASURED, SAMPLED = peaks._SIZES["cpu"], peaks._SAMPLED  # sizes of the program; while tests run, both are small
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,9 @@ def test_a_product_is_measured_in_its_arithmetic(monkeypatch, arithmetic, shown)
 
 
 def test_the_best_size_counts_and_slow_devices_measure_few(monkeypatch):
+    monkeypatch.setitem(peaks._SIZES, "cpu", MEASURED)
+    monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.15)
+    monkeypatch.setattr(peaks, "_SAMPLED", SAMPLED)
     monkeypatch.setattr(peaks, "_product", lambda size, kind, device: size)
     monkeypatch.setattr(peaks, "_best_seconds", lambda size, *_: size**3 / {512: 1e9, 1024: 4e9, 2048: 3e9}[size])
     assert measured_product(CPU, "fp32").source.startswith("measured at start: best 512^3")  # 1024 alone would take 3 s
