@@ -203,7 +203,7 @@ def walk(nodes, row):
 score_all = njit(lambda found, around, trees: page_model.score_lines(found, around, trees), error_model="numpy")
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_all_tests_at_once_reach_the_leaf_that_a_walk_reaches(data):
     grown = [grown_tree(data.draw, data.draw(st.integers(1, 32))) for _ in range(data.draw(st.integers(1, 4)))]

@@ -125,7 +125,7 @@ class Books(History):
         return added(values), whole
 
 
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(attempt, work_done), max_size=9), st.lists(origin, min_size=3, max_size=3),
     st.sampled_from((BY_TOKENS, WHOLE)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
@@ -61,6 +61,7 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00\n\r"), min_size=1, max_size=20)
 
 
+@settings(max_examples=25)  # a shell for each job of each example
 @given(name=NAMES, folder=NAMES)
 def test_any_path_survives_quoting(name, folder):
     if name in (".", "..") or folder in (".", ".."):
