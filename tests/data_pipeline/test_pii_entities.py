@@ -253,3 +253,42 @@ def test_presidio_runs_a_pipeline_of_spacy(tmp_path):
     (folder / "meta.json").unlink()
     with pytest.raises(MissingInput, match=r"has no meta\.json"):
         finder_files(FinderConfig(path="pipeline", kind="presidio"), tmp_path)
+
+
+def test_presidio_needs_neither_tagger_nor_lemmas_of_a_trained_pipeline(tmp_path):
+    pytest.importorskip("presidio_analyzer", reason="presidio-analyzer is not installed")
+    import spacy
+    from spacy.training import Example
+
+    from data_pipeline.pii.entities import presidio
+
+    pipeline = spacy.blank("en")
+    shared = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96}
+    pipeline.add_pipe("tok2vec")
+    pipeline.add_pipe("tagger", config={"model": {"tok2vec": shared}})
+    pipeline.add_pipe("ner", config={"model": {"tok2vec": shared}})
+    texts = {"Ines Okafor wrote .": "Ines Okafor", "The letter by Lars Rossi .": "Lars Rossi"}
+    examples = [
+        Example.from_dict(
+            pipeline.make_doc(text),
+            {
+                "entities": [(text.index(name), text.index(name) + len(name), "PERSON")],
+                "tags": ["X"] * len(text.split()),
+            },
+        )
+        for text, name in texts.items()
+    ]
+    optimizer = pipeline.initialize(lambda: examples)
+    for _ in range(30):
+        pipeline.update(examples, sgd=optimizer)
+    pipeline.to_disk(tmp_path / "pipeline")
+    whole = {text: [(entity.text, "name") for entity in pipeline(text).ents] for text in texts}
+    assert whole == {text: [(name, "name")] for text, name in texts.items()}
+    assert {text: found(text, tmp_path / "pipeline", kind="presidio") for text in texts} == whole
+    presidio._leave_out_what_finds_nothing(pipeline)
+    assert pipeline.pipe_names == ["tok2vec", "ner"]
+
+
+def test_a_score_that_presidio_never_gives_is_refused():
+    with pytest.raises(ValueError, match="would drop every finding"):
+        FinderConfig(path="x", kind="presidio", min_score=0.9)

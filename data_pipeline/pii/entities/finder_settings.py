@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.pii.detections import Detection
 from governance.config import Section
@@ -15,6 +15,7 @@ EntityType = Literal["name", "place"]
 Finder = Callable[[Sequence[str]], list[list[Detection]]]
 """The names and places of each text, disjoint and in order."""
 
+PRESIDIO_SCORE = 0.85  # `NerModelConfiguration.default_score`
 _LABELS: dict[str, EntityType] = {
     "PER": "name", "PERSON": "name", "NAME": "name", "LOC": "place", "LOCATION": "place", "GPE": "place",
     "ADDRESS": "place", "STREET_ADDRESS": "place", "CITY": "place",
@@ -31,9 +32,18 @@ class FinderConfig(Section):
     labels: dict[str, EntityType] = Field(default_factory=lambda: dict(_LABELS))
     """Meaning of the model's labels, "name" or "place"; others are skipped. Prefixes B-, I- go."""
     min_score: float = Field(default=0.5, ge=0, le=1)
-    """Least probability of a finding."""
+    """Least probability of a finding; for "presidio" at most .85."""
     language: str = Field(default="en", min_length=1)
     """For "presidio": the language of the pipeline."""
+
+    @model_validator(mode="after")
+    def _some_finding_is_kept(self) -> FinderConfig:
+        if self.kind == "presidio" and self.min_score > PRESIDIO_SCORE:
+            raise ValueError(
+                f"min_score = {self.min_score} would drop every finding: presidio gives each the score "
+                f"{PRESIDIO_SCORE}, since spaCy states none. Leave it out."
+            )
+        return self
 
 
 def meanings(labels: Sequence[str], config: FinderConfig) -> dict[str, EntityType]:
