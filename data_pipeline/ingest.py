@@ -75,7 +75,7 @@ from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, Output, pre
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 14
+VERSION = 15
 _FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 

@@ -34,7 +34,6 @@ DOORS = {
     "ray": {"governance/ray_cluster/ray_connection.py"},
     "fsspec": {"data_pipeline/readers/remote.py"},
     "fastwarc": {"data_pipeline/readers/warc.py"},
-    "mwparserfromhell": {"data_pipeline/readers/file_types/wikitext.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
     "pygments": {"data_pipeline/code/languages.py"},
     "license_expression": {"data_pipeline/code/licences.py"},

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.opt_out import meta_signals
-from data_pipeline.readers.pages.extraction import ASSAY, MARK, Extraction, HtmlPage
+from data_pipeline.readers.pages.extraction import ASSAY, MARK, WIKITEXT, Extraction, HtmlPage
 
 _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -83,7 +83,7 @@ def _markdown(page: str) -> str:
 
 
 _STRUCTURES = {"plain": _main_text, "markdown": _markdown}
-_EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse, "mwparserfromhell": plain_text}
+_EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse, WIKITEXT.extractor: plain_text}
 
 
 def decode_html(data: bytes, charset: str = "") -> str:

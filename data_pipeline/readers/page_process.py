@@ -13,9 +13,6 @@ of each page through a pipe.
 
 A PDF file is one "page" here, with bounds of its own: 10 s and 10 s per MiB, two minutes at most, and 512 MiB and 8
 bytes per byte. Measured: 390 pages of text per CPU-second; such a page is 2 to 5 KiB.
-
-Wikitext takes longer than HTML: 2 MiB, MediaWiki's limit, of dense templates and links 7.5 s. Its bound is 10 s and 5 s
-per MiB.
 """
 
 from __future__ import annotations
@@ -49,7 +46,6 @@ PAGE_MEMORY_BYTES = 256 << 20
 """Bytes of address space that any page may take beyond what the process has as it begins."""
 MEMORY_PER_BYTE = 80
 """As many more for each of the page's."""
-WIKITEXT_SECONDS, WIKITEXT_SECONDS_PER_MIB = 10.0, 5.0
 _PDF_SECONDS, _PDF_SECONDS_PER_MIB, _PDF_SECONDS_AT_MOST = 10.0, 10.0, 120.0
 _PDF_MEMORY_BYTES, _PDF_MEMORY_PER_BYTE = 512 << 20, 8
 _TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
@@ -144,8 +140,6 @@ def _ask(pages: Sequence[tuple[bytes, str]], way: Extraction) -> list[HtmlPage |
         name = " ".join((*way, charset)).encode("utf-8", "replace")
         seconds = SECONDS + SECONDS_PER_MIB * len(data) / (1 << 20)
         memory = PAGE_MEMORY_BYTES + MEMORY_PER_BYTE * len(data)
-        if way == WIKITEXT:
-            seconds = WIKITEXT_SECONDS + WIKITEXT_SECONDS_PER_MIB * len(data) / (1 << 20)
         if way == PDF:
             seconds = min(_PDF_SECONDS_AT_MOST, _PDF_SECONDS + _PDF_SECONDS_PER_MIB * len(data) / (1 << 20))
             memory = _PDF_MEMORY_BYTES + _PDF_MEMORY_PER_BYTE * len(data)
@@ -287,7 +281,7 @@ def _reply(asked: _PageRequest) -> tuple[object, bytes]:
     from data_pipeline.readers.html import extract
 
     kind = "pdf" if asked.way == PDF else "html"
-    if asked.way.extractor != ASSAY.extractor:
+    if asked.way.extractor not in (ASSAY.extractor, WIKITEXT.extractor):
         import_module(
             _PDF_MODULE if asked.way == PDF else asked.way.extractor
         )  # before the bounds: the first page's time and memory are its own

@@ -11,6 +11,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.orc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
@@ -387,11 +389,47 @@ def test_torn_and_hostile_dumps_are_counted(tmp_path):
 
 
 def test_a_page_that_is_slow_to_parse_costs_itself_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.readers.page_process.WIKITEXT_SECONDS", 0.2)
-    slow = [("Slow", 0, "", "[http://a " * 40_000), ("Good", 0, "", "The end.")]
+    for name, seconds in (("SECONDS", 0.05), ("SECONDS_PER_MIB", 0)):
+        monkeypatch.setattr(f"data_pipeline.readers.page_process.{name}", seconds)
+    slow = [("Slow", 0, "", "[http://a b] " * 1_000_000), ("Good", 0, "", "The end.")]
     (tmp_path / "w.xml").write_bytes(dump(slow))
     documents, faults, _ = made(tmp_path, type="mediawiki", paths=["w.xml"])
     assert ([d.text for d in documents], [fault[:2] for fault in faults]) == (["The end."], [(0, "wikitext_too_slow")])
+
+
+PIECES = {
+    "word": "word", "''slanted''": "slanted", "'''''both'''''": "both", "[[Title|words]]": "words",
+    "[[Title]]": "Title", "[[File:a.png|thumb|A [[b|c]] {{d}}]]": "", "[[:File:shown]]": "File:shown",
+    "[http://a.example named]": "named", "{{a|{{b|{{{c|d}}}}}|[[e]]}}": "", "{{{x|y}}}": "",
+    "<ref name=a>{{cite}}</ref>": "", "<ref name=a />": "", "<!-- [[ {{ -->": "", "<math>a</math>": "",
+    "<nowiki>''{{x}}[[</nowiki>": "''{{x}}[[", "<b>bold</b>": "bold", "a&nbsp;b &amp; c": "a\xa0b & c",
+    "5 < 6": "5 < 6", "&ampamp;": "&ampamp;", "<unknown>": "<unknown>", "[[http://a.example words]]": "[words]",
+}  # fmt: skip
+LINES = ("", "* ", "##", ":;")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(LINES)), st.lists(st.sampled_from(sorted(PIECES)), min_size=1)), min_size=1
+    )
+)
+def test_each_construct_leaves_its_words_wherever_it_is(lines):
+    text = "\n".join(f"{marker}. {' '.join(pieces)} ." for marker, pieces in lines)
+    expected = "\n".join(f". {' '.join(PIECES[piece] for piece in pieces)} ." for _, pieces in lines)
+    assert plain_text("file\n" + text) == expected
+    table = "{| class=x\n|-\n| " + text.replace("\n", " ") + "\n{|\n| inner\n|}\n|}"
+    assert plain_text(f"file\n{text}\n{table}\nend") == expected + "\n\nend"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("''Star'''s news", "Star's news"), ("l'''amour''", "l'amour"), ("''''a''''", "'a'"), ("a ''open", "a open"),
+     ("''a''{{b}}''c''", "ac"), ("== A ==\n;term : words", "A\nterm\nwords"), ("{|\n| cell\nkept\n! cell", "kept"),
+     ("a<br />b", "a\nb"), ("x\n<!-- line -->\ny", "x\ny"), ("a <!-- open", "a"), ("{{open [[a|b]]", "{{open b"),
+     ("[[a]b]]", "[[a]b]]"), ("<pre>[[a]]\n b</pre>", "[[a]]\nb"), ("<ref>open", "<ref>open"), ("__TOC__ a", "a")],
+)  # fmt: skip
+def test_wikitext_as_mediawiki_reads_it(text, plain):
+    assert plain_text("file\n" + text) == plain
 
 
 @pytest.mark.parametrize("text", ["[[" * 900, "{{{a|" * 300, "'''''" * 500, "<b><i>" * 200, "[[Datei:x|[[a]]|b]] c"])

@@ -15,7 +15,7 @@ Structure = Literal["plain", "markdown"]
 class Extraction(NamedTuple):
     """The extractor of a source's pages and the form of their text."""
 
-    extractor: Extractor | Literal["mwparserfromhell", "pdf"] = "assay"
+    extractor: Extractor | Literal["wikitext", "pdf"] = "assay"
     structure: Structure = "plain"
 
 
@@ -25,7 +25,7 @@ MARK = "\x02"
 HTML allows no such character in a text, so that taking it out of a page loses nothing."""
 ASSAY = Extraction()
 """The default."""
-WIKITEXT = Extraction("mwparserfromhell")
+WIKITEXT = Extraction("wikitext")
 """For pages of MediaWiki's dumps, which are not HTML."""
 PDF = Extraction("pdf")
 """The text layer of a PDF file, whose pages are not HTML."""
@@ -49,7 +49,7 @@ def check_installed(extraction: Extraction) -> None:
         ConfigError: it is not.
     """
     name = extraction.extractor
-    if name != ASSAY.extractor and find_spec(name) is None:
+    if extraction not in (ASSAY, WIKITEXT) and name != ASSAY.extractor and find_spec(name) is None:
         raise ConfigError(
             f'extractor = "{name}" needs the package {name}, which is not installed. Install it (pip install {name}), '
             f'or set extractor = "{ASSAY.extractor}".'
