@@ -2,10 +2,10 @@
 
     ASSAY_TEST_DATA=... python benchmarks/data.py [--quick] [GROUP ...]
 
-Groups: chain truth_duplicates truth_personal_data truth_contamination truth_web truth_languages truth_rules code
-rates classifiers memory same_digest. Rivals are installed from the package index into `~/.cache/assay/rivals` (or
-$ASSAY_RIVALS). Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them within one run. Prints a line
-per goal and exits 1 when one falls short.
+Groups: chain truth_duplicates truth_personal_data names_and_places truth_contamination truth_web truth_languages
+truth_rules code rates classifiers memory same_digest. Rivals are installed from the package index into
+`~/.cache/assay/rivals` (or $ASSAY_RIVALS). Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them
+within one run. Prints a line per goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures.data import data_rules, data_sameness, data_speed, data_truth, source_code, structure
+from benchmarks.measures.data import (
+    data_rules,
+    data_sameness,
+    data_speed,
+    data_truth,
+    names_and_places,
+    source_code,
+    structure,
+)
 from benchmarks.measures.goals import Goal, command_line
 
 
@@ -26,6 +34,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "chain": lambda: data_speed.whole_chain(quick),
         "truth_duplicates": data_truth.duplicates,
         "truth_personal_data": data_truth.personal_data,
+        "names_and_places": lambda: names_and_places.names_and_places(quick),
         "truth_contamination": data_truth.contamination,
         "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages(), *structure.kept_structure()],
         "truth_languages": lambda: [*data_truth.languages(), *data_truth.help_pages()],

