@@ -5,17 +5,21 @@ only if a program that reports errors speaks in it: a traceback, NCCL, C++ logge
 last a line that was logged as an error. Text of a document that quotes such a message is neither. Of several lines the
 root cause decides, not its consequence (by rank in `failure_messages.toml`), and of several roots the first in time. An
 error after which the training went on for three reports of progress was survived, and decides nothing.
+
+Where no message is known, the words of the last errors decide: a linear model whose weights `benchmarks/failure_words.py`
+fits to labelled logs and to catalogues of errors. It says nothing where it is unsure.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from governance.files import shipped_table
 
@@ -26,6 +30,10 @@ TAIL_BYTES = 1 << 20
 _CONTEXT_LINES = 80
 """Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
 _SURVIVED = 3
+_LAST_ERRORS = 12
+"""Errors at the end of a log whose words are weighed."""
+_SURE = 0.3
+"""Least probability of a verdict from words alone."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,20 @@ _IGNORED = re.compile(r"Exception ignored in")
 _PROGRESS = re.compile(
     r"train: step [\d,]+,|\bstep[ =:]+[\d,]+\b.*\bloss|iteration +\d+/|\d+%\|.*\| *\d+/\d+|\{'loss': |Epoch:? \["
 )
+_ERROR = re.compile(
+    r"(?i)error|exception|fail|warn|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied|invalid|\bnot? "
+    r"|assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
+)
+_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |.*\b(?:INFO|DEBUG)\b""")
+"""Lines of source text, of a quotation, or of a report that is no error."""
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+Weights = Mapping[str, Mapping[str, float]]
+"""A verdict, as "cause, action", to the weights of words; "" is the constant."""
 
 
-def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...]]:
-    """Speakers and rules of `failure_messages.toml`."""
+def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...], Weights]:
+    """Speakers, rules and words of `failure_messages.toml`."""
     written = shipped_table(__package__, "failure_messages.toml")
     lists = {f"@{name}": "|".join(patterns) for name, patterns in written["lists"].items()}
 
@@ -86,10 +104,17 @@ def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...]]:
 
     speakers = {name: compiled(patterns) for name, patterns in written["speakers"].items()}
     messages = [{**message, "patterns": compiled(message["patterns"])} for message in written["messages"]]
-    return speakers, tuple(_LogRule(**message) for message in messages)
+    weights = {of: dict(map(_weighed, text.split())) for of, text in written.get("words", {}).items()}
+    return speakers, tuple(_LogRule(**message) for message in messages), weights
 
 
-_SPEAKERS, _RULES = _read_messages()
+def _weighed(pair: str) -> tuple[str, float]:
+    """Word and weight of "word:weight"."""
+    word, _, weight = pair.partition(":")
+    return word, float(weight)
+
+
+_SPEAKERS, _RULES, _WEIGHTS = _read_messages()
 _NODES = (
     re.compile(r"(?:Node failure on|failed on node) ([\w.-]+)"),
     re.compile(r"^(?:\[[\d: -]+\] )?([A-Za-z][\w.-]*):\d+:\d+ \[\d+\]"),
@@ -119,8 +144,10 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
     for rule, rank, line in _errors(lines):
         if best is None or rule.rank < best[0].rank:
             best = rule, rank, line
-    if best is None:
-        return None
+    if best is None or best[0].patterns is _RULES[-1].patterns:  # the last rule is for an exception that none knows
+        guess = guessed(lines, _WEIGHTS)
+        if guess is not None or best is None:
+            return guess
     rule, rank, line = best
     return Verdict(rule.cause, rule.action, line.strip(), _node_of(line, rank, lines))
 
@@ -163,6 +190,51 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
     for number, rule, rank, line in found:
         if sum(report > number for report in reports) < _SURVIVED:
             yield rule, rank, line
+
+
+def last_errors(lines: list[str]) -> list[str]:
+    """The last lines that speak of an error which was not survived."""
+    reports = [number for number, line in enumerate(lines) if _PROGRESS.search(_unlabelled(line)[1])]
+    start = reports[-_SURVIVED] if len(reports) >= _SURVIVED else 0
+    found: deque[str] = deque(maxlen=_LAST_ERRORS)
+    ignored: set[str] = set()
+    for line in lines[start:]:
+        rank, said = _unlabelled(line)
+        if _IGNORED.match(said):
+            ignored.add(rank)
+        elif rank in ignored:  # until the exception that was raised while an object was deleted
+            if _SPEAKERS["exception"].match(said):
+                ignored.discard(rank)
+        elif _ERROR.search(said) and not _NOT_SAID.match(said) and not _PROGRESS.search(said):
+            found.append(line)
+    return list(found)
+
+
+def words_of(line: str) -> set[str]:
+    """Words of a line without labels, addresses and paths; "FileNotFoundError" has four."""
+    words = _WORD.findall(_ADDRESS.sub("", _unlabelled(line)[1]))
+    return {"#" if word.isdigit() and len(word) > 3 else word.lower() for word in words if len(word) > 1}
+
+
+def guessed(lines: list[str], weights: Weights) -> Verdict | None:
+    """The verdict of the last errors' words; None where it is unsure."""
+    errors = {line: words_of(line) for line in last_errors(lines)}
+    known = {word for words in errors.values() for word in words if any(word in of for of in weights.values())}
+    if not known:
+        return None
+
+    def score(label: str, words: Iterable[str]) -> float:
+        return sum(weights[label].get(word, 0.0) for word in words) / math.sqrt(len(known))
+
+    scores = {label: math.exp(weights[label].get("", 0.0) + score(label, known)) for label in weights}
+    label = max(scores, key=scores.__getitem__, default="")
+    if scores[label] < _SURE * sum(scores.values()):
+        return None
+    line = max(errors, key=lambda line: score(label, errors[line]))
+    cause, action = label.split(", ")
+    return Verdict(
+        cast(Cause, cause), cast(Action, action), line.strip(), _node_of(line, _unlabelled(line)[0], lines)
+    )
 
 
 def _unlabelled(line: str) -> tuple[str, str]:
