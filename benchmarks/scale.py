@@ -13,9 +13,9 @@ Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8,
 saves, loads and looks at the run's holders; `nodes`, `assay slurm status`, the checks of a submission and a plan on up
 to 10,000 nodes; `shards`, manifests of up to 10^6 shards, and what a shard and a key file cost; `planning`, `assay
 plan` against published speeds and against runs on this machine, and how long an answer takes; `verdict`, the restart
-verdict on the labelled logs of tests/slurm, from which its rules were written (what they reached on logs that they had
-not seen is in benchmarks/RESULTS.md); `scaling`, planted scaling laws and the coverage of their intervals; `mixture`,
-planted best mixtures. `--plot` draws one group.
+verdict on the labelled logs of tests/slurm, from which its rules and weights were made (what they reached on logs not
+seen before is in benchmarks/RESULTS.md); `scaling`, planted scaling laws and the coverage of their intervals;
+`mixture`, planted best mixtures. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -147,8 +147,8 @@ def verdicts() -> list[Goal]:
             count += 1
     return [
         figure("restart_verdict.logs", count),
-        figure("restart_verdict.cause", causes / count, "rules were written from these logs"),
-        figure("restart_verdict.cause_and_action", both / count, "rules were written from these logs"),
+        figure("restart_verdict.cause", causes / count, "rules and weights were made from these logs"),
+        figure("restart_verdict.cause_and_action", both / count, "rules and weights were made from these logs"),
     ]
 
 

@@ -6,8 +6,9 @@ last a line that was logged as an error. Text of a document that quotes such a m
 root cause decides, not its consequence (by rank in `failure_messages.toml`), and of several roots the first in time. An
 error after which the training went on for three reports of progress was survived, and decides nothing.
 
-Where no message is known, the words of the last errors decide: a linear model whose weights `benchmarks/failure_words.py`
-fits to labelled logs and to catalogues of errors. It says nothing where it is unsure.
+Where no message is known, the words of the last errors decide: a linear model whose weights
+`benchmarks/measures/training/failure_words.py` fits to labelled logs and to catalogues of errors. It says nothing
+where it is unsure.
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ _PROGRESS = re.compile(
     r"train: step [\d,]+,|\bstep[ =:]+[\d,]+\b.*\bloss|iteration +\d+/|\d+%\|.*\| *\d+/\d+|\{'loss': |Epoch:? \["
 )
 _ERROR = re.compile(
-    r"(?i)error|exception|fail|warn|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied|invalid|\bnot? "
-    r"|assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
+    r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
+    r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
 )
-_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |.*\b(?:INFO|DEBUG)\b""")
-"""Lines of source text, of a quotation, or of a report that is no error."""
+_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |\[W\b|.*\b(?:INFO|DEBUG)\b""")
+"""Lines of source text, of a quotation, of a warning, or of a report."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 Weights = Mapping[str, Mapping[str, float]]
@@ -211,9 +212,10 @@ def last_errors(lines: list[str]) -> list[str]:
 
 
 def words_of(line: str) -> set[str]:
-    """Words of a line without labels, addresses and paths; "FileNotFoundError" has four."""
+    """Words of a line without labels, addresses and paths; "FileNotFoundError" has "file", "not" and "found"."""
     words = _WORD.findall(_ADDRESS.sub("", _unlabelled(line)[1]))
-    return {"#" if word.isdigit() and len(word) > 3 else word.lower() for word in words if len(word) > 1}
+    said = {word.lower() for word in words if len(word) > 1 and not (word.isdigit() and len(word) > 3)}
+    return said - {"error", "exception"}
 
 
 def guessed(lines: list[str], weights: Weights) -> Verdict | None:
@@ -232,9 +234,7 @@ def guessed(lines: list[str], weights: Weights) -> Verdict | None:
         return None
     line = max(errors, key=lambda line: score(label, errors[line]))
     cause, action = label.split(", ")
-    return Verdict(
-        cast(Cause, cause), cast(Action, action), line.strip(), _node_of(line, _unlabelled(line)[0], lines)
-    )
+    return Verdict(cast(Cause, cause), cast(Action, action), line.strip(), _node_of(line, _unlabelled(line)[0], lines))
 
 
 def _unlabelled(line: str) -> tuple[str, str]:

@@ -1,12 +1,14 @@
 """Weights of words for the restart verdict, fitted to labelled logs and to catalogues of errors.
 
-    python benchmarks/failure_words.py            # what the words alone reach on each collection, fitted without it
-    python benchmarks/failure_words.py --write    # fit to all, into slurm/attempt/failure_messages.toml
+    python benchmarks/measures/training/failure_words.py [--write]
+
+Prints what the words alone reach on each collection, fitted without it. `--write` fits to all, and writes the weights
+into `slurm/attempt/failure_messages.toml`.
 
 A multinomial logistic regression on which words the last errors of a log have (`last_errors` and `words_of` of
 `slurm/attempt/restart_verdict.py`), divided by the root of their number. Its text: the collections of
-`tests/slurm/failure_logs*.toml`, the messages of `tests/slurm/failure_catalogue.toml`, and errno(3), Python's exceptions
-and HTTP's statuses, as this Python lists them. Weights below `LEAST` are left out.
+`tests/slurm/failure_logs*.toml`, the messages of `tests/slurm/failure_catalogue.toml`, and errno(3), Python's
+exceptions and HTTP's statuses, as this Python lists them. Weights below `LEAST` are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from governance.files import write_text
 from slurm.attempt.restart_verdict import Weights, guessed, last_errors, words_of
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[3]
 LOGS = HERE / "tests" / "slurm"
 MESSAGES = HERE / "slurm" / "attempt" / "failure_messages.toml"
 INVERSE_PENALTY = 30.0
@@ -42,16 +44,17 @@ Example = tuple[str, frozenset[str]]
 
 ERRNO = {
     "storage, later": "EIO EROFS ENOSPC ESTALE EBUSY ENXIO ENODEV EUCLEAN EREMOTEIO ENOLCK EDEADLK ENOTCONN ESHUTDOWN",
-    "network, later": "ECONNRESET ECONNREFUSED ECONNABORTED ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN EPIPE",
+    "network, later": "ECONNRESET ECONNREFUSED ECONNABORTED ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH EPIPE",
     "quota, later": "EDQUOT", "out of memory, go on": "ENOMEM ENOBUFS", "data, stop": "ENOENT EILSEQ EBADMSG",
     "code, stop": "EINVAL EACCES EPERM ENOEXEC E2BIG ENOTDIR EISDIR EMFILE ENAMETOOLONG ENOSYS EBADF",
 }  # fmt: skip
 EXCEPTIONS = {
-    "code, stop": "TypeError ValueError AttributeError AssertionError ImportError ModuleNotFoundError NameError KeyError "
-    "UnboundLocalError IndexError NotImplementedError SyntaxError IndentationError ZeroDivisionError RecursionError "
-    "OverflowError StopIteration PermissionError IsADirectoryError NotADirectoryError",
+    "code, stop": "TypeError ValueError AttributeError AssertionError ImportError ModuleNotFoundError NameError "
+    "KeyError UnboundLocalError IndexError NotImplementedError SyntaxError IndentationError ZeroDivisionError "
+    "RecursionError OverflowError StopIteration PermissionError IsADirectoryError NotADirectoryError",
     "network, later": "ConnectionError ConnectionResetError ConnectionRefusedError BrokenPipeError TimeoutError",
-    "data, stop": "FileNotFoundError EOFError UnicodeDecodeError FloatingPointError", "out of memory, go on": "MemoryError",
+    "data, stop": "FileNotFoundError EOFError UnicodeDecodeError FloatingPointError",
+    "out of memory, go on": "MemoryError",
 }  # fmt: skip
 OF_HTTP = {429: "quota, later", 404: "data, stop", 410: "data, stop", 416: "data, stop", 408: "network, later",
            507: "storage, later"}  # fmt: skip
@@ -116,7 +119,8 @@ def fit(given: Sequence[Example]) -> Weights:
 def written(weights: Weights) -> str:
     """The table `[words]` of the file of messages."""
     lines = [
-        "[words]", "# Weights of words where no message decides, written by benchmarks/failure_words.py; do not edit.",
+        "[words]",
+        "# Weights of words where no message decides, written by failure_words.py in benchmarks/; do not edit.",
         "# The first number is the constant.",
     ]  # fmt: skip
     for label, of in weights.items():
