@@ -232,6 +232,28 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
             flush()
 
 
+@contextlib.contextmanager
+def shards_writer(next_path: Callable[[], Path], shard_bytes: int, schema: pa.Schema) -> Iterator[AddRow]:
+    """Write document shards of at most `shard_bytes` one after another.
+
+    The first is begun at once, so there is one even without rows. Yields `add`, as `shard_writer` does.
+    """
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(shard_writer(next_path(), schema))
+        held = 0
+
+        def add(row: Sequence[Any], size: int) -> None:
+            nonlocal write, held
+            if held and held + size > shard_bytes:
+                stack.close()
+                write = stack.enter_context(shard_writer(next_path(), schema))
+                held = 0
+            write(row, size)
+            held += size
+
+        yield add
+
+
 def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[str] | None = None) -> pa.Table:
     """Read one shard and check its schema.
 

@@ -38,10 +38,10 @@ from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     KEPT_COLUMNS,
     QUARANTINE_SCHEMA,
-    AddRow,
     read_rows,
     shard_schema,
     shard_writer,
+    shards_writer,
     with_kept_columns,
 )
 from data_pipeline.readers.archive import archive_items
@@ -148,7 +148,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     decodes = getattr(work.source, "decode_entities", False)
     kept = pa.schema([KEPT_COLUMNS] if work.source.fields.columns else [])
     with (
-        _filling(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
+        shards_writer(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
         for piece in _reader_of(work.source)(work, passed):
@@ -200,25 +200,6 @@ def _reader_of(source: Source) -> Callable[[Reading, Counter[str]], Iterator[Rec
 
 
 _FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's further document shards
-
-
-@contextlib.contextmanager
-def _filling(next_path: Callable[[], Path], shard_bytes: int, schema: pa.Schema) -> Iterator[AddRow]:
-    """Write document shards of at most `shard_bytes` one after another."""
-    with contextlib.ExitStack() as stack:
-        write = stack.enter_context(shard_writer(next_path(), schema))
-        held = 0
-
-        def add(row: Sequence[Any], size: int) -> None:
-            nonlocal write, held
-            if held and held + size > shard_bytes:
-                stack.close()
-                write = stack.enter_context(shard_writer(next_path(), schema))
-                held = 0
-            write(row, size)
-            held += size
-
-        yield add
 
 
 def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:
