@@ -18,7 +18,7 @@ from typing import TextIO
 
 from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
 from governance.files import remove_file, touch
-from slurm import commands as tools
+from slurm import commands
 from slurm.graph import Condition, SlurmJob
 from slurm.job_states import JobRow, View
 from slurm.submit import JobRequest, cancellation_mark
@@ -44,7 +44,7 @@ def cancel(view: View, root: Path) -> list[str]:
         with contextlib.suppress(StorageError):  # a full disk must not prevent a cancellation
             touch(cancellation_mark(root, job))
     try:
-        tools.cancel(jobs)
+        commands.cancel(jobs)
     except ClusterError:  # else the marks would end them at a later start, unexpectedly
         for job in jobs:
             remove_file(cancellation_mark(root, job))

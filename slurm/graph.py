@@ -109,8 +109,14 @@ def shards_of(task: int, tasks: int, shards: int) -> range:
 
 def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -> tuple[str, ...]:
     training, model = kind == "train", kind in ("train", "evaluate")
-    time = config.time_limit if model else config.data_time_limit
     signal = f"USR1@{config.signal_seconds}"
+    mail_user = config.mail_user if kind in ("train", "report") else ""
+    if training:
+        gpus = config.gpus_per_node
+    elif model:  # an evaluation
+        gpus = min(1, config.gpus_per_node)
+    else:
+        gpus = 0
     texts = {
         "job-name": f"{run}.{name}",
         "output": "/dev/null",  # each attempt opens its own log; a job whose log Slurm cannot open fails for good
@@ -118,30 +124,34 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
         "reservation": config.reservation,
         "constraint": config.constraint if model else "",
         "exclude": config.exclude,
-        "time": time,
+        "time": config.time_limit if model else config.data_time_limit,
         "mem": config.memory if model else config.data_memory,
         # to the ranks too while they train; else only to the script, which then ends its children
         "signal": signal if training else f"B:{signal}",
-        "mail-user": config.mail_user if kind in ("train", "report") else "",
-        "mail-type": config.mail_type if config.mail_user and kind in ("train", "report") else "",
+        "mail-user": mail_user,
+        "mail-type": config.mail_type if mail_user else "",
     }
     numbers = {
         "nodes": config.requested_nodes if training else 1,
         "ntasks-per-node": config.tasks_per_node if training else 1,
         "cpus-per-task": config.cpus_per_task if model else config.data_cpus,
-        "gpus-per-node": config.gpus_per_node if training else min(1, config.gpus_per_node) if model else 0,
+        "gpus-per-node": gpus,
     }
-    options = [f"--{option}={value}" for option, value in texts.items() if value]
-    options += [f"--{option}={value}" for option, value in numbers.items() if value]
     more = config.options if model else config.data_options
     if any(option.startswith("--gres=gpu") for option in more):  # it states their type and number
-        options = [option for option in options if not option.startswith("--gpus-per-node=")]
-    options += more if training else [re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option) for option in more]
+        numbers["gpus-per-node"] = 0
+    options = [f"--{option}={value}" for option, value in (texts | numbers).items() if value]
+    options += more if training else [_with_one_gpu(option) for option in more]
     options += ["--no-kill"] * (training and config.retries_inside)  # a node that dies does not end the others
     options += ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]
     if tasks:
         options.append(f"--array=0-{tasks - 1}{throttled(config)}")
     return tuple(options)
+
+
+def _with_one_gpu(option: str) -> str:
+    """An option for a job of one task: `--gres=gpu[:TYPE]:N` becomes one GPU."""
+    return re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option)
 
 
 def throttled(config: SlurmConfig) -> str:

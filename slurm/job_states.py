@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 from governance.errors import ClusterError, StorageError
 from governance.files import read_lines, write_json
-from slurm import commands as tools
+from slurm import commands
 from slurm import rehearsal as local
 from slurm.attempt.restart_verdict import tail_of, verdict_of
 from slurm.submit import SubmittedJob, submitted
@@ -160,13 +160,13 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
         return None
     answers = ask(root, lines, most_seconds)
     queued = None if answers.queued is None else {item.job: item for item in answers.queued}
-    accounts: dict[str, list[tools.Accounted]] | None = None
+    accounts: dict[str, list[commands.Accounted]] | None = None
     if answers.accounted is not None:
         accounts = {}
         for item in answers.accounted:
             accounts.setdefault(item.job, []).append(item)
     names = {line.job: line.name for line in lines}
-    used: dict[str, list[tools.Accounted]] = {}  # of every submission: failed attempts used energy too
+    used: dict[str, list[commands.Accounted]] = {}  # of every submission: failed attempts used energy too
     for unit, items in (accounts or {}).items():
         used.setdefault(names.get(unit.partition("_")[0], ""), []).extend(items)
     rows = []
@@ -207,8 +207,8 @@ def _state_of(
     root: Path,
     unit: str,
     number: int | None,
-    queued: Mapping[str, tools.Queued] | None,
-    accounts: Mapping[str, Sequence[tools.Accounted]] | None,
+    queued: Mapping[str, commands.Queued] | None,
+    accounts: Mapping[str, Sequence[commands.Accounted]] | None,
 ) -> UnitState:
     entry = queued.get(unit) if queued is not None else None
     account = accounts[unit][-1] if accounts and unit in accounts else None
@@ -273,7 +273,7 @@ def _without_the_queue(
     return base, class_of(base.state)
 
 
-def _with_cause(base: UnitState, account: tools.Accounted | None) -> UnitState:
+def _with_cause(base: UnitState, account: commands.Accounted | None) -> UnitState:
     """A failed job with its status and cause."""
     if account is not None:
         base = replace(base, status=account.status or base.status)
@@ -336,9 +336,9 @@ def _explained(rows: Sequence[JobRow]) -> tuple[JobRow, ...]:
 
 def class_of(state: str) -> Class:
     """Class of a Slurm state."""
-    if state in tools.WAITING:
+    if state in commands.WAITING:
         return "waiting"
-    if state in tools.RUNNING:
+    if state in commands.RUNNING:
         return "running"
     if state in ("UNKNOWN", ""):
         return "unknown"
@@ -379,8 +379,8 @@ _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
 class Answers:
     """Known answers about a root's jobs; None where Slurm is silent."""
 
-    queued: list[tools.Queued] | None
-    accounted: list[tools.Accounted] | None
+    queued: list[commands.Queued] | None
+    accounted: list[commands.Accounted] | None
     silent: tuple[str, ...] = ()
     """Error messages of the tools that do not answer."""
 
@@ -391,9 +391,9 @@ class _Cache:
 
     jobs: list[str]
     asked: float
-    queued: list[tools.Queued]
-    accounted: list[tools.Accounted]
-    over: list[tools.Accounted]
+    queued: list[commands.Queued]
+    accounted: list[commands.Accounted]
+    over: list[commands.Accounted]
     """Accounting of jobs that have ended."""
 
 
@@ -402,7 +402,7 @@ _EMPTY = _Cache([], 0.0, [], [], [])
 
 def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) -> Answers:
     """Answers about the jobs of `lines` that are at most so old."""
-    cache, here = _read(root), {line.job for line in lines if tools.is_local(line.job)}
+    cache, here = _read(root), {line.job for line in lines if commands.is_local(line.job)}
     rehearsed = list(local.queued(root, here).values())
     jobs = sorted({line.job for line in lines} - here)
     names = {line.job: line.name for line in lines}
@@ -413,15 +413,15 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
     left = [job for job in jobs if job not in ended]
     first = datetime.datetime.fromisoformat(lines[0].submitted)
     since = f"{first.astimezone() - _CLOCKS_DIFFER:%Y-%m-%dT%H:%M:%S}"
-    known: list[tools.Queued] | None = None
-    accounted: list[tools.Accounted] | None = None
+    known: list[commands.Queued] | None = None
+    accounted: list[commands.Accounted] | None = None
     silent: list[str] = []
     try:
-        known = [item for item in tools.queue(left) if _ours(item, names)]
+        known = [item for item in commands.queue(left) if _ours(item, names)]
     except ClusterError as error:
         silent.append(str(error))
     try:
-        found = tools.accounted(left, every_start=True, since=since)
+        found = commands.accounted(left, every_start=True, since=since)
         accounted = [item for item in found if _ours(item, names)]
     except ClusterError as error:
         silent.append(str(error))
@@ -431,7 +431,7 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
     return Answers(None if known is None else known + rehearsed, accounts, tuple(silent))
 
 
-def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> bool:
+def _ours(item: commands.Queued | commands.Accounted, names: Mapping[str, str]) -> bool:
     """Return whether a job is the one submitted under its id.
 
     A job without a name counts as ours.
@@ -450,9 +450,9 @@ def _read(root: Path) -> _Cache:
         return _Cache(
             jobs=[str(job) for job in found["jobs"]],
             asked=float(found["asked"]),
-            queued=[tools.Queued(**item) for item in found["queued"]],
-            accounted=[tools.Accounted(**item) for item in found["accounted"]],
-            over=[tools.Accounted(**item) for item in found["over"]],
+            queued=[commands.Queued(**item) for item in found["queued"]],
+            accounted=[commands.Accounted(**item) for item in found["accounted"]],
+            over=[commands.Accounted(**item) for item in found["over"]],
         )
     except (OSError, ValueError, TypeError, KeyError):
         return _EMPTY
@@ -461,9 +461,9 @@ def _read(root: Path) -> _Cache:
 def _keep(
     root: Path,
     jobs: Sequence[str],
-    queued: Sequence[tools.Queued],
-    accounted: Sequence[tools.Accounted],
-    over: Sequence[tools.Accounted],
+    queued: Sequence[commands.Queued],
+    accounted: Sequence[commands.Accounted],
+    over: Sequence[commands.Accounted],
 ) -> None:
     """Keep the answers for others.
 
@@ -471,7 +471,7 @@ def _keep(
     """
     known = {item.job.partition("_")[0] for item in queued}
     last = {item.job: item.state for item in accounted}
-    live = known | {unit.partition("_")[0] for unit, state in last.items() if state in tools.LIVE}
+    live = known | {unit.partition("_")[0] for unit, state in last.items() if state in commands.LIVE}
     ended = [asdict(item) for item in accounted if item.job.partition("_")[0] not in live]
     values = {
         "accounted": [asdict(item) for item in accounted if item.job.partition("_")[0] in live],

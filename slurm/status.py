@@ -199,6 +199,10 @@ def _reasons(rows: Sequence[JobRow]) -> list[str]:
     return found
 
 
+_EXPLAINED = (2, 65, 66, 76, 78)
+"""Exit statuses whose cause the table shows in full, with its fix (docs/commands.md)."""
+
+
 def next_command(view: View, progress: Progress) -> str:
     """Next command for the user."""
     config, rows = progress.config, view.rows
@@ -215,24 +219,30 @@ def next_command(view: View, progress: Progress) -> str:
             "the energy budget is exhausted; the checkpoint is saved. With another policy ([energy_budget]), judge "
             f"the corpus again (assay governance check {config}), then: assay slurm retry {config}"
         )
-    broken = [row for row in rows if row.over]
-    if broken:
-        first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
-        ended = [part for part in first.parts if part.kind in ("failed", "lost")]
-        if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
-            return f"{first.name} was cancelled; continue with: assay slurm retry {config}"
-        explained = any(part.status in (2, 65, 66, 76, 78) for part in first.parts if part.kind == "failed")
-        fix = "fix that" if explained else f"read: assay slurm logs {config} --job {first.name}"
-        return f"{first.name} did not succeed; {fix}, then: assay slurm retry {config}"
+    if broken := [row for row in rows if row.over]:
+        return _after_failure(broken, config)
     if all(row.done or row.superseded for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         return f"all is done; open {reports[-1]}" if reports else "all is done"
     if words := _waits_for_somebody(view, config):
         return words
-    if any(row.count("running") for row in rows):
-        running = next(row.name for row in rows if row.count("running"))
-        return f"assay slurm logs {config} --job {running} --follow"
+    if running := [row.name for row in rows if row.count("running")]:
+        return f"assay slurm logs {config} --job {running[0]} --follow"
     return f"assay slurm status {config} --watch"
+
+
+def _after_failure(broken: Sequence[JobRow], config: str) -> str:
+    """Command after jobs ended without success.
+
+    The first job that failed by itself decides: those behind it only ended because of it.
+    """
+    first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
+    ended = [part for part in first.parts if part.kind in ("failed", "lost")]
+    if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
+        return f"{first.name} was cancelled; continue with: assay slurm retry {config}"
+    explained = any(part.status in _EXPLAINED for part in first.parts if part.kind == "failed")
+    fix = "fix that" if explained else f"read: assay slurm logs {config} --job {first.name}"
+    return f"{first.name} did not succeed; {fix}, then: assay slurm retry {config}"
 
 
 def _waits_for_somebody(view: View, config: str) -> str:

@@ -28,7 +28,7 @@ from governance.hooks import LineSigner, sign_nothing
 from governance.log import get_logger
 from governance.signing.signed_lines import without_signature
 from governance.stage import now
-from slurm import commands as tools
+from slurm import commands
 from slurm.config import SlurmConfig
 from slurm.graph import Condition, SlurmJob, throttled
 from slurm.render import NO_MOUNTS, ContainerMounts, keep_program, render, script_of
@@ -178,11 +178,11 @@ def submit(
             done[request.job.name] = line
             remove_file(cancellation_mark(root, line.job))  # of an earlier job with this number
             append_line(record, json.dumps(sign(asdict(line)), sort_keys=True), durable=True)
-        tools.release([line.job for line in done.values() if not line.after])
+        commands.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave no job behind
         state = f"{len(done)} of {len(requests)} jobs were queued"
         try:
-            tools.cancel([line.job for line in done.values()])
+            commands.cancel([line.job for line in done.values()])
             state += "; they are cancelled" if done else ""
         except ClusterError as refusal:
             state += f", and could not be cancelled ({refusal}): assay slurm cancel CONFIG"
@@ -213,7 +213,7 @@ def _submit(
     return SubmittedJob(
         name=job.name,
         kind=job.kind,
-        job=tools.submit(script_of(root, job.name), options),
+        job=commands.submit(script_of(root, job.name), options),
         submission=number,
         submitted=now(),
         after=tuple(after),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from governance.errors import ClusterError, ConfigError
 from governance.log import get_logger
-from slurm import commands as tools
+from slurm import commands
 from slurm.config import SlurmConfig, minutes
 from slurm.graph import SlurmJob
 from slurm.render import script_of
@@ -110,8 +110,8 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
 
 def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
     """Faults that can be seen by looking at the cluster."""
-    known, all_nodes = tools.partitions(), tools.nodes()
-    allowed = tools.accounts(getpass.getuser()) if config.account or config.data_account else []
+    known, all_nodes = commands.partitions(), commands.nodes()
+    allowed = commands.accounts(getpass.getuser()) if config.account or config.data_account else []
     for field, account in (("account", config.account), ("data_account", config.data_account)):
         if account and allowed and account not in allowed:
             answer = _slurm_answer([f"--account={account}"])
@@ -127,7 +127,7 @@ def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
         return
     default = [partition for partition in known.values() if partition.default]
 
-    def named(names: str) -> list[tools.Partition]:
+    def named(names: str) -> list[commands.Partition]:
         return [known[name] for name in names.split(",")] if names else default
 
     yield from _time_faults(config, "time_limit", named(config.partition))
@@ -135,7 +135,7 @@ def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
     yield from _node_faults(config, named(config.partition), all_nodes)
 
 
-def _time_faults(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
+def _time_faults(config: SlurmConfig, field: str, among: Sequence[commands.Partition]) -> Iterator[str]:
     requested = getattr(config, field)
     if among and requested and all(minutes(requested) > minutes(partition.limit) for partition in among):
         limits = ", ".join(f"{partition.name} MaxTime={partition.limit}" for partition in among)
@@ -147,7 +147,7 @@ def _time_faults(config: SlurmConfig, field: str, among: Sequence[tools.Partitio
 
 
 def _node_faults(
-    config: SlurmConfig, among: Sequence[tools.Partition], all_nodes: Sequence[tools.ClusterNode]
+    config: SlurmConfig, among: Sequence[commands.Partition], all_nodes: Sequence[commands.ClusterNode]
 ) -> Iterator[str]:
     """Check that some partition has enough suitable nodes."""
     names = {partition.name for partition in among}
@@ -184,7 +184,7 @@ def _training_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
 
 def _slurm_answer(options: Sequence[str]) -> str:
     """Sbatch's own objection to these options, if any."""
-    answer = tools.rehearse(*options, "--wrap=true")
+    answer = commands.rehearse(*options, "--wrap=true")
     return f" Slurm says: {'; '.join(answer.splitlines())}" if answer else ""
 
 
@@ -193,7 +193,7 @@ def _absent_nodes(config: SlurmConfig) -> str:
 
     The reason is that enough nodes are configured, and some are away.
     """
-    fitting = training_nodes(config, tools.partitions().values(), tools.nodes())
+    fitting = training_nodes(config, commands.partitions().values(), commands.nodes())
     gone = unavailable(fitting)
     needed = config.requested_nodes
     if not gone or len(fitting) < needed or len(fitting) - len(gone) >= needed:
@@ -208,7 +208,7 @@ def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> I
     """
     objections: dict[str, str] = {}
     for job in jobs:
-        answer = tools.rehearse(str(script_of(root, job.name)))
+        answer = commands.rehearse(str(script_of(root, job.name)))
         if not answer:
             continue
         if _LATER.search(answer):
@@ -220,8 +220,8 @@ def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> I
     if not objections:
         return
     values = {
-        "partitions": ", ".join(sorted(tools.partitions())),
-        "accounts": ", ".join(tools.accounts(getpass.getuser())) or "see sacctmgr show assoc",
+        "partitions": ", ".join(sorted(commands.partitions())),
+        "accounts": ", ".join(commands.accounts(getpass.getuser())) or "see sacctmgr show assoc",
     }
     for answer, name in objections.items():
         fixes = [fix for word, fix in _FIXES.items() if word in answer.lower()]
@@ -256,7 +256,7 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         options = [f"--{option}={value}" for option, value in values.items() if value]
         look = 'test -d "$0" || { echo "node $(hostname -s) does not see $0" >&2; exit 1; }'
         try:
-            tools.on_a_node(options, "sh", "-c", look, str(path))
+            commands.on_a_node(options, "sh", "-c", look, str(path))
         except ClusterError as error:
             started = re.search(r"task \d+.*exit", str(error), re.IGNORECASE) or str(error).endswith("status 1")
             if started:
@@ -303,14 +303,14 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
     """
     model = [job for job in jobs if job.kind in ("train", "evaluate")]
     others = [job for job in jobs if job not in model]
-    bounds = [(jobs, "the cluster (MaxJobCount)", int(tools.settings().get("MaxJobCount", "0") or 0))]
+    bounds = [(jobs, "the cluster (MaxJobCount)", int(commands.settings().get("MaxJobCount", "0") or 0))]
     user = getpass.getuser()
     of_model, of_others = (
         (one["account"], one["qos"]) for one in (config.placement(data=kind) for kind in (False, True))
     )
     for of_kind, charged in ((model, of_model), (others, of_others)):
         among = jobs if of_model == of_others else of_kind
-        bounds += [(among, name, most) for name, most in tools.submit_limits(user, *charged).items()]
+        bounds += [(among, name, most) for name, most in commands.submit_limits(user, *charged).items()]
     warned: set[str] = set()
     for among, name, most in bounds:
         needed = sum(entries[job.name] for job in among)
@@ -320,7 +320,7 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
         if needed > most:
             found = f"{needed:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
             yield f"{found} {_fitting_setting(among, most)}"
-        elif (queued := tools.mine()) + needed > most:
+        elif (queued := commands.mine()) + needed > most:
             get_logger(__name__).warning(
                 "%s allows %s entries in the queue; this run has %s, and you have %s already: sbatch may refuse it",
                 name, f"{most:,}", f"{needed:,}", f"{queued:,}",
@@ -353,8 +353,8 @@ def megabytes(memory: str) -> int:
 
 
 def training_nodes(
-    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
-) -> list[tools.ClusterNode]:
+    config: SlurmConfig, partitions: Iterable[commands.Partition], nodes: Sequence[commands.ClusterNode]
+) -> list[commands.ClusterNode]:
     """Nodes of the training partition with a rank's resources, up or down."""
     names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
     requested = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
@@ -366,13 +366,13 @@ def training_nodes(
     ]
 
 
-def unavailable(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
+def unavailable(nodes: Sequence[commands.ClusterNode]) -> list[commands.ClusterNode]:
     """Nodes that are down, drained or otherwise unavailable."""
     return [node for node in nodes if _AWAY.search(node.state.upper())]
 
 
 def with_cores(
-    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
+    config: SlurmConfig, partitions: Iterable[commands.Partition], nodes: Sequence[commands.ClusterNode]
 ) -> tuple[SlurmConfig, str]:
     """Fill in `cpus_per_task` where it is 0, with an explanation.
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from governance.errors import ConfigError
-from slurm import commands as tools
-from slurm import frozen
+from slurm import commands, frozen
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
 from slurm.render import ContainerMounts, render
@@ -110,11 +109,11 @@ def test_what_is_no_field_is_passed_on():
 
 
 NODES = [
-    tools.ClusterNode("n1", ("gpu",), 64, 500_000, 8, "IDLE"),
-    tools.ClusterNode("n2", ("gpu", "cpu"), 48, 500_000, 4, "DOWN*+DRAIN"),
-    tools.ClusterNode("n3", ("cpu",), 16, 64_000, 0, "MIXED"),
+    commands.ClusterNode("n1", ("gpu",), 64, 500_000, 8, "IDLE"),
+    commands.ClusterNode("n2", ("gpu", "cpu"), 48, 500_000, 4, "DOWN*+DRAIN"),
+    commands.ClusterNode("n3", ("cpu",), 16, 64_000, 0, "MIXED"),
 ]
-PARTITIONS = [tools.Partition("gpu", "infinite", 2, 2, False), tools.Partition("cpu", "infinite", 2, 2, True)]
+PARTITIONS = [commands.Partition("gpu", "infinite", 2, 2, False), commands.Partition("cpu", "infinite", 2, 2, True)]
 
 
 @pytest.mark.parametrize(

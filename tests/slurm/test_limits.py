@@ -2,7 +2,7 @@
 
 import pytest
 
-from slurm import commands as tools
+from slurm import commands
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
 from slurm.submit_preflight import entries_of, over_limits
@@ -28,7 +28,7 @@ def site(monkeypatch):
             return f"MaxJobCount = {limits['MaxJobCount']}\n"
         return ASSOCIATION % limits["maxsubmit"] if "assoc" in words else QOS % limits["pu"]
 
-    monkeypatch.setattr(tools, "_run", ask)
+    monkeypatch.setattr(commands, "_run", ask)
     return limits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from governance.errors import ClusterError, ConfigError
-from slurm import commands as tools
+from slurm import commands
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
 from slurm.graph import PlannedRun, plan
 from slurm.submit import keep_scripts
@@ -119,7 +119,7 @@ def test_a_node_that_is_down_now_is_no_refusal(cluster, caplog):
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match=r"scontrol: not on this machine's PATH.*login node"):
-        tools.max_array_size()
+        commands.max_array_size()
 
 
 def test_a_path_that_a_node_does_not_see_is_refused(cluster):
@@ -275,17 +275,17 @@ def test_a_job_around_does_not_steer_the_tools(cluster, monkeypatch):
     (cluster / "programs" / "sbatch").write_text(f"#!/bin/bash\nenv > {cluster}/seen; echo '12;testbed'\n")
     for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SLURM_CONF"):
         monkeypatch.setenv(name, "x")
-    assert tools.submit(Path("script"), []) == "12"
+    assert commands.submit(Path("script"), []) == "12"
     seen = {line.partition("=")[0] for line in (cluster / "seen").read_text().splitlines()}
     assert "SLURM_CONF" in seen
     assert not seen & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SBATCH_PARTITION", "SQUEUE_FORMAT"}
 
 
 def test_elapsed_times_and_energies_are_read(monkeypatch):
-    assert [tools.seconds(text) for text in ("1-02:03:04", "05:06", "INVALID", "")] == [93784, 306, 0, 0]
+    assert [commands.seconds(text) for text in ("1-02:03:04", "05:06", "INVALID", "")] == [93784, 306, 0, 0]
     line = "\x1f".join(["7", "CANCELLED by 0", "0:15", "61", "n1", "122", str((1 << 64) - 5), "run.data", "assay: x|y"])
-    monkeypatch.setattr(tools, "_run", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
-    [found] = tools.accounted(["7"])
+    monkeypatch.setattr(commands, "_run", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
+    [found] = commands.accounted(["7"])
     assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
 
 
@@ -300,5 +300,5 @@ def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
         ("7.2", str(-5 % 2**64)),
     ]
     lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in output]
-    monkeypatch.setattr(tools, "_run", lambda *words: "\n".join(lines))
-    assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]
+    monkeypatch.setattr(commands, "_run", lambda *words: "\n".join(lines))
+    assert [start.joules for start in commands.accounted(["7"], every_start=True)] == [600, 1300]

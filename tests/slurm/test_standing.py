@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
-from slurm import commands as tools
+from slurm import commands
 from slurm.actions import follow, log_of, missing
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
@@ -28,11 +28,11 @@ class Cluster:
         self.root, self.next, self.calls = root, 100, []
         self.queued, self.accounts = {}, {}
         self.controller = self.database = True
-        monkeypatch.setattr(tools, "submit", self.submit)
-        monkeypatch.setattr(tools, "release", lambda jobs: self.calls.append(("release", *jobs)))
-        monkeypatch.setattr(tools, "cancel", lambda jobs: self.calls.append(("cancel", *jobs)))
-        monkeypatch.setattr(tools, "queue", self.queue)
-        monkeypatch.setattr(tools, "accounted", self.accounted)
+        monkeypatch.setattr(commands, "submit", self.submit)
+        monkeypatch.setattr(commands, "release", lambda jobs: self.calls.append(("release", *jobs)))
+        monkeypatch.setattr(commands, "cancel", lambda jobs: self.calls.append(("cancel", *jobs)))
+        monkeypatch.setattr(commands, "queue", self.queue)
+        monkeypatch.setattr(commands, "accounted", self.accounted)
         self.refused = ""
 
     def submit(self, script, options):
@@ -49,7 +49,7 @@ class Cluster:
         found = []
         for unit, (state, reason) in self.queued.items():
             if unit.split("_")[0] in jobs:
-                found.append(tools.Queued(unit, state, reason, 60, "node1", ""))
+                found.append(commands.Queued(unit, state, reason, 60, "node1", ""))
         return found
 
     def accounted(self, jobs, *, every_start=False, since=""):
@@ -60,7 +60,7 @@ class Cluster:
 
     def ended(self, unit, state="COMPLETED", status=0, joules=None, comment=""):
         self.queued.pop(unit, None)
-        self.accounts[unit] = [tools.Accounted(unit, state, status, 0, 60, "node1", 120, joules, comment)]
+        self.accounts[unit] = [commands.Accounted(unit, state, status, 0, 60, "node1", 120, joules, comment)]
 
     def said(self, unit, outcome, status, cause="", attempt=0):
         about = {"job": unit, "attempt": attempt, "nodes": "node1", "started": f"2026-11-25T10:00:0{attempt}Z"}

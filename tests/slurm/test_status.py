@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from slurm import commands as tools
+from slurm import commands
 from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.job_states import WATCH_SECONDS, gather
 from slurm.status import describe, folded, next_command
@@ -128,16 +128,16 @@ def test_no_cause_is_empty(queued):
 
 
 def test_nodes_that_a_job_does_not_get_are_shown(queued, monkeypatch):
-    item = tools.Queued(queued.units("train")[0], "PENDING", "Resources", 0, "", "", "node[5-6]", "run.train")
-    monkeypatch.setattr(tools, "queue", lambda jobs: [item])
+    item = commands.Queued(queued.units("train")[0], "PENDING", "Resources", 0, "", "", "node[5-6]", "run.train")
+    monkeypatch.setattr(commands, "queue", lambda jobs: [item])
     [row] = [line for line in output(queued) if line.startswith("train")]
     assert "node[5-6]" in row
 
 
 def test_a_job_of_another_that_had_the_same_id_is_not_counted(queued):
     [train] = queued.units("train")
-    theirs = tools.Accounted(train, "COMPLETED", 0, 0, 60, "node9", 1440, 9000, "", name="their.job")
-    ours = tools.Accounted(train, "COMPLETED", 0, 0, 60, "node1", 28, 100, "", name="run.train")
+    theirs = commands.Accounted(train, "COMPLETED", 0, 0, 60, "node9", 1440, 9000, "", name="their.job")
+    ours = commands.Accounted(train, "COMPLETED", 0, 0, 60, "node1", 28, 100, "", name="run.train")
     queued.queued.pop(train)
     queued.accounts[train] = [theirs, ours]
     row = gather(queued.root).row("train")
