@@ -83,34 +83,50 @@ def inspect_path(
     usable = [
         (group, chosen)
         for group, chosen in zip(readable, fields, strict=True)
-        if chosen["text"] or "messages" in chosen or group.kind in WITHOUT_FIELDS
+        if _has_text(chosen) or group.kind in WITHOUT_FIELDS
     ]
     if not usable:
         raise ConfigError(f"{path}: {_no_text(readable)}")
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        taken, sources = [], []
-        for at, (group, chosen) in enumerate(usable):
-            copies = root / "sample" / str(at)
-            read, partly = sample_files(group, fraction, copies)
-            taken.append((read, partly))
-            paths = [escape(str(file.absolute())) for file in read.files]
-            sources.append(source_section(at, read, chosen, paths) | {"follow_links": True})
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        sample, sources = _take_sample(usable, fraction, root / "sample")
         try:
-            shown, kept, causes = _stages(sources, sets, gates, Runtime(root / "root", workers=workers))
+            stage_tables, kept, causes = _stages(sources, sets, gates, Runtime(root / "root", workers=workers))
         except StorageError as error:  # the root is not one that a user chose
             raise StorageError(
                 f"{tempfile.gettempdir()}: the inspection cannot write its temporary files there "
                 f"({error.__cause__ or error}). Set TMPDIR to a folder with room, or read less with --sample-mb N."
             ) from error
-        tables += shown
-        size = sum(group.text_bytes for group, _ in taken)  # while the copies are there: Parquet's footers are read
-    part = any(partly for _, partly in taken)
-    sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read." if part else ""
-    scale = total / size if part and size else 1.0
-    kept = replace(kept, documents=int(kept.documents * scale), bytes=int(kept.bytes * scale))
+        tables += stage_tables
+        # Parquet's footers say how much text the copies hold: count while the copies are there.
+        size = sum(group.text_bytes for group, _ in sample)
+    sampled = ""
+    if any(partly for _, partly in sample):
+        sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read."
+        scale = total / size if size else 1.0
+        kept = replace(kept, documents=int(kept.documents * scale), bytes=int(kept.bytes * scale))
     proposal = proposed_run(path, usable, sets, kept, [cause.line for cause in causes])
     return Inspection(path, sampled, tuple(tables), proposal, tuple(causes))
+
+
+def _has_text(chosen: Mapping[str, str]) -> bool:
+    return bool(chosen["text"]) or "messages" in chosen
+
+
+def _take_sample(
+    usable: Sequence[tuple[InputFiles, dict[str, str]]], fraction: float, folder: Path
+) -> tuple[list[tuple[InputFiles, bool]], list[dict[str, Any]]]:
+    """Files of each group to read, whether they are only a part, and the sections of their sources.
+
+    Copies of parts are written below `folder`.
+    """
+    sample, sources = [], []
+    for number, (group, chosen) in enumerate(usable):
+        taken, partly = sample_files(group, fraction, folder / str(number))
+        sample.append((taken, partly))
+        paths = [escape(str(file.absolute())) for file in taken.files]
+        sources.append(source_section(number, taken, chosen, paths) | {"follow_links": True})
+    return sample, sources
 
 
 def _no_text(readable: Sequence[InputFiles]) -> str:
@@ -144,7 +160,7 @@ def _formats(
         named = ", ".join(f"{role}: {name}" for role, name in {**chosen, **form}.items() if name)
         if group.kind in WITHOUT_FIELDS:
             named = WITHOUT_FIELDS[group.kind]
-        elif group.kind != "megatron" and not (chosen["text"] or "messages" in chosen):
+        elif group.kind != "megatron" and not _has_text(chosen):
             named = "no field of text: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
     unread = ", ".join(f"{ending} {count:,}" for ending, count in Counter(others).most_common(8))

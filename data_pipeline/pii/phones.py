@@ -114,10 +114,14 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
             continue
         part = Slice(tuple(groups[:count]), tuple(run.between[first:last]), prefix)
         if (not otherwise and _is_certain(part)) or ((before or ends_run) and _is_named(text, start, end, part)):
-            brackets = [letter for piece in part.between for letter in piece if letter in "()"]
-            unclosed = prefix.startswith("(") and brackets[:1] != [")"]
-            return start + unclosed, extension.end() if extension else end, first + count
+            return start + _opens_unclosed(part), extension.end() if extension else end, first + count
     return None
+
+
+def _opens_unclosed(part: Slice) -> bool:
+    """Return whether the bracket before the number is not closed within it."""
+    brackets = [letter for piece in part.between for letter in piece if letter in "()"]
+    return part.prefix.startswith("(") and brackets[:1] != [")"]
 
 
 def _may_begin(text: str, run: DigitRun, first: int, stop: int, prefix: str) -> bool:

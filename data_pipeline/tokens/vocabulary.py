@@ -78,6 +78,35 @@ def _vocabulary_of(values: Any) -> TokenVocabulary:
     special = {token["content"]: token["id"] for token in added if token.get("special")}
     plain = {token["content"]: token["id"] for token in added if not token.get("special")}
     ids = {**_model_ids(model), **plain, **special}
+    _refuse_unusable(ids)
+    cutters, decoders = [*_parts(values.get("pre_tokenizer"))], [*_parts(values.get("decoder"))]
+    byte_level = "ByteLevel" in {part["type"] for part in (*cutters, *decoders)}
+    # A special token has no bytes; a plain added one has those of its name, which is never encoded.
+    pieces = [b""] * (max(ids.values()) + 1)
+    names = [name for name in ids if name not in special and name not in plain]
+    for name, piece in zip(names, _bytes_of_names(names, byte_level, bool(model.get("byte_fallback"))), strict=True):
+        pieces[ids[name]] = piece
+    for name in plain.keys() - special.keys():
+        pieces[ids[name]] = name.encode()
+    normaliser = str((values.get("normalizer") or {}).get("type", ""))
+    lossless = byte_level and not normaliser and not _changes_texts(model, added, cutters)
+    return TokenVocabulary(
+        tuple(pieces),
+        special,
+        ", ".join([model.get("type", "BPE"), *(part["type"] for part in cutters if part["type"] != "Sequence")]),
+        lossless,
+        normaliser,
+        lossless and _cuts_like_gpt2(cutters) and not plain,
+        model.get("unk_id", ids.get(model.get("unk_token"))),
+    )
+
+
+def _refuse_unusable(ids: Mapping[str, int]) -> None:
+    """Refuse ids that no token shard could hold.
+
+    Raises:
+        ValueError: there are none, two tokens share one, or one is out of range.
+    """
     if not ids:
         raise ValueError("it has no token")
     if len(set(ids.values())) < len(ids):
@@ -86,21 +115,10 @@ def _vocabulary_of(values: Any) -> TokenVocabulary:
         raise ValueError(
             f"its ids go from {min(ids.values())} to {max(ids.values())}; 0 to {MOST_IDS - 1:,} can be used"
         )
-    cutters, decoders = [*_parts(values.get("pre_tokenizer"))], [*_parts(values.get("decoder"))]
-    byte_level = "ByteLevel" in {part["type"] for part in (*cutters, *decoders)}
-    pieces = [b""] * (max(ids.values()) + 1)
-    names = [name for name in ids if name not in special and name not in plain]
-    for name, piece in zip(names, _bytes_of_names(names, byte_level, bool(model.get("byte_fallback"))), strict=True):
-        pieces[ids[name]] = piece
-    for name in plain.keys() - special.keys():
-        pieces[ids[name]] = name.encode()
-    kind = ", ".join([model.get("type", "BPE"), *(part["type"] for part in cutters if part["type"] != "Sequence")])
-    normaliser = str((values.get("normalizer") or {}).get("type", ""))
-    lossless = byte_level and not normaliser and not _changes_texts(model, added, cutters)
-    gpt2 = len(cutters) == 1 and cutters[0]["type"] == "ByteLevel" and cutters[0].get("use_regex", True)
-    cut_at_spaces = lossless and gpt2 and not plain
-    unknown = model.get("unk_id", ids.get(model.get("unk_token")))
-    return TokenVocabulary(tuple(pieces), special, kind, lossless, normaliser, cut_at_spaces, unknown)
+
+
+def _cuts_like_gpt2(cutters: Sequence[Mapping[str, Any]]) -> bool:
+    return len(cutters) == 1 and cutters[0]["type"] == "ByteLevel" and bool(cutters[0].get("use_regex", True))
 
 
 def _changes_texts(

@@ -51,9 +51,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.checks.bias.count_tables import ALL_TABLES, EXAMPLES_TABLE, Tables, merged, table_of, write_part
-from governance.checks.bias.examples import Kept, add_examples, add_scored_examples, example_table, priorities_of
+from governance.checks.bias.examples import (
+    CountedDocuments,
+    Kept,
+    add_examples,
+    add_scored_examples,
+    example_table,
+    priorities_of,
+)
 from governance.checks.bias.provenance_columns import UNKNOWN, Facts, country_of, facts_of, year_of
 from governance.checks.bias.sentence_tables import (
+    ScoredSentences,
     SentenceScorer,
     removed_tables,
     score_table,
@@ -157,9 +165,7 @@ def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) 
         packed = _packed(lexicons, code)
         deep = stage == KEPT
         tables = (
-            sentence_tables((code, source), lexicons, packed, sums)
-            if deep
-            else removed_tables(stage, code, packed, sums)
+            sentence_tables(code, source, lexicons, packed, sums) if deep else removed_tables(stage, code, packed, sums)
         )
         for name, table in tables:
             parts[name].append(table)
@@ -206,19 +212,20 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Runni
         packed = _packed(lexicons, code if lexicon else "")
         sums = running.sums_of(code, source, packed, stage == KEPT) if lexicon else None
         buckets = facts.buckets[rows]
+        documents = CountedDocuments(rows, facts, buffers[0], priorities)
         scorers = [scorer for scorer in running.scorers if lexicon and code in scorer.languages]
         found = count_texts(buffers, rows, buckets, packed, sums, priorities[rows], spans=bool(scorers))
         words[rows], sentences[rows] = found.words, found.sentences
         if sums:
-            add_examples(running.kept, (code, lexicons), (found, sums.best), (rows, priorities), (facts, buffers))
+            add_examples(running.kept, code, lexicons, found, sums.best, documents)
         named = lexicon.everyone if lexicon else ()
         for scorer in scorers:
-            scored = (found.spans, sentence_scores(scorer, found.spans, buffers[0]))
-            parts["scores"].append(score_table((code, source), named, scorer.instrument, scored, buckets))
-            groups = (code, named, scorer.instrument)
-            add_scored_examples(running.kept, groups, scored, (rows, priorities), (facts, buffers))
+            scores = sentence_scores(scorer, found.spans, buffers[0])
+            scored = ScoredSentences(scorer.instrument, found.spans, scores)
+            parts["scores"].append(score_table(code, source, named, scored, buckets))
+            add_scored_examples(running.kept, code, named, scored, documents)
         if lexicon and stage == KEPT:
-            for name, table in _mention_tables((code, source), lexicon, buckets, found):
+            for name, table in _mention_tables(code, source, lexicon, buckets, found):
                 parts[name].append(table)
             names = np.array([*lexicon.dialects, UNKNOWN], object)
             dialects[rows] = names[found.dialects]
@@ -265,9 +272,8 @@ def _mentioned(lexicon: Lexicon, found: TextMentions) -> npt.NDArray[np.bool_]:
 
 
 def _mention_tables(
-    of: tuple[str, str], lexicon: Lexicon, buckets: Integers, found: TextMentions
+    code: str, source: str, lexicon: Lexicon, buckets: Integers, found: TextMentions
 ) -> Iterator[tuple[str, pa.Table]]:
-    code, source = of
     groups = np.zeros((BUCKETS, len(lexicon.everyone), 3), np.int64)
     place = (buckets[found.events[:, 0]], found.events[:, 1])
     np.add.at(groups, place, np.stack([np.ones(len(found.events), np.int64), *found.events[:, 2:].T], axis=1))

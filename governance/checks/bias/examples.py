@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
 from governance.checks.bias.provenance_columns import Facts
-from governance.checks.bias.sentence_tables import ABOVE, BELOW, cells_of
+from governance.checks.bias.sentence_tables import ABOVE, BELOW, ScoredSentences, cells_of
 from governance.checks.bias.word_lists.lexicons import Lexicons, Name
 
 if TYPE_CHECKING:
-    from governance.kernels.buffers import Bytes, Offsets
+    from governance.kernels.buffers import Bytes
     from governance.kernels.mentions import Integers, TextMentions
 
 CHARACTERS = 1000
@@ -49,55 +49,76 @@ def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     return hash_texts(ids) >> np.uint64(1)
 
 
+class CountedDocuments(NamedTuple):
+    """The counted documents of a row group: those of one language and source."""
+
+    rows: Integers
+    """Their places in the group, to which the next three belong whole."""
+    facts: Facts
+    data: Bytes
+    """UTF-8 of all texts, one after the other."""
+    priorities: npt.NDArray[np.uint64]
+
+
+class _Sentence(NamedTuple):
+    rank: int
+    row: int
+    """Of its document, in the row group."""
+    start: int
+    end: int
+    """Bytes in `CountedDocuments.data`."""
+
+
 def add_examples(
     kept: Kept,
-    lists: tuple[str, Lexicons],
-    counted: tuple[TextMentions, npt.NDArray[np.uint64]],
-    rows: tuple[Integers, npt.NDArray[np.uint64]],
-    documents: tuple[Facts, tuple[Bytes, Offsets]],
+    code: str,
+    lexicons: Lexicons,
+    found: TextMentions,
+    best: npt.NDArray[np.uint64],
+    documents: CountedDocuments,
 ) -> None:
     """Add the kernel's sampled sentences to a shard's examples.
 
     Args:
         kept: examples, extended in place.
-        lists: the language, and the lexicons.
-        counted: the kernel's result, and the least priorities of each cell after it.
-        rows: counted documents, and the priorities of all.
-        documents: facts and texts of all.
+        code: the language.
+        lexicons: of all languages.
+        found: the kernel's result.
+        best: the least priorities of each cell after it.
+        documents: what was counted.
     """
-    (code, lexicons), (found, best), (counted_rows, priorities) = lists, counted, rows
     text, group, cell, start, end = found.examples.T
-    ranks = _ranks(priorities[counted_rows[text]], end - start)
+    ranks = _ranks(documents.priorities[documents.rows[text]], end - start)
     still = (best[group, cell] == ranks[:, None]).any(axis=1)
     names = lexicons.languages[code].everyone
     cells = cells_of(lexicons.languages[code], lexicons.instruments) if best.shape[1] > 1 else [("", "")]
     for place in np.flatnonzero(still).tolist():
         where = (code, *names[group[place]], *cells[cell[place]])
-        row, span = int(counted_rows[text[place]]), (int(start[place]), int(end[place]))
-        _keep(kept, where, (int(ranks[place]), row, span), documents)
+        row = int(documents.rows[text[place]])
+        _keep(kept, where, _Sentence(int(ranks[place]), row, int(start[place]), int(end[place])), documents)
 
 
 def add_scored_examples(
     kept: Kept,
-    named: tuple[str, Sequence[Name], str],
-    scored: tuple[Integers, Integers],
-    rows: tuple[Integers, npt.NDArray[np.uint64]],
-    documents: tuple[Facts, tuple[Bytes, Offsets]],
+    code: str,
+    groups: Sequence[Name],
+    scored: ScoredSentences,
+    documents: CountedDocuments,
 ) -> None:
     """Add the sentences of least priority on both sides of a classifier.
 
     Args:
         kept: examples, extended in place.
-        named: the language, the names of its groups and intersections, and the instrument.
-        scored: spans of sentences, and their scores.
-        rows: counted documents, and the priorities of all.
-        documents: facts and texts of all.
+        code: the language.
+        groups: names of its groups and intersections.
+        scored: the classifier's sentences.
+        documents: what was counted.
     """
     from governance.kernels.behind_counts import EXAMPLES
 
-    (code, groups, instrument), (spans, scores), (counted_rows, priorities) = named, scored, rows
+    instrument, spans, scores = scored
     text, group, start, end = spans.T
-    ranks = _ranks(priorities[counted_rows[text]], end - start)
+    ranks = _ranks(documents.priorities[documents.rows[text]], end - start)
     cells = np.where(scores == 0, -1, 2 * group + (scores > 0))
     in_order = np.argsort(ranks, kind="stable")
     for cell in sorted(set(cells.tolist()) - {-1}):
@@ -105,8 +126,8 @@ def add_scored_examples(
         first = np.sort(np.unique(text[mine], return_index=True)[1])[:EXAMPLES]
         where = (code, *groups[cell // 2], instrument, (BELOW, ABOVE)[cell % 2])
         for place in mine[first].tolist():
-            row, span = int(counted_rows[text[place]]), (int(start[place]), int(end[place]))
-            _keep(kept, where, (int(ranks[place]), row, span), documents)
+            row = int(documents.rows[text[place]])
+            _keep(kept, where, _Sentence(int(ranks[place]), row, int(start[place]), int(end[place])), documents)
 
 
 def _ranks(priorities: npt.NDArray[np.uint64], sizes: Integers) -> npt.NDArray[np.uint64]:
@@ -116,23 +137,19 @@ def _ranks(priorities: npt.NDArray[np.uint64], sizes: Integers) -> npt.NDArray[n
     return priorities | ((sizes > LONG).astype(np.uint64) << np.uint64(63))
 
 
-def _keep(
-    kept: Kept,
-    where: Cell,
-    found: tuple[int, int, tuple[int, int]],
-    documents: tuple[Facts, tuple[Bytes, Offsets]],
-) -> None:
-    """Keep a sentence (rank, row, span) among the first of its cell."""
+def _keep(kept: Kept, where: Cell, sentence: _Sentence, documents: CountedDocuments) -> None:
+    """Keep a sentence among the first of its cell, one of each document."""
     from governance.kernels.behind_counts import EXAMPLES
 
-    (rank, row, (start, end)), (facts, (data, _)) = found, documents
-    sentence = bytes(data[start:end]).decode("utf-8", "replace")
-    words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]
+    rank, row, start, end = sentence
+    text = bytes(documents.data[start:end]).decode("utf-8", "replace")
+    words = " ".join(text[: 4 * CHARACTERS].split())[:CHARACTERS]
+    facts = documents.facts
     example = Example(rank, facts.ids[row], facts.sources[row], facts.reasons[row], words)
     of_cell = kept.setdefault(where, [])
-    known = [one for one in of_cell if one.id == example.id]
+    known = [other for other in of_cell if other.id == example.id]
     if not known or known[0].priority > example.priority:
-        kept[where] = sorted([*(one for one in of_cell if one.id != example.id), example])[:EXAMPLES]
+        kept[where] = sorted([*(other for other in of_cell if other.id != example.id), example])[:EXAMPLES]
 
 
 def example_table(stage: str, kept: Kept) -> pa.Table:

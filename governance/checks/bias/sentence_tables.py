@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,15 @@ class SentenceScorer:
     score: Scorer
 
 
+class ScoredSentences(NamedTuple):
+    """A classifier's scores of the sentences that mention a group."""
+
+    instrument: str
+    spans: Integers
+    """[sentences, 4]: text, group, first byte, end (`TextMentions.spans`)."""
+    scores: Integers
+
+
 def sentence_scores(scorer: SentenceScorer, spans: Integers, data: Bytes) -> Integers:
     """Scores of the sentences `spans` (`TextMentions`) of a column, as integers.
 
@@ -65,19 +74,17 @@ def sentence_scores(scorer: SentenceScorer, spans: Integers, data: Bytes) -> Int
     return whole[of.reshape(-1)]
 
 
-def score_table(
-    of: tuple[str, str], groups: Sequence[Name], instrument: str, scored: tuple[Integers, Integers], buckets: Integers
-) -> pa.Table:
+def score_table(code: str, source: str, groups: Sequence[Name], scored: ScoredSentences, buckets: Integers) -> pa.Table:
     """The rows of `scores` of a classifier.
 
     Args:
-        of: language and source.
+        code: the language.
+        source: name of the texts' source.
         groups: names of the groups, then of the intersections.
-        instrument: its name.
-        scored: spans, and their scores.
+        scored: the classifier's sentences.
         buckets: of each text.
     """
-    (code, source), (spans, scores) = of, scored
+    instrument, spans, scores = scored
     hits = np.abs(scores) >= CLEAR * scale_of(instrument)
     sums = np.zeros((BUCKETS, len(groups), 4), np.int64)
     counts = np.stack([np.ones_like(scores), scores, scores**2, hits], axis=1)
@@ -92,10 +99,9 @@ def score_table(
 
 
 def sentence_tables(
-    of: tuple[str, str], lexicons: Lexicons, packed: Packed, sums: MentionSums
+    code: str, source: str, lexicons: Lexicons, packed: Packed, sums: MentionSums
 ) -> Iterator[tuple[str, pa.Table]]:
     """Count tables of the sentences of one language and source."""
-    code, source = of
     lexicon = lexicons.languages[code]
     groups = np.array([*lexicon.everyone, ("", "")], object).reshape(-1, 2)
     categories = np.array(lexicon.categories, object).reshape(-1, 2)

@@ -17,7 +17,7 @@ to the corpus instead of generated text. The note of a row names a biased instru
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -74,31 +74,47 @@ def tone_rows(
     mentioning = _documents_by_group(groups)
     rows: list[Row] = []
     for instrument, language in sorted({key[:2] for key in parts[0]}):
-        matching = [key for key in parts[0] if key[:2] == (instrument, language)]
-        keys, sources = list(dict.fromkeys(key[:-1] for key in matching if key[3])), sources_of(matching)
-        if not keys:
-            continue
-        toxic = not instrument.startswith(SENTIMENT)
         note = f"biased instrument: {instrument}" if (instrument, language) in biased else ""
-        by_axis = [key[1:] for key in keys]
-        own = [by_source(part, keys, sources) for part in parts]
-        others = [pooled_others(by_axis, part) for part in own]
-        unmentioned = [
-            np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
-        ]
-        names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
-        sites = _by_site(fates, by_axis, own[0], unmentioned[0]) if toxic and fates is not None else {}
-        documents = np.array([mentioning.get(key, np.nan) for key in by_axis], np.float64)
-        for against, reference in ((OTHERS, others), (NOBODY, unmentioned)):
-            found, notes = _compared(toxic, own, reference, scale_of(instrument), sites.get(against), documents)
-            metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
-            made = interval_rows(
-                [{**metric, **name} for name in names], found, own[0].sum(axis=(1, 2)),
-                ["; ".join(filter(None, (note, own_note))) for own_note in notes],
-            )  # fmt: skip
-            size = reference[0].sum(axis=(1, 2)).tolist()
-            rows += [row for row, there in zip(made, size, strict=True) if there]
+        rows += _rows_of(instrument, language, parts, fates, mentioning, note)
     return rows
+
+
+def _rows_of(
+    instrument: str,
+    language: str,
+    parts: Sequence[Mapping[tuple[str, ...], Integers]],
+    fates: pa.Table | None,
+    mentioning: Mapping[tuple[str, ...], float],
+    note: str,
+) -> Iterator[Row]:
+    """Rows of one instrument in one language: each group against the others, then against nobody.
+
+    `parts` are sentences, totals, squares and hits by bucket; `mentioning` has the groups' effective documents.
+    """
+    matching = [key for key in parts[0] if key[:2] == (instrument, language)]
+    # An empty group is that of sentences without a mention: the reference, not a row.
+    keys, sources = list(dict.fromkeys(key[:-1] for key in matching if key[3])), sources_of(matching)
+    if not keys:
+        return
+    toxic = not instrument.startswith(SENTIMENT)
+    by_axis = [key[1:] for key in keys]
+    own = [by_source(part, keys, sources) for part in parts]
+    others = [pooled_others(by_axis, part) for part in own]
+    unmentioned = [
+        np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
+    ]
+    names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
+    sites = _by_site(fates, by_axis, own[0], unmentioned[0]) if toxic and fates is not None else {}
+    documents = np.array([mentioning.get(key, np.nan) for key in by_axis], np.float64)
+    for against, reference in ((OTHERS, others), (NOBODY, unmentioned)):
+        estimates, notes = _compared(toxic, own, reference, scale_of(instrument), sites.get(against), documents)
+        metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
+        rows = interval_rows(
+            [{**metric, **name} for name in names], estimates, own[0].sum(axis=(1, 2)),
+            ["; ".join(filter(None, (note, own_note))) for own_note in notes],
+        )  # fmt: skip
+        sentences_of_reference = reference[0].sum(axis=(1, 2)).tolist()
+        yield from (row for row, sentences in zip(rows, sentences_of_reference, strict=True) if sentences)
 
 
 def _documents_by_group(groups: pa.Table | None) -> dict[tuple[str, ...], float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,6 @@ def energy_facts(
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _summed(add(pieces), bool(measured)) if pieces else _recorded(manifests)
-    attempts = added_by("stage", pieces)
-    artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
     ancestry = read_ancestry(manifests, root)
@@ -78,13 +76,7 @@ def energy_facts(
     return {
         "total": {**total, **priced_row(total, footing), **_waste(total, footing)},
         "estimated": any("estimated" in method for method in total["methods"]),
-        "stages": [
-            {**row, **priced_row(row, footing)}
-            for row in (
-                *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
-                *(_only_attempts(stage, spent) for stage, spent in attempts.items() if stage not in artifacts),
-            )
-        ],
+        "stages": [{**row, **priced_row(row, footing)} for row in _stages(manifests, pieces)],
         "scopes": scopes,
         "phases": [_phase(phase, spent, footing) for phase, spent in added_by("phase", pieces).items()],
         "wasted_by_cause": {cause: joules_of(value) for cause, value in wasted_by_cause(pieces).items()},
@@ -93,6 +85,17 @@ def energy_facts(
         "footprint": footprint_facts(everything, own, factors, scopes == ["node"]),
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }
+
+
+def _stages(manifests: Sequence[Manifest], pieces: Sequence[EnergyPiece]) -> Iterator[dict[str, Any]]:
+    """A row for each artifact, then one for each stage that has only attempts."""
+    attempts = added_by("stage", pieces)
+    artifacts = {manifest.stage for manifest in manifests}
+    for manifest in manifests:
+        yield _stage(manifest, attempts.get(manifest.stage))
+    for stage, spent in attempts.items():
+        if stage not in artifacts:
+            yield _only_attempts(stage, spent)
 
 
 def _training_use(

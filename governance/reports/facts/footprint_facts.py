@@ -17,6 +17,7 @@ from governance.energy.band import Band
 from governance.energy.checkpoint_cost import (
     BY_TOKENS,
     WHOLE,
+    Cumulative,
     Rate,
     Training,
     cumulative_by_step,
@@ -140,27 +141,15 @@ def view_facts(
     """
     if not pieces:
         return None
-    survived, rows, line = surviving(pieces), {}, None
+    survived = surviving(pieces)
     train = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     own = [] if train is None else survived.get(train.folder, [])
     step = max((piece.checkpoint for piece in own if piece.checkpoint is not None), default=None)
+    rows: dict[str, tuple[Sum, int | None]] = {}
+    line = None
     if train is not None and step is not None:
-        used, not_own = ancestry.trainings[train.folder].used, ancestry.trainings[train.folder].before
-        before = max((p.checkpoint for p in own if p.checkpoint is not None and p.checkpoint < step), default=0)
-        line, whole = (
-            cumulative_by_step(survived, ancestry.trainings, train.folder, [step], method, ancestry.recorded)[0]
-            for method in (BY_TOKENS, WHOLE)
-        )
-        tokens = used.get(step)
-        since = None if tokens is None or (before and before not in used) else tokens - used.get(before, not_own)
-        rows = {
-            "marginal": (add(piece for piece in own if piece.checkpoint == step), since),
-            "training": (add(up_to(own, step)), None if tokens is None else tokens - not_own),
-            "cumulative": (line.sum, tokens),
-            "cumulative_whole": (whole.sum, tokens),
-        }
-    last_tokens = None if train is None else train.stats.get("tokens")
-    rows["fully_loaded"] = (add(pieces), last_tokens)
+        rows, line = _of_checkpoint(train.folder, step, survived, ancestry)
+    rows["fully_loaded"] = (add(pieces), None if train is None else train.stats.get("tokens"))
     return {
         "artifact": None if train is None else train.folder,
         "step": step,
@@ -180,6 +169,34 @@ def view_facts(
         "missing": list(line.missing) if line is not None else [],
         "rates": _rates(survived, manifests, root, ancestry, rows["training"][0] if "training" in rows else None),
     }
+
+
+def _of_checkpoint(
+    folder: str, step: int, survived: Mapping[str, Sequence[EnergyPiece]], ancestry: Ancestry
+) -> tuple[dict[str, tuple[Sum, int | None]], Cumulative]:
+    """Energy and tokens of one checkpoint in four views, and its ancestors' parts.
+
+    "marginal" is from the checkpoint before it, "training" from the start of its training, "cumulative" and
+    "cumulative_whole" with all ancestors, by their tokens or whole. Tokens are None where the record lacks them.
+    """
+    own, training = survived[folder], ancestry.trainings[folder]
+    tokens = training.used.get(step)
+    before = max((p.checkpoint for p in own if p.checkpoint is not None and p.checkpoint < step), default=0)
+    if tokens is None or (before and before not in training.used):
+        since = None
+    else:
+        since = tokens - training.used.get(before, training.before)
+    by_tokens, whole = (
+        cumulative_by_step(survived, ancestry.trainings, folder, [step], method, ancestry.recorded)[0]
+        for method in (BY_TOKENS, WHOLE)
+    )
+    rows = {
+        "marginal": (add(piece for piece in own if piece.checkpoint == step), since),
+        "training": (add(up_to(own, step)), None if tokens is None else tokens - training.before),
+        "cumulative": (by_tokens.sum, tokens),
+        "cumulative_whole": (whole.sum, tokens),
+    }
+    return rows, by_tokens
 
 
 def _row(total: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:

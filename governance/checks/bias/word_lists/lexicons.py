@@ -232,29 +232,32 @@ def _lexicon(
     for number, (axis, group) in enumerate(groups):
         for term in axes[axis][group]:
             identity.setdefault(term, set()).add(number)
-    labelled = [
+    of_category = [
         (term, (CATEGORY, number, 0))
         for number, (family, name) in enumerate(categories)
         for term in families[family][name]
     ]
-    for instrument, names in weighed.items():
-        labelled += [(term, (WEIGHT, instrument, weight_of(name))) for name in names for term in names[name]]
-    labelled += [(term, (DIALECT, number, 0)) for number, name in enumerate(dialects) for term in varieties[name]]
+    of_instrument = [
+        (term, (WEIGHT, instrument, weight_of(name)))
+        for instrument, names in weighed.items()
+        for name, terms in names.items()
+        for term in terms
+    ]
+    of_dialect = [(term, (DIALECT, number, 0)) for number, name in enumerate(dialects) for term in varieties[name]]
+    # A group's name must not score its own sentence: it loses its category and weights, and keeps its dialect.
+    scored = [*of_category, *of_instrument]
     others: dict[Words, set[tuple[int, int, int]]] = {}
-    for term, label in labelled:
-        if term not in identity or label[0] == DIALECT:
-            others.setdefault(term, set()).add(label)
-    left_out = len({(term, label) for term, label in labelled if term in identity and label[0] != DIALECT})
-    return (
-        Lexicon(
-            groups,
-            categories,
-            dialects,
-            {term: tuple(sorted(of)) for term, of in sorted(identity.items())},
-            {term: tuple(sorted(of)) for term, of in sorted(others.items())},
-        ),
-        left_out,
+    for term, label in (*(pair for pair in scored if pair[0] not in identity), *of_dialect):
+        others.setdefault(term, set()).add(label)
+    dropped = {(term, label) for term, label in scored if term in identity}
+    lexicon = Lexicon(
+        groups,
+        categories,
+        dialects,
+        {term: tuple(sorted(numbers)) for term, numbers in sorted(identity.items())},
+        {term: tuple(sorted(labels)) for term, labels in sorted(others.items())},
     )
+    return lexicon, len(dropped)
 
 
 def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
