@@ -92,20 +92,20 @@ def _opened(
     most = identity_of(checkpoint).recipe.train.sequence_length
     table, labelled = _documents(run, artifacts, runtime)
     sides = {side: np.flatnonzero(labelled.sides == side) for side in ("train", "validation", "test")}
-    found = {side: (table.take(pa.array(places)), labelled.at(places)) for side, places in sides.items()}
+    by_side = {side: (table.take(pa.array(places)), labelled.at(places)) for side, places in sides.items()}
     if test is not None:
-        seen = pa.concat_tables([found["train"][0], found["validation"][0]]).combine_chunks()
-        found["test"] = _file(test, require_labels(run))
-        refuse_overlap(_texts(found["test"][0]), _texts(seen))
+        seen = pa.concat_tables([by_side["train"][0], by_side["validation"][0]]).combine_chunks()
+        by_side["test"] = _file(test, require_labels(run))
+        refuse_overlap(_texts(by_side["test"][0]), _texts(seen))
         _warn_of_known_groups(
-            require_labels(run), found["test"][1], [found[side][1] for side in ("train", "validation")]
+            require_labels(run), by_side["test"][1], [by_side[side][1] for side in ("train", "validation")]
         )
-    examples = [_examples(artifacts, runtime, most, *found[side]) for side in ("test", "validation")]
+    examples = [_examples(artifacts, runtime, most, *by_side[side]) for side in ("test", "validation")]
     return load_classifier(checkpoint, run.config.engine, runtime.root), examples[0], examples[1]
 
 
 def _warn_of_known_groups(config: ClassificationConfig, test: Labelled, seen: Sequence[Labelled]) -> None:
-    known = int(np.isin(test.units, np.concatenate([one.units for one in seen])).sum())
+    known = int(np.isin(test.units, np.concatenate([side.units for side in seen])).sum())
     if config.group and known:
         get_logger(__name__).warning(
             "--test: %d of %d documents belong to a group (%s) in the training data; the figures do not hold for new "

@@ -86,7 +86,7 @@ class CleanUp:
     @property
     def free(self) -> list[Candidate]:
         """The artifacts that nothing rests on."""
-        return [one for one in self.candidates if not one.kept_for]
+        return [candidate for candidate in self.candidates if not candidate.kept_for]
 
 
 def plan_clean_up(root: Path, named: Iterable[tuple[str, str]], keyring: Keyring, journal: Journal) -> CleanUp:
@@ -117,14 +117,17 @@ def plan_clean_up(root: Path, named: Iterable[tuple[str, str]], keyring: Keyring
     kept = _kept(root, there, entries, [*named, *_judged(root, keyring)])
     candidates = tuple(
         Candidate(
-            made.folder, sum(path.stat().st_size for path in _files(root / made.folder)), kept.get(path, ""), made
+            manifest.folder,
+            sum(path.stat().st_size for path in _files(root / manifest.folder)),
+            kept.get(path, ""),
+            manifest,
         )
-        for path, made in there.items()
-        if made.stage in REMOVABLE
+        for path, manifest in there.items()
+        if manifest.stage in REMOVABLE
     )
     free = [one.manifest for one in candidates if not one.kept_for]
     removed = [*free, *(one for one in _half_removed(root) if not any(unstated(one, stated)))]
-    staying = [made for path, made in there.items() if path not in {one.path for one in free}]
+    staying = [manifest for path, manifest in there.items() if path not in {one.path for one in free}]
     records = _unneeded_records(root, removed, staying)
     gone = [path for one in free for path in _files(root / one.folder)]
     return CleanUp(candidates, records, _freed([*gone, *(root / name for name in records)]))
@@ -136,12 +139,12 @@ def _manifests(root: Path) -> dict[str, Manifest]:
     Raises:
         ManifestError: a manifest cannot be read, or states another place.
     """
-    found = {}
+    manifests = {}
     for file in sorted(root.glob(f"*/*/{FILE_NAME}")):
-        manifest = found[file.relative_to(root).as_posix()] = read_manifest(file)
+        manifest = manifests[file.relative_to(root).as_posix()] = read_manifest(file)
         if root / manifest.path != file:
             raise ManifestError(f"{file}: states that it is {manifest.path}. Remove or restore its folder.")
-    return found
+    return manifests
 
 
 def _unneeded_records(root: Path, removed: Iterable[Manifest], staying: Iterable[Manifest]) -> tuple[str, ...]:
@@ -200,10 +203,12 @@ def _kept(
             rests_on.setdefault(name, set()).update(used)
         if entry.kind not in REMOVABLE:
             ends += [(f"{entry.kind} ({entry.place})", path) for path in sorted(used)]
-    for path, made in there.items():
-        rests_on.setdefault(path, set()).update(item.path for item in made.inputs if item.stage not in SOURCES)
+    for path, manifest in there.items():
+        rests_on.setdefault(path, set()).update(item.path for item in manifest.inputs if item.stage not in SOURCES)
     stated = latest_statements(entries)
-    ends += [(f"safety: {doubt}", path) for path, made in there.items() if (doubt := _doubt(root, made, stated))]
+    ends += [
+        (f"safety: {doubt}", path) for path, manifest in there.items() if (doubt := _doubt(root, manifest, stated))
+    ]
     kept: dict[str, str] = {}
     while ends:
         for reason, path in ends:
@@ -230,9 +235,9 @@ def _audits(
     there: Mapping[str, Manifest], rests_on: Mapping[str, set[str]], kept: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Audits not kept yet, with their counts, whose corpus is kept."""
-    for path, made in there.items():
+    for path, manifest in there.items():
         corpus = sorted(item for item in rests_on[path] if item.partition("/")[0] not in _NOT_CORPUS)
-        if made.stage in _WITH_CORPUS and path not in kept and corpus and all(item in kept for item in corpus):
+        if manifest.stage in _WITH_CORPUS and path not in kept and corpus and all(item in kept for item in corpus):
             yield f"{kept[corpus[0]].removesuffix(' (its corpus)')} (its corpus)", path
 
 
@@ -321,15 +326,16 @@ def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> Clean
             raise Occupied(f"{root}: is used by {user}. Nothing was removed. Wait until it ends, then run this again.")
         if found.free:
             removed = [
-                {"path": one.manifest.path, "digest": one.manifest.digest, "bytes": one.bytes} for one in found.free
+                {"path": candidate.manifest.path, "digest": candidate.manifest.digest, "bytes": candidate.bytes}
+                for candidate in found.free
             ]
             subject = {f"{JOURNAL}#{head.partition(':')[0]}": head.partition(":")[2] or sha256_bytes(b"")}
             journal.append(STATEMENT, statement(subject, STATEMENT_TYPE, {"removed": removed}))
             with storage_errors(root / REMOVED):
                 (root / REMOVED).mkdir(exist_ok=True)
                 own = Path(tempfile.mkdtemp(dir=root / REMOVED))  # of this account alone, with no link in it
-            for one in _products_first(found.free):
-                move_folder(root / one.path, own / one.path)
+            for candidate in _products_first(found.free):
+                move_folder(root / candidate.path, own / candidate.path)
         for name in found.records:
             remove_file(root / name)
         remove_tree(root / REMOVED)
@@ -339,10 +345,10 @@ def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> Clean
 
 def _products_first(artifacts: Sequence[Candidate]) -> list[Candidate]:
     """Artifacts in order of removal, products before their inputs."""
-    left = {one.manifest.path: one for one in artifacts}
+    left = {artifact.manifest.path: artifact for artifact in artifacts}
     ordered: list[Candidate] = []
     while left:
-        inputs = {item.path for one in left.values() for item in one.manifest.inputs}
+        inputs = {item.path for artifact in left.values() for item in artifact.manifest.inputs}
         last = [path for path in left if path not in inputs]
         ordered += [left.pop(path) for path in last or list(left)]
     return ordered

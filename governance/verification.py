@@ -84,8 +84,8 @@ def verify_root(root: Path, keyring: Keyring, *, deep: bool = False) -> Verified
     evidence, problems = _evidence(root, keyring) if deep else (None, [])
     if behind := open_journal(keyring, root).behind() if deep else "":
         problems.append(f"{JOURNAL}: {behind}")
-    files, found = _verify_each(paths, root, evidence)
-    problems += found
+    files, faults = _verify_each(paths, root, evidence)
+    problems += faults
     for path in sorted(root.glob("verdicts/*.json")):
         files += 1
         problems += _verify_verdict(path, root, keyring, evidence)
@@ -93,8 +93,8 @@ def verify_root(root: Path, keyring: Keyring, *, deep: bool = False) -> Verified
         files += 1
         problems += [*_lost(root, evidence), *removal_faults(root, evidence.entries)]
         problems += [*replay_faults(evidence.entries, root), *audit_faults(evidence.entries, root)]
-    found, notes = _verify_others(root, [""], evidence)
-    return Verified(files, problems + found, notes)
+    faults, notes = _verify_others(root, [""], evidence)
+    return Verified(files, problems + faults, notes)
 
 
 def verify_artifact(artifact: Path, keyring: Keyring, *, deep: bool = False) -> Verified:
@@ -109,9 +109,9 @@ def verify_artifact(artifact: Path, keyring: Keyring, *, deep: bool = False) -> 
     path = path.resolve()
     own = path.parent.relative_to(root).as_posix()
     if not deep:
-        files, found = _verify_each([path], root, None)
+        files, faults = _verify_each([path], root, None)
         others, notes = _verify_others(root, [own], None)
-        return Verified(files, found + others, notes)
+        return Verified(files, faults + others, notes)
     evidence, problems = _evidence(root, keyring)
     graph = read_graph(root)
     try:
@@ -119,7 +119,7 @@ def verify_artifact(artifact: Path, keyring: Keyring, *, deep: bool = False) -> 
     except ManifestError:
         above = []  # the artifact's own check reports the fault
     paths = [root / node.path for node in above if node.manifest is not None]
-    files, found = _verify_each([path, *paths], root, evidence)
+    files, faults = _verify_each([path, *paths], root, evidence)
     stated = {entry.place: entry for entry in evidence.entries}
     verdicts = [
         root / name
@@ -129,10 +129,10 @@ def verify_artifact(artifact: Path, keyring: Keyring, *, deep: bool = False) -> 
         if name.startswith("verdicts/") and (root / name).exists()
     ]
     for verdict in verdicts:
-        found += _verify_verdict(verdict, root, keyring, evidence)
+        faults += _verify_verdict(verdict, root, keyring, evidence)
     folders = [own, *(path.parent.relative_to(root).as_posix() for path in paths)]
     others, notes = _verify_others(root, folders, evidence)
-    return Verified(files + 1 + len(verdicts), problems + found + others, notes)
+    return Verified(files + 1 + len(verdicts), problems + faults + others, notes)
 
 
 def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal) -> None:
@@ -217,11 +217,11 @@ def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
 
 def _prefixes(entries: Iterable[JournalEntry]) -> dict[str, list[StatedPrefix]]:
     """Stated prefixes of growing files, by path and in order."""
-    found: dict[str, list[StatedPrefix]] = {}
+    prefixes: dict[str, list[StatedPrefix]] = {}
     for entry in entries:
         for prefix in entry.grown:
-            found.setdefault(prefix.path, []).append(StatedPrefix(f"{JOURNAL} line {entry.index}", prefix))
-    return found
+            prefixes.setdefault(prefix.path, []).append(StatedPrefix(f"{JOURNAL} line {entry.index}", prefix))
+    return prefixes
 
 
 def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvidence) -> Iterator[str]:
@@ -246,9 +246,9 @@ def _verify_each(paths: Sequence[Path], root: Path, evidence: _JournalEvidence |
     files, problems = 0, []
     with progress("verify", len(paths), "artifacts") as advance:
         for path in paths:
-            count, found = _verify_artifact(path, root, evidence)
+            count, faults = _verify_artifact(path, root, evidence)
             files += count
-            problems += found
+            problems += faults
             advance(1)
     return files, problems
 
@@ -280,13 +280,13 @@ def _verify_input(item: Input, root: Path) -> list[str]:
     if item.stage in SOURCES or not path.exists():
         return []
     try:
-        found = read_manifest(path).digest
+        digest = read_manifest(path).digest
     except ManifestError:
         return []  # reported under its own name
     return (
         []
-        if found == item.digest
-        else [f"was made from {item.path} with digest {item.digest[:16]}…, now {found[:16]}…"]
+        if digest == item.digest
+        else [f"was made from {item.path} with digest {item.digest[:16]}…, now {digest[:16]}…"]
     )
 
 
@@ -372,10 +372,12 @@ def ledger_faults(manifests: Iterable[Manifest], root: Path) -> list[str]:
 
 def _energy_faults(manifest: Manifest, intervals: list[Interval]) -> Iterator[str]:
     figures = _figures(manifest)
-    last = [(sample.millijoules, sample.low, sample.high) for sample in (one.samples[-1] for one in intervals)]
+    last = [
+        (sample.millijoules, sample.low, sample.high) for sample in (interval.samples[-1] for interval in intervals)
+    ]
     if any(all(own in (None, theirs) for own, theirs in zip(figures, line, strict=True)) for line in last):
         return  # the manifest lacks a bound, because a meter began late; the ledger may have one for the rest
-    if any(one.unseen_seconds and (one.millijoules or 0) <= (figures[0] or 0) for one in intervals):
+    if any(interval.unseen_seconds and (interval.millijoules or 0) <= (figures[0] or 0) for interval in intervals):
         return  # its end could not be written (a full disk): the ledger holds less, and is known to
     listed = ", ".join(f"{_joules(values[0])} J" for values in last) or "nothing"
     yield f"{LEDGER}: states {listed} for {manifest.folder}, its manifest states {_joules(figures[0])} J"

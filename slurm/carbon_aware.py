@@ -1,8 +1,8 @@
 """Carbon-aware start: the hours with the least grams per kWh.
 
-The run is assumed to draw constant power, so the mean intensity over its duration decides.
-That mean, as a function of the start, is linear between the starts at which one end of the run meets a step of the
-forecast: the minimum over those starts and the two ends of the allowed interval is the global one. Ties: the earliest.
+The run is assumed to draw constant power, so the mean intensity over its duration decides. Between two starts at which
+an end of the run meets a step of the forecast, that mean is linear in the start. So the minimum over these starts and
+the two ends of the allowed interval is the global one. Among equal starts the earliest wins.
 """
 
 from __future__ import annotations

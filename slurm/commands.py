@@ -134,12 +134,12 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
         if "Invalid job id" in str(error):  # its answer for a single job that it has forgotten
             return []
         raise
-    found = []
+    items = []
     for line in output.splitlines():
         job, state, reason, elapsed, nodes, starts, excluded, name = line.split("|", 7)
         begins = "" if starts in ("N/A", "") else starts
-        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, _none(excluded), name))
-    return found
+        items.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, _none(excluded), name))
+    return items
 
 
 def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
@@ -159,47 +159,47 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = ""
         f"--format={fields}", *["--duplicates"] * every_start,
         *[f"--starttime={since}"] * bool(since),
     )  # fmt: skip
-    found: list[Accounted] = []
+    rows: list[Accounted] = []
     for line in output.splitlines():
         job, state, ended, elapsed, nodes, cores, energy, name, comment = line.split(_SEPARATOR)
         _, _, step = job.partition(".")
         joules = int(energy) if energy.isdecimal() else 0
         if step:
-            if found and 0 < joules < _COUNTER_RESET:
-                found[-1] = _with_step(found[-1], step, joules)
+            if rows and 0 < joules < _COUNTER_RESET:
+                rows[-1] = _with_step(rows[-1], step, joules)
             continue
         status, _, number = ended.partition(":")
-        found.append(
+        rows.append(
             Accounted(
                 job, state.split(" ")[0], int(status or 0), int(number or 0), int(elapsed or 0), _none(nodes),
                 int(cores or 0), None, comment, name=name,
             )
         )  # fmt: skip
-    return found
+    return rows
 
 
 def partitions() -> dict[str, Partition]:
     """The cluster's partitions that this user sees, by name."""
-    found = {}
+    limits = {}
     for words in _records("scontrol", "show", "partition", "--oneliner"):
         name, nodes = words["PartitionName"], int(words.get("TotalNodes", "0"))
         most = words.get("MaxNodes", "UNLIMITED")
-        found[name] = Partition(
+        limits[name] = Partition(
             name, words.get("MaxTime", ""), nodes, int(most) if most.isdecimal() else nodes,
             words.get("Default") == "YES",
         )  # fmt: skip
-    return found
+    return limits
 
 
 def nodes() -> list[ClusterNode]:
     """The cluster's nodes."""
-    found = []
+    states = []
     for words in _records("scontrol", "show", "node", "--oneliner"):
         gpus = [int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", words.get("Gres", ""))]
         partitions = tuple(words.get("Partitions", "").split(","))
         cpus, memory = int(words.get("CPUEfctv") or words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
-        found.append(ClusterNode(words["NodeName"], partitions, cpus, memory, sum(gpus), words.get("State", "")))
-    return found
+        states.append(ClusterNode(words["NodeName"], partitions, cpus, memory, sum(gpus), words.get("State", "")))
+    return states
 
 
 def settings() -> dict[str, str]:
@@ -235,7 +235,7 @@ def accounts(user: str) -> list[str]:
 
 def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
     """Limits on a user's queue entries, by name."""
-    found: dict[str, int] = {}
+    limits: dict[str, int] = {}
     words = ["user=" + user, *["account=" + account] * bool(account)]
     try:
         of_user = _run("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
@@ -252,8 +252,8 @@ def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
             name, *values = line.split("|")
             for field, value in zip(fields, values, strict=False):
                 if value.isdecimal():
-                    found[f"the {kind} {name} ({field})"] = int(value)
-    return found
+                    limits[f"the {kind} {name} ({field})"] = int(value)
+    return limits
 
 
 def mine() -> int:
@@ -294,8 +294,8 @@ def seconds(elapsed: str) -> int:
 
     Returns 0 for anything else.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", elapsed)
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", elapsed)
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 

@@ -190,9 +190,9 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
 
 def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | None]]]:
     """Newest (id, number) of each job and task, by first submission."""
-    found: dict[str, dict[int | None, str]] = {}
+    newest: dict[str, dict[int | None, str]] = {}
     for line in lines:
-        units = found.setdefault(line.name, {})
+        units = newest.setdefault(line.name, {})
         if line.tasks:
             if None in units or any(number is not None and number >= line.tasks for number in units):
                 units.clear()  # planned again, with another number of tasks
@@ -200,7 +200,7 @@ def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | No
         else:
             units.clear()
             units[None] = line.job
-    return {name: [(unit, number) for number, unit in units.items()] for name, units in found.items()}
+    return {name: [(unit, number) for number, unit in units.items()] for name, units in newest.items()}
 
 
 def _state_of(

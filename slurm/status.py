@@ -81,15 +81,15 @@ def _data(view: View, progress: Progress) -> list[str]:
         stage = re.sub(r"-\d+$", "", step)
         stages[stage] = stages.get(stage, 0) + progress.shards
     made_all = any(row.kind == "data" and row.done for row in view.rows)
-    found = []
+    lines = []
     for stage, expected in stages.items():
         made = _records(progress.root / stage / "records", view.first)
         rows = [row for row in view.rows if stage_of(row) == stage]
         if made and (made_all or all(row.done for row in rows)):
-            found.append(f"{stage} all {made:,}")
+            lines.append(f"{stage} all {made:,}")
         elif made:
-            found.append(f"{stage} {made:,} of about {max(expected, made):,}")
-    return [f"shards made since the first submission: {', '.join(found)}"] if found else []
+            lines.append(f"{stage} {made:,} of about {max(expected, made):,}")
+    return [f"shards made since the first submission: {', '.join(lines)}"] if lines else []
 
 
 def _records(folder: Path, since: str) -> int:
@@ -173,7 +173,7 @@ def _number(value: Any, digits: int) -> str:
 
 def _attempts(rows: Sequence[JobRow]) -> list[str]:
     """Causes of earlier attempts' ends, most frequent first."""
-    found = []
+    lines = []
     for row in rows:
         causes: dict[str, int] = {}
         for part in row.parts:
@@ -182,21 +182,21 @@ def _attempts(rows: Sequence[JobRow]) -> list[str]:
                 if attempt.outcome not in ("", "done"):
                     causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
         ordered = sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]
-        found += [
+        lines += [
             f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}" for cause, count in ordered
         ]
-    return found
+    return lines
 
 
 def _reasons(rows: Sequence[JobRow]) -> list[str]:
     """Failures in full."""
-    found = []
+    lines = []
     for row in rows:
         for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
             if not part.cause.startswith("because "):
                 name = row.name if part.number is None else f"{row.name}[{part.number}]"
-                found.append(f"{name} ({part.state}): {ended(part)}")
-    return found
+                lines.append(f"{name} ({part.state}): {ended(part)}")
+    return lines
 
 
 _EXPLAINED = (2, 65, 66, 76, 78)
@@ -296,10 +296,10 @@ def folded(rows: Sequence[JobRow]) -> dict[str, list[JobRow]]:
 
     Rows that no longer matter are kept only where nothing took their place.
     """
-    found: dict[str, list[JobRow]] = {}
+    folds: dict[str, list[JobRow]] = {}
     for row in rows:
-        found.setdefault(stage_of(row), []).append(row)
-    return found
+        folds.setdefault(stage_of(row), []).append(row)
+    return folds
 
 
 def stage_of(row: JobRow) -> str:
@@ -349,11 +349,11 @@ def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
 
 def _causes(parts: Sequence[UnitState]) -> str:
     """Verdicts on the last failures, and what follows from them."""
-    found: dict[str, None] = {}
+    causes: dict[str, None] = {}
     for part in (part for part in parts if part.means and part.kind != "done"):
         over = part.kind in ("failed", "lost") and part.action != "stop"
-        found[f"{part.means}: {'no try is left' if over else _ACTIONS.get(part.action, part.action)}"] = None
-    return "; ".join(found)
+        causes[f"{part.means}: {'no try is left' if over else _ACTIONS.get(part.action, part.action)}"] = None
+    return "; ".join(causes)
 
 
 def _wait_or_failure(parts: Sequence[UnitState]) -> str:

@@ -65,13 +65,13 @@ class Parser(argparse.ArgumentParser):
                 if word not in commands:
                     self._refuse_command(word, commands)
                 break
-        found, left = super().parse_known_args(words, namespace)
+        parsed, left = super().parse_known_args(words, namespace)
         if self.repeated:  # unknown options are refused above
             if "--" in left:
                 left.remove("--")
-            setattr(found, self.repeated, [*getattr(found, self.repeated), *left])
+            setattr(parsed, self.repeated, [*getattr(parsed, self.repeated), *left])
             left = []
-        return found, left
+        return parsed, left
 
     def error(self, message: str) -> NoReturn:
         """End with the message, and the nearest choice or a group's commands."""
@@ -104,9 +104,9 @@ class Parser(argparse.ArgumentParser):
         if not near and not elsewhere:
             last = {path.rpartition(" ")[2]: path for path in paths}
             elsewhere = [last[name] for name in difflib.get_close_matches(word, last, n=1, cutoff=0.75)]
-        found = [f"assay {path}" for path in elsewhere] or [f"{self.prog} {name}" for name in near]
-        if found:
-            self.error(f"unknown command {word!r}; did you mean {' or '.join(map(repr, found))}?")
+        suggestions = [f"assay {path}" for path in elsewhere] or [f"{self.prog} {name}" for name in near]
+        if suggestions:
+            self.error(f"unknown command {word!r}; did you mean {' or '.join(map(repr, suggestions))}?")
         self.error(f"unknown command {word!r}; the commands are: {', '.join(commands)}")
 
 
@@ -146,9 +146,9 @@ def current_words(words: Sequence[str], top: Parser, warn: Warn) -> list[str]:
     `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`; the `last` of
     `assay report CONFIG last` is left out, because a report is always on the last run of its CONFIG.
     """
-    found = _renamed(words, _options(_command(words, top)), warn)
-    place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
-    options, command, rest = found[:place], found[place : place + 1], found[place + 1 :]
+    renamed = _renamed(words, _options(_command(words, top)), warn)
+    place = next((index for index, word in enumerate(renamed) if not word.startswith("-")), len(renamed))
+    options, command, rest = renamed[:place], renamed[place : place + 1], renamed[place + 1 :]
     if command == ["help"]:
         return [*options, *rest, "--help"]
     return [*options, *command, *(_report_words(rest) if command == ["report"] else rest)]
@@ -159,18 +159,18 @@ def _renamed(words: Sequence[str], own: Sequence[str], warn: Warn) -> list[str]:
 
     `own` are the command's options of today.
     """
-    found: list[str] = []
+    renamed: list[str] = []
     old = {name: now for name, now in _OLD_OPTIONS.items() if name not in own}
     for index, word in enumerate(words):
         if word == "--":
-            return found + list(words[index:])
+            return renamed + list(words[index:])
         name, equals, value = word.partition("=")
         *before, last = old.get(name, (name,))
-        found += [*before, last + equals + value]
+        renamed += [*before, last + equals + value]
         if name in old:
             shown = f"{last} I/N {' '.join(before)}" if before else last
             warn(f"{name} is now {shown}; the old option will be removed in the next release")
-    return found
+    return renamed
 
 
 def _report_words(rest: Sequence[str]) -> list[str]:
@@ -191,15 +191,15 @@ def _report_words(rest: Sequence[str]) -> list[str]:
 def join_files(words: Sequence[str], top: Parser) -> list[str]:
     """`a.toml b.toml` as `a.toml --with b.toml`, for commands that merge files."""
     command = _command(words, top)
-    if "--with" not in _options(command) or any(one.dest == "kpis" for one in command._actions):
+    if "--with" not in _options(command) or any(action.dest == "kpis" for action in command._actions):
         return list(words)
-    found: list[str] = []
+    joined: list[str] = []
     after_file = False
     for word in words:
         is_file = word.endswith(".toml") and not word.startswith("-")
-        found += ["--with", word] if is_file and after_file else [word]
+        joined += ["--with", word] if is_file and after_file else [word]
         after_file = is_file
-    return found
+    return joined
 
 
 def last_without_file(words: Sequence[str]) -> str:

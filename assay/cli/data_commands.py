@@ -56,8 +56,12 @@ def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
     from data_pipeline.synthetic.synthesize import expected_costs
 
     check(config, folder, runtime.root, runtime.engine)
-    found = survey(config, folder, runtime)
-    say(f"steps       {', '.join(found.steps)}; about {found.shards:,} shards", steps=found.steps, shards=found.shards)
+    sources = survey(config, folder, runtime)
+    say(
+        f"steps       {', '.join(sources.steps)}; about {sources.shards:,} shards",
+        steps=sources.steps,
+        shards=sources.shards,
+    )
     for source, cost in expected_costs(config.sources, folder, runtime):
         say(cost.line(source), synthetic={source.name: asdict(cost)})
 
@@ -71,12 +75,12 @@ def show(arguments: Arguments) -> None:
     if path.is_dir() or path.name == FILE_NAME:
         if arguments.overrides:
             raise ConfigError(f"--set has no effect on {path}, which is an artifact. Leave it out.")
-        made, root = list(_with_ancestors(path)), root_of(path)
+        artifacts, root = list(_with_ancestors(path)), root_of(path)
     else:
         loaded, runtime = load(arguments, "data prepare")
-        made, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
-    shown = [{**artifact(manifest, root), "stats": manifest.stats} for manifest in made]
-    say(show_corpus(made, root, replace_all), stages=shown)
+        artifacts, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
+    shown = [{**artifact(manifest, root), "stats": manifest.stats} for manifest in artifacts]
+    say(show_corpus(artifacts, root, replace_all), stages=shown)
 
 
 def _with_ancestors(path: Path) -> Iterator[Manifest]:
@@ -84,16 +88,16 @@ def _with_ancestors(path: Path) -> Iterator[Manifest]:
     from governance.reports.facts.report_facts import in_order
 
     last, root = read_artifact(path), root_of(path)
-    found: dict[str, Manifest] = {}
+    ancestors: dict[str, Manifest] = {}
     waiting = [last]
     while waiting:
         current = waiting.pop()
         for item in current.inputs:  # one of the same stage is an earlier corpus, with a funnel of its own
-            known = item.path in found or item.stage == current.stage
+            known = item.path in ancestors or item.stage == current.stage
             if not known and item.path.endswith(f"/{FILE_NAME}") and (root / item.path).exists():
-                found[item.path] = read_manifest(root / item.path)
-                waiting.append(found[item.path])
-    yield from in_order(found)
+                ancestors[item.path] = read_manifest(root / item.path)
+                waiting.append(ancestors[item.path])
+    yield from in_order(ancestors)
     yield last
 
 
@@ -128,8 +132,10 @@ def clean_up(arguments: Arguments) -> None:
 
     def plan() -> CleanUp:
         nonlocal missing
-        made = list(_made_so_far(config, loaded.folder, runtime))
-        missing = next((name for name in stage_names(config) if name not in {one.stage for one in made}), "")
+        artifacts = list(_made_so_far(config, loaded.folder, runtime))
+        missing = next(
+            (name for name in stage_names(config) if name not in {manifest.stage for manifest in artifacts}), ""
+        )
         if missing and arguments.execute and not arguments.incomplete:
             raise MissingInput(
                 f"{root}: has no {missing} of this run, so earlier artifacts that the run could need would be removed. "
@@ -137,26 +143,26 @@ def clean_up(arguments: Arguments) -> None:
                 "--incomplete."
             )
         if not missing:
-            made += _draws(loaded, made, runtime)
-        kept = [("this run", one.path) for one in made]
+            artifacts += _draws(loaded, artifacts, runtime)
+        kept = [("this run", manifest.path) for manifest in artifacts]
         kept += [*named, *named_in(loaded.config, config.dedup.against, loaded.folder, root)]
         return plan_clean_up(root, kept, loaded.keyring, journal)
 
-    found = remove(root, plan, journal) if arguments.execute else plan()
-    for one in found.candidates:
-        what = {"artifact": one.path, "bytes": one.bytes, "kept_for": one.kept_for}
-        words = f"kept for {one.kept_for}" if one.kept_for else "free"
-        say(f"{one.path:<34} {one.bytes / 1e6:>10,.1f} MB  {words}", candidates=[what])
+    outcome = remove(root, plan, journal) if arguments.execute else plan()
+    for candidate in outcome.candidates:
+        what = {"artifact": candidate.path, "bytes": candidate.bytes, "kept_for": candidate.kept_for}
+        words = f"kept for {candidate.kept_for}" if candidate.kept_for else "free"
+        say(f"{candidate.path:<34} {candidate.bytes / 1e6:>10,.1f} MB  {words}", candidates=[what])
     if missing:
         say(f"this run has no {missing} yet: what it would make or use from there on is not kept", missing=missing)
-    count, size = len(found.free), f"{found.freed / 1e6:,.1f} MB"
+    count, size = len(outcome.free), f"{outcome.freed / 1e6:,.1f} MB"
     if arguments.execute:
-        say(f"removed {count} of {len(found.candidates)} artifacts: {size}", removed=count, bytes=found.freed)
+        say(f"removed {count} of {len(outcome.candidates)} artifacts: {size}", removed=count, bytes=outcome.freed)
         return
     if user := in_use(root):
         say(f"the root is used by {user}", in_use=user)
-    line = f"{count} of {len(found.candidates)} artifacts are free: {size}. Remove them with --execute"
-    say(line, free=count, bytes=found.freed)
+    line = f"{count} of {len(outcome.candidates)} artifacts are free: {size}. Remove them with --execute"
+    say(line, free=count, bytes=outcome.freed)
 
 
 def _draws(loaded: LoadedRun, made: Sequence[Manifest], runtime: Runtime) -> list[Manifest]:
@@ -164,8 +170,8 @@ def _draws(loaded: LoadedRun, made: Sequence[Manifest], runtime: Runtime) -> lis
     from assay.teacher_draws import teacher_logits
 
     with contextlib.suppress(MissingInput):
-        found = teacher_logits(loaded, {one.stage: one for one in made}, replace(runtime, make=False))
-        return [found] if found is not None else []
+        draws = teacher_logits(loaded, {manifest.stage: manifest for manifest in made}, replace(runtime, make=False))
+        return [draws] if draws is not None else []
     return []
 
 

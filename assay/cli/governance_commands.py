@@ -250,8 +250,8 @@ def impact(arguments: Arguments) -> None:
     from assay.impact import explain
     from assay.impact import impact as find
 
-    found = find(arguments.document, [root.absolute() for root in arguments.roots])
-    say(explain(found), **asdict(found))
+    impacts = find(arguments.document, [root.absolute() for root in arguments.roots])
+    say(explain(impacts), **asdict(impacts))
 
 
 def audit_training(arguments: Arguments) -> int:
@@ -285,9 +285,11 @@ def takedown(arguments: Arguments) -> None:
 
     file, settled = write_settings(loaded, plan)
     arguments.more = [*arguments.more, file]
-    arguments.overrides = [one for one in arguments.overrides if one.partition("=")[0].strip() not in settled]
+    arguments.overrides = [
+        override for override in arguments.overrides if override.partition("=")[0].strip() not in settled
+    ]
     if arguments.settings:
-        given = [word for one in arguments.overrides for word in ("--set", one)]
+        given = [word for override in arguments.overrides for word in ("--set", override)]
         line = shlex.join([*shlex.split(command_line(arguments, "slurm submit")), *given])
         say(f"{file}: the settings of the replay; next: {line}, then this command with --execute, which signs it",
             settings=file, next=line)  # fmt: skip
@@ -315,13 +317,13 @@ def prove(arguments: Arguments) -> None:
     if file.exists():
         raise ConfigError(f"{file}: exists already. Give another name: --receipt FILE")
     keyring = keyring_of(arguments.signing_key)
-    found = find(arguments.asked, arguments.checkpoint, keyring, arguments.nearest)
-    write_text(file, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
+    evidence = find(arguments.asked, arguments.checkpoint, keyring, arguments.nearest)
+    write_text(file, json.dumps(evidence, ensure_ascii=False, separators=(",", ":")) + "\n")
     if arguments.verifier is not None:
         write_text(arguments.verifier, verifier_text())
     verifier = arguments.verifier or "verify_receipt.py"
     line = f"python {verifier} {file} --key {public_path(keyring.own)}"
-    say(explain(found), **found, file=file, verify=line)
+    say(explain(evidence), **evidence, file=file, verify=line)
     say(f"{file}: others check it with: {line}")
 
 
@@ -362,11 +364,11 @@ def audit_model(arguments: Arguments) -> None:
     from assay.checkpoint_evaluation import model_audit
 
     loaded, runtime, artifacts = load_corpus(arguments)
-    made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
-    with intact(made.named("leanings.json"), runtime.root) as path:
+    audit = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
+    with intact(audit.named("leanings.json"), runtime.root) as path:
         found = json.loads(path.read_bytes())
-    title = f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:"
-    say(title, **artifact(made, runtime.root), **found)
+    title = f"biases at step {audit.stats['step']}, in nats, with 95 % intervals; the ten largest:"
+    say(title, **artifact(audit, runtime.root), **found)
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
         place = f"{row['axis']}/{row['group']} {row['category']}"
         interval = "no interval" if row["lower"] is None else f"[{row['lower']:+.3f}, {row['upper']:+.3f}]"
@@ -380,7 +382,7 @@ def audit_model(arguments: Arguments) -> None:
             f"against the corpus: rank correlation {bias['rho']:+.3f} [{bias['lower']:+.3f}, {bias['upper']:+.3f}]"
             f" over {bias['pairs']} pairs of group and category"
         )
-    say(f"{runtime.root / made.folder / 'leanings.json'}")
+    say(f"{runtime.root / audit.folder / 'leanings.json'}")
 
 
 def audit_memorisation(arguments: Arguments) -> None:
@@ -389,10 +391,10 @@ def audit_memorisation(arguments: Arguments) -> None:
 
     loaded, runtime, artifacts = load_corpus(arguments)
     checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)[0]
-    made = memorisation(loaded, artifacts, checkpoint, runtime)
-    stats = made.stats
+    audit = memorisation(loaded, artifacts, checkpoint, runtime)
+    stats = audit.stats
     words = f"{stats['prefix_tokens']} tokens given, {stats['continuation_tokens']} to repeat"
-    say(f"memorisation at step {stats['step']}, {words}:", **artifact(made, runtime.root), **stats)
+    say(f"memorisation at step {stats['step']}, {words}:", **artifact(audit, runtime.root), **stats)
     say(read_words(stats))
     say("  copies     sequences  extracted  rate, 95 % interval      tokens right")
     for row in stats["rows"]:
@@ -400,7 +402,7 @@ def audit_memorisation(arguments: Arguments) -> None:
         counts = f"{row['sequences']:>9,}  {row['extracted']:>9,}"
         say(f"  {copies_words(row):<9}  {counts}  {interval:<23}  {row['tokens_right']:.3f}")
     say(trend_words(stats["trend"]))
-    say(f"{runtime.root / made.folder / 'sequences.json'}")
+    say(f"{runtime.root / audit.folder / 'sequences.json'}")
     if (traced := verbatim(loaded, artifacts, checkpoint, runtime)) is None:
         say("how much of its generations is verbatim in the corpus needs an index: assay data index CONFIG")
         return
@@ -421,11 +423,11 @@ def energy(arguments: Arguments) -> None:
     from governance.reports.html.markup import UNKNOWN, share
     from governance.reports.html.markup import energy as watt_hours
 
-    found = development(arguments.roots, arguments.final)
-    sums = {**found.rows, "all": found.total}
-    shares = {"development": found.share(FINAL), "other trainings and work": found.share(FINAL, BEFORE, DATA)}
+    spent = development(arguments.roots, arguments.final)
+    sums = {**spent.rows, "all": spent.total}
+    shares = {"development": spent.share(FINAL), "other trainings and work": spent.share(FINAL, BEFORE, DATA)}
     facts = {
-        "final": f"{found.root / found.final}",
+        "final": f"{spent.root / spent.final}",
         "millijoules": {
             name: {part: getattr(one, part) for part in ("measured", "surviving", "wasted", "unknown", "low", "high")}
             for name, one in sums.items()
@@ -434,12 +436,12 @@ def energy(arguments: Arguments) -> None:
             name: None if one is None else {"value": float(one.value), "low": one.low, "high": one.high}
             for name, one in shares.items()
         },
-        "methods": list(found.total.methods), "copied": found.copied, "missing": list(found.missing),
+        "methods": list(spent.total.methods), "copied": spent.copied, "missing": list(spent.missing),
     }  # fmt: skip
-    say(f"final training: {found.root / found.final}", **facts)
+    say(f"final training: {spent.root / spent.final}", **facts)
     for name, one in sums.items():
         used, lost = (watt_hours(joules_of(value)) for value in (one.measured, one.wasted))
-        part = "" if not one.measured or not found.total.measured else share(one.measured / found.total.measured)
+        part = "" if not one.measured or not spent.total.measured else share(one.measured / spent.total.measured)
         say(f"  {name:<16} {used:>12} {part:>8}  of which wasted {lost}")
     for name, value in shares.items():
         if value is None:
@@ -447,8 +449,8 @@ def energy(arguments: Arguments) -> None:
             continue
         words = [UNKNOWN if one is None else share(one) for one in (value.low, value.high)]
         say(f"share of {name}: {share(float(value.value))} (from {words[0]} to {words[1]})")
-    say(f"meters: {'; '.join(found.total.methods)}")
-    for name in found.missing:
+    say(f"meters: {'; '.join(spent.total.methods)}")
+    for name in spent.missing:
         say(f"note: {name} has no manifest here: name its root, or its energy is counted as development")
 
 
@@ -493,6 +495,6 @@ def verify_model(arguments: Arguments) -> None:
         by, signer = model_bundles.by_certificate(arguments.certificate), "a certificate of the given authorities"
     else:
         by, signer = model_bundles.by_identity(arguments.identity, arguments.issuer), arguments.identity
-    found = model_bundles.verify_model(model, arguments.signature or model / BUNDLE, by, arguments.ignored)
-    count = len({name.split(":")[0] for name in found.files})
-    say(f"{model}: {count} file(s), all as {signer} signed them", files=count, model=found.name, problems=[])
+    verified = model_bundles.verify_model(model, arguments.signature or model / BUNDLE, by, arguments.ignored)
+    count = len({name.split(":")[0] for name in verified.files})
+    say(f"{model}: {count} file(s), all as {signer} signed them", files=count, model=verified.name, problems=[])

@@ -86,7 +86,7 @@ def generate(arguments: Arguments) -> None:
         model = load_model(opened.manifest, engine, opened.runtime.root, others)
         begun = time.monotonic()
         with progress("generate", len(prompts) * most, "tokens") as advance:
-            found = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance, stops)
+            continuations = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance, stops)
         seconds = time.monotonic() - begun
     texts: list[dict[str, Any]] = [
         {
@@ -96,7 +96,7 @@ def generate(arguments: Arguments) -> None:
             "tokens": len(one.ids),
             "finish": one.finish,
         }
-        for prompt, given, one in zip(prompts, ids, found, strict=True)
+        for prompt, given, one in zip(prompts, ids, continuations, strict=True)
     ]
     made = sum(row["tokens"] for row in texts)
     for number, row in enumerate(texts, 1):
@@ -193,14 +193,17 @@ def _interpreted(
     model: LoadedModel = load_model(opened.manifest, engine, opened.runtime.root)
     model.decoder.requires_grad_(False)
     special = frozenset(one for one in range(model.vocabulary_size) if not encoder.is_text(one))
-    found = []
+    interpreted = []
     with progress("interpret", len(texts), "texts") as advance:
         for text, given in zip(texts, ids, strict=True):
             name, end, size = _namer(encoder, given), encoder.end_of_document, engine.micro_batch_size
             measured = interpret_text(model, given, name, end, size, lambda points: advance(0, note="attribution"))
-            found.append({"text": text, **measured})
+            interpreted.append({"text": text, **measured})
             advance(1)
-    values: dict[str, Any] = {"texts": found, "induction": induction_figures(model, special, encoder.begin_of_document)}
+    values: dict[str, Any] = {
+        "texts": interpreted,
+        "induction": induction_figures(model, special, encoder.begin_of_document),
+    }
     if rows is not None:
         with progress("prune heads", passed_rows(model, rows, most_rows), "row passes") as advance:
             values["head_pruning"] = asdict(prune_heads(model, rows, most_rows, engine.micro_batch_size, advance))
@@ -253,7 +256,8 @@ def translate(arguments: Arguments) -> None:
                 rows.append({"source": text, "text": written, "score": found.score})
                 say(written, translations=rows[-1:])
     values: dict[str, Any] = {
-        "checkpoints": [one.digest for one in checkpoints], "steps": [identity_of(one).step for one in checkpoints],
+        "checkpoints": [checkpoint.digest for checkpoint in checkpoints],
+        "steps": [identity_of(checkpoint).step for checkpoint in checkpoints],
         "beam": arguments.beam, "alpha": arguments.alpha,
     }  # fmt: skip
     if references is not None:
@@ -263,7 +267,7 @@ def translate(arguments: Arguments) -> None:
                 canonical_json({**values, "translations": rows, "references": references})
             )
         }
-        made_from = [*(one.as_input() for one in checkpoints), opened.artifacts["tokenizer"].as_input()]
+        made_from = [*(checkpoint.as_input() for checkpoint in checkpoints), opened.artifacts["tokenizer"].as_input()]
         opened.loaded.journal(root).state("evaluation", subject, made_from, **values, origin=opened.origin)
     get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
     if arguments.json:  # what a person reads as a message
@@ -276,14 +280,14 @@ def _scores(translations: Sequence[str], references: Sequence[str], tokenizer: s
 
     from pretrain.inference.translation_scores import corpus_scores
 
-    found = corpus_scores(translations, references, tokenizer)
+    scores = corpus_scores(translations, references, tokenizer)
     for name, title in (("bleu", "BLEU"), ("chrf", "chrF")):
-        one = found[name]
+        one = scores[name]
         get_logger(__name__).info(
             "%s %.2f, 95 %% interval %.2f to %.2f, %d segments, %s",
             title, one.score, one.lower, one.upper, len(references), one.signature,
         )  # fmt: skip
-    return {"segments": len(references), "scores": {name: asdict(one) for name, one in found.items()}}
+    return {"segments": len(references), "scores": {name: asdict(one) for name, one in scores.items()}}
 
 
 _FINISHES = {
@@ -310,15 +314,15 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
         ConfigError: there is none, or one is no text.
         MissingInput: the file cannot be read.
     """
-    found = list(words)
-    for number, word in enumerate(found, 1):
+    prompts = list(words)
+    for number, word in enumerate(prompts, 1):
         if not _is_unicode(word):
             raise ConfigError(f"prompt {number}: is not UTF-8; convert it, or write it to a file for --prompts FILE")
     if file is not None:
-        found += _read(file)
-    if not found:
+        prompts += _read(file)
+    if not prompts:
         raise ConfigError("no prompt: give texts after the checkpoint, or a file with --prompts FILE")
-    return found
+    return prompts
 
 
 def references_of(
@@ -337,17 +341,17 @@ def references_of(
         return None
     if file is None or words:
         raise ConfigError(f"--reference {reference}: scores the lines of --file FILE; give --file, and no other texts")
-    found = _lines(reference, "--reference")
+    references = _lines(reference, "--reference")
     sources = texts if file.suffix.lower() == ".jsonl" else _lines(file, "--file")
-    if len(found) != len(sources):
+    if len(references) != len(sources):
         raise ConfigError(
-            f"--reference {reference}: has {len(found)} lines, --file {file} has {len(sources)} texts; line n of one "
-            f"must be the translation of text n of the other. Restore the lost lines"
+            f"--reference {reference}: has {len(references)} lines, --file {file} has {len(sources)} texts; line n of "
+            f"one must be the translation of text n of the other. Restore the lost lines"
         )
-    for option, path, lines in (("--file", file, sources), ("--reference", reference, found)):
+    for option, path, lines in (("--file", file, sources), ("--reference", reference, references)):
         if empty := next((number for number, line in enumerate(lines, 1) if not line.strip()), 0):
             raise ConfigError(f"{option} {path}, line {empty}: is empty; remove this line from both files")
-    return found
+    return references
 
 
 def _lines(file: Path, option: str) -> list[str]:

@@ -51,7 +51,7 @@ def plan_mixtures(run: LoadedRun, artifacts: Mapping[str, Manifest], root: Path,
 def run_mixtures(run: LoadedRun, plan: MixturePlan, runtime: Runtime, train: Callable[[Rung], Manifest]) -> Manifest:
     """Train every mixture, fit the law, and report the best weights.
 
-    Finished trainings are found.
+    Finished trainings are reused.
 
     Raises:
         GateClosed: the verdict does not let this corpus through, or an artifact differs from its statement.
@@ -61,16 +61,16 @@ def run_mixtures(run: LoadedRun, plan: MixturePlan, runtime: Runtime, train: Cal
     section = MixtureReport(mixture=run.config.mixture, rows=plan.rows, run_rows=plan.run_rows)
 
     def make(target: Path) -> Made:
-        found = _found(run, plan, trained)
-        outputs = write_report(target, "mixture", found, mixture_page, runtime.root)
-        return Made(outputs, {"rungs": len(trained), "gain": found["gain"]})
+        facts = _report_facts(run, plan, trained)
+        outputs = write_report(target, "mixture", facts, mixture_page, runtime.root)
+        return Made(outputs, {"rungs": len(trained), "gain": facts["gain"]})
 
-    made = run_stage(Recipe("mixture", VERSION, section), [one.as_input() for one in trained], runtime, make)
+    made = run_stage(Recipe("mixture", VERSION, section), [manifest.as_input() for manifest in trained], runtime, make)
     require_signed(made, runtime.root, run.journal(runtime.root))
     return made
 
 
-def _found(run: LoadedRun, plan: MixturePlan, trained: Sequence[Manifest]) -> dict[str, Any]:
+def _report_facts(run: LoadedRun, plan: MixturePlan, trained: Sequence[Manifest]) -> dict[str, Any]:
     """Everything that the report shows."""
     losses = [manifest.stats["validation_loss"] for manifest in trained]
     mixtures = [rung.weights for rung in plan.rungs]
@@ -103,9 +103,9 @@ def _found(run: LoadedRun, plan: MixturePlan, trained: Sequence[Manifest]) -> di
 
 def _warnings(run: LoadedRun, plan: MixturePlan, fit: MixtureFit, gain: tuple[float, float]) -> list[str]:
     """Reasons to trust these weights less than their intervals."""
-    found = []
+    warnings = []
     if gain[1] <= 0:
-        found.append(
+        warnings.append(
             f"The gain of {gain[0]:.4f} nats is within the noise: keep the run's weights, or raise mixture.budget."
         )
     held = [
@@ -114,12 +114,12 @@ def _warnings(run: LoadedRun, plan: MixturePlan, fit: MixtureFit, gain: tuple[fl
         if cap < 1 and weight > 0.999 * cap
     ]
     if held:
-        found.append(
+        warnings.append(
             f"At its cap: {', '.join(held)}. More readings (mixture.max_epochs) or more text of it may lower the loss."
         )
     if plan.rungs[0].model.hidden_size != run.config.model.hidden_size:
-        found.append(
+        warnings.append(
             "The trainings are narrower than the run, and a larger model gains less from repeated text; "
             "mixture.hidden_size = 0 trains the run's width."
         )
-    return found
+    return warnings

@@ -19,9 +19,9 @@ _ROWS = 50
 _DELIMITERS = (",", ";", "\t", "|")
 _USUAL = {"csv": ",", "tsv": "\t"}
 _REGULAR = 0.8
-"""Share of rows with as many values as the header from which another delimiter than the usual one is believed."""
+"""Share of rows as long as the header from which a delimiter other than the usual one is chosen."""
 GUESS = "windows-1252"
-"""Encoding of what is neither UTF-8 nor UTF-16; every byte of another one would decode too."""
+"""Encoding chosen for text that is neither UTF-8 nor UTF-16. It cannot be proved: other encodings decode too."""
 
 
 def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, str]]:

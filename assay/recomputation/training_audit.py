@@ -110,8 +110,12 @@ def audit_training(
 def _stretches(run: LoadedRun, runtime: Runtime, training: str, share: float) -> list[Stretch]:
     """Stretches between the kept checkpoints of a training, in order."""
     root = runtime.root
-    found = {step: one for step, one in checkpoints_of(TrainedPart(root, training, None)) if one is not None}
-    ends = [found[step] for step in sorted(found)]
+    by_step = {
+        step: checkpoint
+        for step, checkpoint in checkpoints_of(TrainedPart(root, training, None))
+        if checkpoint is not None
+    }
+    ends = [by_step[step] for step in sorted(by_step)]
     if len(ends) < 2 and (share < 1 or not ends):
         raise MissingInput(
             f"{root / training}: {len(ends)} checkpoint(s) of this training are kept, and an audit needs two, between "
@@ -132,7 +136,9 @@ def _draw(
     """The unfinished draw of this audit, or a new one; stated."""
     journal = run.journal(runtime.root)
     entries = journal.verified()
-    listed = [{"path": one.end.path, "digest": one.end.digest, "step": one.last_step} for one in stretches]
+    listed = [
+        {"path": stretch.end.path, "digest": stretch.end.digest, "step": stretch.last_step} for stretch in stretches
+    ]
     done = {entry.statement["predicate"]["config"]["value"] for entry in entries if entry.kind == "training_audit"}
     for facts in draws(entries, training):
         same = (facts["share"], facts["checkpoints"], facts["beacon"]) == (share, listed, bool(beacon))
@@ -149,7 +155,7 @@ def _draw(
         "amount": amount_of(len(stretches), share),
         "checkpoints": listed,
     }
-    state_draw(journal, facts, [one.end.as_input() for one in stretches])
+    state_draw(journal, facts, [stretch.end.as_input() for stretch in stretches])
     return facts
 
 
@@ -158,9 +164,9 @@ def _repeat(
 ) -> dict[str, Any]:
     """A stretch, repeated and compared; its facts."""
     name = f"steps {stretch.first_step} to {stretch.last_step}"
-    for one in filter(None, (stretch.begin, stretch.end)):
-        if problems := verify(one, root):
-            raise ManifestError(f"{root / one.folder}: is not as it was stated: " + "; ".join(problems[:3]))
+    for checkpoint in filter(None, (stretch.begin, stretch.end)):
+        if problems := verify(checkpoint, root):
+            raise ManifestError(f"{root / checkpoint.folder}: is not as it was stated: " + "; ".join(problems[:3]))
     place = scratch / str(stretch.last_step)
     again = repeat(run, artifacts, root, stretch, place / "plain")
     facts: dict[str, Any] = {
@@ -212,16 +218,19 @@ def explain(facts: Mapping[str, Any]) -> str:
         f"a fault in one stretch is found with probability {facts['chance_of_one']:.4g}, in two of them "
         f"{facts['chance_of_two']:.4g}; with 95 % if {facts['surely_found']} or more are faulty",
     ]
-    for one in facts["repeated"]:
-        words = f"steps {one['first_step']} to {one['last_step']}: {_RESULTS[one['result']]}"
-        if "differences" in one:
-            words += (
-                f"; weights differ by {one['differences']['weights']:.3g}, losses by {one['differences']['losses']:.3g}"
-            )
-        if "bound" in one:
-            words += f" (bounds {one['bound']['weights']:.3g} and {one['bound']['losses']:.3g})"
+    for repetition in facts["repeated"]:
+        words = f"steps {repetition['first_step']} to {repetition['last_step']}: {_RESULTS[repetition['result']]}"
+        if "differences" in repetition:
+            differences = repetition["differences"]
+            words += f"; weights differ by {differences['weights']:.3g}, losses by {differences['losses']:.3g}"
+        if "bound" in repetition:
+            words += f" (bounds {repetition['bound']['weights']:.3g} and {repetition['bound']['losses']:.3g})"
         lines.append(words)
-        lines += [f"  another arithmetic: {', '.join(one['other_arithmetic'])}"] if one["other_arithmetic"] else []
+        lines += (
+            [f"  another arithmetic: {', '.join(repetition['other_arithmetic'])}"]
+            if repetition["other_arithmetic"]
+            else []
+        )
     lines.append(f"verdict: {facts['verdict']}")
     return "\n".join(lines)
 

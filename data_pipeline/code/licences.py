@@ -164,17 +164,17 @@ def listed_licences(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _listed(name: str) -> str:
-    found = UNKNOWN if name == UNKNOWN else normalised(name)
-    parsed = None if found == UNKNOWN else _parsed(found)
+    licence = UNKNOWN if name == UNKNOWN else normalised(name)
+    parsed = None if licence == UNKNOWN else _parsed(licence)
     several = bool(getattr(parsed, "args", ())) or bool(getattr(parsed, "is_exception", False))
     # "GPL" is read as GPL-1.0-or-later, which is not what a list that names it means.
-    versionless = re.search(r"\d", found) and not re.search(r"\d", name)
+    versionless = re.search(r"\d", licence) and not re.search(r"\d", name)
     if name != UNKNOWN and (parsed is None or several or versionless):
         raise ValueError(
             f"{name[:100]!r} is not the SPDX identifier of one licence. Write it as https://spdx.org/licenses has it, "
             f'for example "GPL-3.0-only", one per entry; "{UNKNOWN}" for unknown licences.'
         )
-    return found
+    return licence
 
 
 def header_of(text: str) -> str:
@@ -242,19 +242,19 @@ def licence_of_header(text: str) -> str:
     The result is "" if it states none, `UNKNOWN` if it says something that is not understood.
     """
     header, end = _header_and_end(text)
-    if found := _stated(header):
+    if licence := _stated(header):
         notice = _MARKS.sub("", _IDENTIFIER.sub("", header))
-        if found != UNKNOWN and _SAYS_LICENCE.search(notice) and _contradicts(notice, found):
-            found = UNKNOWN
+        if licence != UNKNOWN and _SAYS_LICENCE.search(notice) and _contradicts(notice, licence):
+            licence = UNKNOWN
     elif _SAYS_LICENCE.search(header):
-        found = _of_notice(_MARKS.sub("", header))
-    if not found and _IDENTIFIER.search(text, 0, HEADER_CHARACTERS):
-        found = UNKNOWN
-    below = text[end:] if found != UNKNOWN else ""
+        licence = _of_notice(_MARKS.sub("", header))
+    if not licence and _IDENTIFIER.search(text, 0, HEADER_CHARACTERS):
+        licence = UNKNOWN
+    below = text[end:] if licence != UNKNOWN else ""
     if not _has_notice(below):
-        return found
+        return licence
     is_cut = len(below) > LICENCE_FILE_BYTES and _has_notice(below[LICENCE_FILE_BYTES - _NOTICE_CHARACTERS :])
-    return UNKNOWN if is_cut or _adds_licence(below[:LICENCE_FILE_BYTES], found) else found
+    return UNKNOWN if is_cut or _adds_licence(below[:LICENCE_FILE_BYTES], licence) else licence
 
 
 def _has_notice(text: str) -> bool:
@@ -275,14 +275,20 @@ def _adds_licence(below: str, found: str) -> bool:
     keys = {UNKNOWN} if stated == UNKNOWN else set(_licensing().license_keys(stated)) if stated else set()
     if not keys <= known or not _has_notice(notice):
         return not keys <= known
-    in_words = (one for one in _conditions(_texts_in(notice)[1]) if _UNDER.search(one) and not _REFERS.search(one))
+    in_words = (
+        sentence
+        for sentence in _conditions(_texts_in(notice)[1])
+        if _UNDER.search(sentence) and not _REFERS.search(sentence)
+    )
     return _contradicts(notice, found) or any(in_words)
 
 
 def _stated(text: str) -> str:
     """The licence of a text's identifier lines; "" if it has none."""
-    found = [match["expression"] for match in _IDENTIFIER.finditer(text)]
-    return joined([normalised(one.strip().removesuffix("-->").rstrip(_AFTER_EXPRESSION)) for one in found])
+    expressions = [match["expression"] for match in _IDENTIFIER.finditer(text)]
+    return joined(
+        [normalised(expression.strip().removesuffix("-->").rstrip(_AFTER_EXPRESSION)) for expression in expressions]
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -290,21 +296,25 @@ def _contradicts(notice: str, stated: str) -> bool:
     """Return whether a notice has licences that a stated expression lacks."""
     keys = _licensing().license_keys
     known = set(keys(stated)) if stated else set()
-    return any(not set(keys(one)) <= known for one in _texts_in(notice)[0])
+    return any(not set(keys(licence)) <= known for licence in _texts_in(notice)[0])
 
 
 @functools.lru_cache(maxsize=1024)
 def _of_notice(header: str) -> str:
-    found, rest, _ = _texts_in(header)
+    licences, rest, _ = _texts_in(header)
     if any(not _REFERS.search(sentence) for sentence in _conditions(rest)):
         return UNKNOWN
-    return joined(found)
+    return joined(licences)
 
 
 def _conditions(text: str) -> list[str]:
     """Sentences of a text that say something on licences, without titles."""
     text = "\n".join("" if _is_title(line) else line for line in text.split("\n"))
-    return [one for one in _SENTENCE.split(text) if _SAYS_LICENCE.search(one) and not _HARMLESS.search(one)]
+    return [
+        sentence
+        for sentence in _SENTENCE.split(text)
+        if _SAYS_LICENCE.search(sentence) and not _HARMLESS.search(sentence)
+    ]
 
 
 def _is_title(line: str) -> bool:
@@ -316,11 +326,11 @@ def licence_of_file(data: bytes) -> str:
     if len(data) > LICENCE_FILE_BYTES or b"\0" in data:
         return UNKNOWN
     text = _GPL_EXAMPLE.sub("", data.decode("utf-8", "replace"))
-    stated = [one] if (one := _stated(text)) else []
-    found, rest, coverage = _texts_in(_IDENTIFIER.sub("", text))
-    if not (stated or (found and coverage >= MIN_COVERAGE)) or _conditions(rest):
+    stated = [identified] if (identified := _stated(text)) else []
+    licences, rest, coverage = _texts_in(_IDENTIFIER.sub("", text))
+    if not (stated or (licences and coverage >= MIN_COVERAGE)) or _conditions(rest):
         return UNKNOWN
-    return joined([*stated, *found])
+    return joined([*stated, *licences])
 
 
 def _texts_in(text: str) -> tuple[list[str], str, float]:
@@ -330,7 +340,7 @@ def _texts_in(text: str) -> tuple[list[str], str, float]:
     """
     import licenseclassifier
 
-    found: list[str] = []
+    licences: list[str] = []
     rest: list[str] = []
     at = 0
     for match in licenseclassifier.identify_license(text, coverage_threshold=0.0):
@@ -339,12 +349,12 @@ def _texts_in(text: str) -> tuple[list[str], str, float]:
         rest.append(text[at : match.start])
         at = match.end
         # The text of a GPL ends with an example of the notice that says "or any later version".
-        if match.id.removesuffix("-or-later") not in found:
-            found.append(match.id)
+        if match.id.removesuffix("-or-later") not in licences:
+            licences.append(match.id)
     rest.append(text[at:])
     outside = "\n\n".join(rest)
     words = len(_WORD.findall(text))
-    return [normalised(one) for one in found], outside, 1 - len(_WORD.findall(outside)) / max(1, words)
+    return [normalised(licence) for licence in licences], outside, 1 - len(_WORD.findall(outside)) / max(1, words)
 
 
 def joined(expressions: Collection[str]) -> str:

@@ -13,7 +13,8 @@ first that holds:
                      as `file_rules.py` says
 
 Roles `documents`, `removed`. `stats` adds `licences` and `programming_languages`: source files that came in, by
-expression and by language; and `opt_out_entries`: removed files by entry. Entries that match no file are warned of.
+expression and by language; and `opt_out_entries`: removed files by entry. A warning names the
+entries that match no file.
 
 Price: one pass over the texts; a row group (8 MiB of text) is in memory.
 """
@@ -59,8 +60,8 @@ class CodeConfig(FileRules):
     """Conditions that a source file must meet."""
 
     opt_out: tuple[str, ...] = Field(default=(), exclude=True)
-    """Shell patterns of lists of repositories and paths that are removed, relative to the run's file. Their place
-    decides nothing; their digests are in the key."""
+    """Shell patterns of lists of repositories and paths that are removed, relative to the run's file. The key holds the
+    lists' digests, not their places."""
 
 
 class CodeIdentity(Section):
@@ -113,11 +114,11 @@ def _permitted(licence: str, allowed: tuple[str, ...], denied: tuple[str, ...]) 
 
 
 def _counts(
-    identity: CodeIdentity, rows: Sequence[Mapping[str, Any]], judged: Sequence[tuple[str, str]]
+    identity: CodeIdentity, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
     files = [row for row in rows if row["source"] in identity.licences]
     languages = (json.loads(row["columns"])["programming_language"] for row in files)
-    entries = (evidence.removeprefix("entry=") for reason, evidence in judged if reason == "path_opted_out")
+    entries = (evidence.removeprefix("entry=") for reason, evidence in verdicts if reason == "path_opted_out")
     return {
         "licences": dict(sorted(Counter(row["licence"] for row in files).items())),
         "programming_languages": dict(sorted(Counter(languages).items())),
@@ -133,15 +134,15 @@ def _select_shard(
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         rows = group.to_pylist()
-        found = [_judge(section, entries, row) for row in rows]
-        tables, counts = judged(group, [reason for reason, _ in found], [evidence for _, evidence in found])
-        return tables, {**counts, **_counts(section, rows, found)}
+        verdicts = [_judge(section, entries, row) for row in rows]
+        tables, counts = judged(group, [reason for reason, _ in verdicts], [evidence for _, evidence in verdicts])
+        return tables, {**counts, **_counts(section, rows, verdicts)}
 
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
-    return pass_on(path, path_of, schemas, judge, _none(section))
+    return pass_on(path, path_of, schemas, judge, _zero_counts(section))
 
 
-def _none(identity: CodeIdentity) -> dict[str, Any]:
+def _zero_counts(identity: CodeIdentity) -> dict[str, Any]:
     return {**funnel([], [], [], []), **_counts(identity, [], [])}
 
 
@@ -167,7 +168,7 @@ def select_code(
     def make(target: Path) -> Made:
         entries = read_opt_outs(lists)
         done = map_documents(recipe, _select_shard, documents, [tuple(lists)], (), target, runtime)
-        made = gathered(done, _none(identity))
+        made = gathered(done, _zero_counts(identity))
         if without := unmatched(entries, made.stats["opt_out_entries"]):
             named = ", ".join(without[:_NAMED]) + ", ..." * (len(without) > _NAMED)
             words = "data.code: opt_out: %d of %d entries match no file: %s"

@@ -44,7 +44,7 @@ Flags = npt.NDArray[np.bool_]
 ATTRIBUTES = ("length", "source_order", "licence", "url")  # criteria that every document has
 
 MAX_KEPT_A_BAND = 64  # comparisons of one document within one band
-MAX_TEXTS_AN_ADDRESS = 16  # an address with more texts than this names a collection and no page
+MAX_TEXTS_AN_ADDRESS = 16  # an address with more texts than this is a collection, not a page
 DECISIONS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
 _REASONS = ("", "exact_duplicate", "url_duplicate", "near_duplicate")
 _OF_EARLIER = "duplicate_of_earlier"
@@ -55,11 +55,11 @@ class DedupConfig(Section):
     """Definition of a duplicate, and which document is kept."""
 
     ngram: int = Field(default=5, ge=1, le=32)
-    """Words a shingle."""
+    """Words in a shingle."""
     bands: int = Field(default=20, ge=1, le=64)
     """Bands of a signature: more find more pairs of lower similarity."""
     rows: int = Field(default=6, ge=1, le=32)
-    """Bins a band: more pass over more pairs of lower similarity."""
+    """Bins in a band: more of them miss more pairs of lower similarity."""
     jaccard_threshold: float = Field(default=0.8, gt=0, le=1)
     """Share of all distinct shingles of two texts that both have, from which the lesser text is removed.
 

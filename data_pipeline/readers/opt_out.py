@@ -86,23 +86,23 @@ def page_opt_out(
     url: str, signals: Iterable[str], fetched: str, rules: HostRules | None = None, agents: Sequence[str] = AI_CRAWLERS
 ) -> tuple[str, str]:
     """Opt-out columns of a page, from headers and elements."""
-    found = set(signals)
+    all_signals = set(signals)
     dates = [fetched]
     if rules:
         name, path = _split(url)
         host = rules.get(name)
         if host is not None:
-            found |= host_signals(host, path, agents)
+            all_signals |= host_signals(host, path, agents)
             dates += host.fetched.values()
-    return " ".join(sorted(found)) or NONE, min(dates)
+    return " ".join(sorted(all_signals)) or NONE, min(dates)
 
 
 def header_signals(headers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """The signals in HTTP headers."""
-    found: set[str] = set()
+    signals: set[str] = set()
     for name, value in headers:
-        found |= _named_signals(name.lower(), value)
-    return _reserved(found)
+        signals |= _named_signals(name.lower(), value)
+    return _reserved(signals)
 
 
 def meta_signals(page: str) -> tuple[str, ...]:
@@ -110,12 +110,12 @@ def meta_signals(page: str) -> tuple[str, ...]:
 
     Only its first 64 Ki characters are searched.
     """
-    found: set[str] = set()
+    signals: set[str] = set()
     for attributes in _META.findall(page, 0, _HEAD_CHARACTERS):
         values = {name.lower(): html.unescape(a or b or c) for name, a, b, c in _ATTRIBUTE.findall(attributes)}
         name = values.get("name", "").lower()
-        found |= _named_signals("x-robots-tag" if name == "robots" else name, values.get("content", ""))
-    return _reserved(found)
+        signals |= _named_signals("x-robots-tag" if name == "robots" else name, values.get("content", ""))
+    return _reserved(signals)
 
 
 def _named_signals(name: str, value: str) -> set[str]:
@@ -141,22 +141,22 @@ def _reserved(found: set[str]) -> tuple[str, ...]:
 
 def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> set[str]:
     """Signals of a host's files for a path."""
-    found: set[str] = set()
+    signals: set[str] = set()
     if host.robots is not None:
-        found |= {f"robots.txt:{a}" for a in agents if host.robots.names(a) and not host.robots.allows(a, path)}
+        signals |= {f"robots.txt:{a}" for a in agents if host.robots.names(a) and not host.robots.allows(a, path)}
         if not host.robots.allows(EVERYONE, path):
-            found.add(f"robots.txt:{EVERYONE}")
+            signals.add(f"robots.txt:{EVERYONE}")
     if host.ai is not None:
         # The file's rules are about file types; a page without one is an HTML page.
         plain = path.partition("?")[0]
         has_type = "." in plain.rpartition("/")[2]
         if not host.ai.allows(EVERYONE, path if has_type else plain.rstrip("/") + "/index.html"):
-            found.add("ai.txt:disallowed")
+            signals.add("ai.txt:disallowed")
     wanted = normal_path(path)
     rule = next((rule for rule in host.tdm or () if matches(rule.pattern, wanted)), None)
     if rule is not None and rule.reserved:
-        found |= {"tdm:reserved", _policy(rule.policy)} if rule.policy else {"tdm:reserved"}
-    return found
+        signals |= {"tdm:reserved", _policy(rule.policy)} if rule.policy else {"tdm:reserved"}
+    return signals
 
 
 def parse_tdmrep(data: bytes) -> tuple[TdmRule, ...]:

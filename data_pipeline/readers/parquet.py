@@ -2,10 +2,10 @@
 
 A record's position is its row's number from 0 in the file. Arrow holds a column's current page, its dictionary and one
 small batch of rows; by default it would hold the whole row group (one of 2 GB: 2.0 GB resident by default, 133 MB as
-it is read here, libraries included). What cannot be read so is a page, or a dictionary, of more than
-`MAX_PAGE_BYTES`: its row group is one fault, `page_too_large`, and the next row group is read. So is a damaged one:
-the rows before the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
-are verified where a file has them.
+it is read here, libraries included). A page, or a dictionary, of more than `MAX_PAGE_BYTES` cannot be read in this
+way: its row group becomes one fault, `page_too_large`, and the next one is read. In a damaged row group the rows before
+the damage are records, and the rest is one fault, `unreadable_rows`. Page check sums are verified where a file has
+them.
 
 A value that a dictionary holds once and a column a million times is a bomb like any other: the bytes of text
 are counted against the bytes of the file (`streams.is_bomb`).

@@ -262,10 +262,10 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
         )
         suite = gx.ExpectationSuite(name="gates", expectations=list(built.values()))
         outcome = validator.validate_expectation_suite(suite)
-    found: dict[int, list[Any]] = {}
+    by_gate: dict[int, list[Any]] = {}
     for result in outcome.results:
-        found.setdefault(int(result.expectation_config.meta["gate"]), []).append(result)
-    return found
+        by_gate.setdefault(int(result.expectation_config.meta["gate"]), []).append(result)
+    return by_gate
 
 
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:

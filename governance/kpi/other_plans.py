@@ -42,7 +42,7 @@ def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], 
     Plans come in the order of signing.
     """
     signed = next(place for place, entry in enumerate(entries) if entry.subjects.get(plan.path) == plan.digest)
-    found = {}
+    rivals = {}
     for entry in entries:
         for name, digest in entry.subjects.items() if entry.kind == PLAN else ():
             other = stated_manifest(root / name, digest)
@@ -51,13 +51,14 @@ def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], 
             decided = [
                 (place, test.stats["decision"])
                 for place, test in _tests(entries, root)
-                if any(one.path == name for one in entries[place].materials) and test.stats["decision"] != "undecided"
+                if any(material.path == name for material in entries[place].materials)
+                and test.stats["decision"] != "undecided"
             ]
             if not any(place < signed for place, _ in decided):
                 experiment = "" if other is None else other.config["experiment"]["name"]
                 decision = next((decision for _, decision in decided), "")
-                found[name] = OtherPlan(plan=name.rpartition("/")[0], experiment=experiment, decision=decision)
-    return tuple(found.values())
+                rivals[name] = OtherPlan(plan=name.rpartition("/")[0], experiment=experiment, decision=decision)
+    return tuple(rivals.values())
 
 
 def judged_units(
@@ -65,7 +66,7 @@ def judged_units(
 ) -> list[str]:
     """Faults of outcomes whose units another plan's test has decided on.
 
-    The other plan shares neither name nor metrics. `after` are the lines of the journal since this plan was signed.
+    The other plan shares neither name nor metrics. `after` holds the journal's lines since this plan was signed.
     """
     own = {plan.folder, *(other.plan for other in rivals)}
     faults = []
@@ -88,8 +89,8 @@ def common_units(one: Sequence[str], other: Sequence[str]) -> float:
 
 def stated_manifest(path: Path, digest: str) -> Manifest | None:
     """Manifest of a plan or test; None unless it is as stated."""
-    found = read_manifest(path) if path.exists() else None
-    return found if found is not None and found.digest == digest else None
+    manifest = read_manifest(path) if path.exists() else None
+    return manifest if manifest is not None and manifest.digest == digest else None
 
 
 def _tests(entries: Sequence[JournalEntry], root: Path) -> list[tuple[int, Manifest]]:

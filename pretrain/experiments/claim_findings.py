@@ -27,14 +27,14 @@ def interval(values: Sequence[float | None], level: float = 0.95) -> dict[str, A
 
     None where a value is unknown or there are fewer than two.
     """
-    found = [value for value in values if value is not None]
-    if len(found) < 2 or len(found) < len(values):
+    known = [value for value in values if value is not None]
+    if len(known) < 2 or len(known) < len(values):
         return None
     from scipy.stats import t
 
-    mean = statistics.fmean(found)
-    half = float(t.ppf((1 + level) / 2, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(found)}
+    mean = statistics.fmean(known)
+    half = float(t.ppf((1 + level) / 2, len(known) - 1)) * statistics.stdev(known) / math.sqrt(len(known))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(known)}
 
 
 def verdict_of(found: Mapping[str, Any] | None, neutral: float = 0.0) -> str:
@@ -88,14 +88,14 @@ def law_holds(recall: Mapping[str, Rows]) -> dict[str, bool]:
     network without (of the Transformer: of the best network of fixed state).
     """
     fixed = {name: farthest(rows) for name, rows in recall.items() if not attends(name)}
-    found = {}
+    holds = {}
     for name, rows in recall.items():
         if attends(name):
             other = fixed.get(name.removesuffix("_attention"), max(fixed.values(), default=0.0))
-            found[name] = farthest(rows) > other
+            holds[name] = farthest(rows) > other
         else:
-            found[name] = slope(rows) < 0
-    return found
+            holds[name] = slope(rows) < 0
+    return holds
 
 
 class _Results:
@@ -170,7 +170,7 @@ def _claims(results: _Results, keys: Sequence[tuple[str, str]]) -> list[dict[str
     matching = results.own[1] if results.recall else None  # facts are planted for the first matching only
     pairs["recall"] = [pair for pair in pairs["tokens"] if pair[1][1] == matching]
     pairs["attention_recall"] = [pair for pair in pairs["attention"] if pair[1][1] == matching]
-    found = []
+    claims = []
     for name, sentence, unit, neutral in _CLAIMS:
         level = 1 - 0.05 / max(1, len(pairs[name]))
         against = [_against(results, name, pair, neutral, level) for pair in pairs[name]]
@@ -178,9 +178,9 @@ def _claims(results: _Results, keys: Sequence[tuple[str, str]]) -> list[dict[str
             continue
         every = all(row["verdict"] == HELD for row in against)
         whole = HELD if every else NOT_HELD if any(row["reverses"] for row in against) else UNDECIDED
-        found.append({"id": name, "claim": sentence, "unit": unit, "neutral": neutral, "verdict": whole,
+        claims.append({"id": name, "claim": sentence, "unit": unit, "neutral": neutral, "verdict": whole,
                       "against": against})  # fmt: skip
-    return found
+    return claims
 
 
 def _against(
@@ -209,12 +209,12 @@ def _against(
             return _gain(mine) - _gain(other)
         return farthest(results.recall[ours[0], seed]) - farthest(results.recall[theirs[0], seed])
 
-    found, wider = (results.over_seeds(advantage, at) for at in (0.95, level))
-    for one in (found, wider):
-        if one is not None and name == "speed":  # the mean of logarithms, as a ratio
-            one |= {part: math.exp(one[part]) for part in ("mean", "low", "high")}
-    return {"ours": ours[0], "architecture": theirs[0], "matching": theirs[1], "difference": found,
-            "verdict": verdict_of(found, neutral), "reverses": verdict_of(wider, neutral) == NOT_HELD}  # fmt: skip
+    narrow, wider = (results.over_seeds(advantage, at) for at in (0.95, level))
+    for bounds in (narrow, wider):
+        if bounds is not None and name == "speed":  # the mean of logarithms, as a ratio
+            bounds |= {part: math.exp(bounds[part]) for part in ("mean", "low", "high")}
+    return {"ours": ours[0], "architecture": theirs[0], "matching": theirs[1], "difference": narrow,
+            "verdict": verdict_of(narrow, neutral), "reverses": verdict_of(wider, neutral) == NOT_HELD}  # fmt: skip
 
 
 def _tokens(run: Run) -> int:

@@ -146,26 +146,33 @@ def claims(
             ), _recall_tokens(config))  # fmt: skip
 
         tried = {
-            (one.architecture, one.matching, rate): language(_language(config, one, config.budgets[0], rate, 0))
-            for one in models
+            (model.architecture, model.matching, rate): language(_language(config, model, config.budgets[0], rate, 0))
+            for model in models
             for rate in config.tried_rates
         }
         check(list(tried.values()))
-        rates = {(one.architecture, one.matching): _best_rate(one, config, tried, runtime.root) for one in models}
+        rates = {
+            (model.architecture, model.matching): _best_rate(model, config, tried, runtime.root) for model in models
+        }
         trained: list[tuple[dict[str, Any], Manifest]] = []
         for seed in range(1, config.seeds + 1):
             for budget in config.budgets:
-                for one in models:
-                    rate = rates[one.architecture, one.matching]
-                    facts = {"architecture": one.architecture, "matching": one.matching, "budget": budget, "seed": seed}
-                    trained.append((facts, language(_language(config, one, budget, rate, seed))))
+                for model in models:
+                    rate = rates[model.architecture, model.matching]
+                    facts = {
+                        "architecture": model.architecture,
+                        "matching": model.matching,
+                        "budget": budget,
+                        "seed": seed,
+                    }
+                    trained.append((facts, language(_language(config, model, budget, rate, seed))))
         for seed in range(1, config.seeds + 1):
-            for one in (one for one in models if _learns_recall(config, one)):
+            for model in (model for model in models if _learns_recall(config, model)):
                 recipe = RecallTraining(
-                    architecture=one.architecture, shape=one.shape, recall=config.recall,
-                    optimizer=config.optimizer, learning_rate=rates[one.architecture, one.matching], seed=seed,
+                    architecture=model.architecture, shape=model.shape, recall=config.recall,
+                    optimizer=config.optimizer, learning_rate=rates[model.architecture, model.matching], seed=seed,
                 )  # fmt: skip
-                trained.append(({"architecture": one.architecture, "seed": seed}, recall(recipe)))
+                trained.append(({"architecture": model.architecture, "seed": seed}, recall(recipe)))
     made = [*tried.values(), *(manifest for _, manifest in trained)]
     check(made)
     return _report(config, models, rates, trained, made, runtime)
@@ -319,7 +326,7 @@ def _learns_recall(config: ClaimsConfig, one: Sized) -> bool:
 def _tokens_of(config: ClaimsConfig, models: Sequence[Sized]) -> int:
     """Tokens of all trainings."""
     each = config.budgets[0] * len(config.tried_rates) + config.seeds * sum(config.budgets)
-    planted = [one for one in models if _learns_recall(config, one)]
+    planted = [model for model in models if _learns_recall(config, model)]
     return len(models) * each + len(planted) * config.seeds * (_recall_tokens(config) if planted else 0)
 
 
@@ -334,16 +341,16 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
     from pretrain.experiments.claim_training import arithmetic, seconds_of
 
     models = sized_models(config, vocabulary_size)
-    for one in models:
-        how = "" if one.architecture == "transformer" else f", matched by {one.matching}"
+    for model in models:
+        how = "" if model.architecture == "transformer" else f", matched by {model.matching}"
         yield (
-            f"model       {NAMES[one.architecture]}{how}: width {one.shape.width}, {one.parameters:,} parameters "
-            f"({one.parameters / models[0].parameters:.3f}), {one.flops:,} FLOPs per token "
-            f"({one.flops / models[0].flops:.3f})"
+            f"model       {NAMES[model.architecture]}{how}: width {model.shape.width}, {model.parameters:,} parameters "
+            f"({model.parameters / models[0].parameters:.3f}), {model.flops:,} FLOPs per token "
+            f"({model.flops / models[0].flops:.3f})"
         )
     languages = len(models) * config.seeds * len(config.budgets)
     tuning = len(models) * len(config.tried_rates)
-    recalls = sum(_learns_recall(config, one) for one in models) * config.seeds
+    recalls = sum(_learns_recall(config, model) for model in models) * config.seeds
     yield (
         f"trainings   {languages} on the run's tokens ({config.seeds} seeds, budgets of "
         f"{', '.join(f'{budget:,}' for budget in config.budgets)} tokens), {tuning} to choose rates, {recalls} on "
@@ -351,9 +358,9 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
     )
     begun, total = time.monotonic(), 0.0
     with arithmetic(threads), progress("dry run", len(models), "models") as advance:
-        for one in models:
-            planted = _learns_recall(config, one)
-            total += seconds_of(config, one.architecture, one.shape, vocabulary_size, planted=planted)
+        for model in models:
+            planted = _learns_recall(config, model)
+            total += seconds_of(config, model.architecture, model.shape, vocabulary_size, planted=planted)
             advance(1)
     minutes = total / 60
     yield (

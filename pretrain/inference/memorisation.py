@@ -213,7 +213,7 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
 
     from pretrain.model.decoder import single_documents
 
-    found: list[Probed] = []
+    probed: list[Probed] = []
     rows = max(1, _BATCH_TOKENS // config.length)
     with torch.no_grad():
         for start in range(0, len(drawn), rows):
@@ -225,8 +225,8 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
             right = (logits[..., : model.vocabulary_size].argmax(-1) == targets).sum(-1).tolist()
             nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(-1).tolist()
             results = zip(part, right, nats, strict=True)
-            found += [Probed(window, split, hits, round(loss, 6)) for (split, window), hits, loss in results]
-    return found
+            probed += [Probed(window, split, hits, round(loss, 6)) for (split, window), hits, loss in results]
+    return probed
 
 
 def rows_of(
@@ -235,16 +235,16 @@ def rows_of(
     """Table rows, one for each number of copies with a sequence."""
     rows = []
     for least, most in ((0, 0), *COPIES):
-        mine = [one for one in probed if least <= one.window.copies <= (most if most is not None else math.inf)]
+        mine = [probe for probe in probed if least <= probe.window.copies <= (most if most is not None else math.inf)]
         if not mine:
             continue
-        hits = sum(one.right == config.continuation_tokens for one in mine)
+        hits = sum(probe.right == config.continuation_tokens for probe in mine)
         rate, lower, upper = wilson(hits, len(mine))
         rows.append({
             "copies_from": least, "copies_to": most, "windows": populations[least], "sequences": len(mine),
             "extracted": hits, "rate": rate, "lower": lower, "upper": upper,
-            "tokens_right": round(sum(one.right for one in mine) / len(mine) / config.continuation_tokens, 6),
-            "nats": round(math.fsum(one.nats for one in mine) / len(mine), 6),
+            "tokens_right": round(sum(probe.right for probe in mine) / len(mine) / config.continuation_tokens, 6),
+            "nats": round(math.fsum(probe.nats for probe in mine) / len(mine), 6),
         })  # fmt: skip
     return rows
 

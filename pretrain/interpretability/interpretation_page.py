@@ -93,7 +93,8 @@ def _attribution(text: Mapping[str, Any]) -> Html:
         )
     drawn = [part for name, column in zip(names, columns, strict=True) for part in _coloured(name, tokens, column)]
     rows = [
-        [str(place), _token(one), *(f"{column[place]:+.3g}" for column in columns)] for place, one in enumerate(tokens)
+        [str(place), _token(token), *(f"{column[place]:+.3g}" for column in columns)]
+        for place, token in enumerate(tokens)
     ]
     listed = table("Contributions, nats", ["place", "token", *names], rows, numeric=range(2, 2 + len(names)))
     return tag("section", tag("h3", "Attribution"), tag("p", note, class_="note"), drawn, listed)
@@ -246,8 +247,8 @@ def _induction(found: Mapping[str, Any] | None) -> Html:
 
 def _ranked(scores: Sequence[Sequence[float]]) -> list[tuple[float, int, int]]:
     """(score, layer, head), the highest first."""
-    found = [(score, layer, head) for layer, row in enumerate(scores) for head, score in enumerate(row)]
-    return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
+    ranked = [(score, layer, head) for layer, row in enumerate(scores) for head, score in enumerate(row)]
+    return sorted(ranked, key=lambda one: (-one[0], one[1], one[2]))
 
 
 def _pruning(found: Mapping[str, Any]) -> Html:

@@ -56,11 +56,10 @@ def watch(
     on_signal: Callable[[subprocess.Popen[bytes], int], bool],
     relevant: re.Pattern[str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command; its exit status and last output.
+    """Run a command; return its exit status and last output.
 
-    With `relevant` only the lines that match it are kept.
-
-    `on_signal` gets each signal, and returns whether the end of the command is awaited.
+    With `relevant`, only the lines that match it are kept. `on_signal` gets each signal, and returns whether to go on
+    waiting for the command's end.
     """
     try:
         command = subprocess.Popen(

@@ -2,10 +2,10 @@
 
     L(w) = sum of a_i w_i + b_i w_i log w_i,    b_i >= 0,    sum of w_i = 1
 
-Each source has its own level and its own curvature: the first rows of it teach most, and repeated ones less, which the
-convexity states. The law is linear in a and b (least squares with bounds), and its least point under caps has a closed
-form but for one multiplier, found by bisection. It describes the neighbourhood of good mixtures, so a training counts
-by its distance from the least loss: 1 / (1 + (distance / median distance)^2)^2.
+Each source has its own level and its own curvature: its first rows teach most and repeated ones less, which makes the
+law convex. The law is linear in a and b (least squares with bounds). Its minimum under caps has a closed form but for
+one multiplier, which bisection finds. The law only describes the neighbourhood of good mixtures, so a training is
+weighted by the distance of its loss from the least one: 1 / (1 + (distance / median distance)^2)^2.
 
 Intervals are percentiles of a bootstrap: errors are drawn, the law is fitted again, and its best weights are computed
 again. Their spread is that of trainings which the fit leaves out (residual / (1 - leverage)), because the law is only
@@ -55,8 +55,8 @@ class MixtureLaw:
         for _ in range(200):
             middle = (low + high) / 2
             low, high = (low, middle) if at(middle).sum() >= 1 else (middle, high)
-        found = at(high)
-        return tuple(float(weight) for weight in found / found.sum())
+        weights = at(high)
+        return tuple(float(weight) for weight in weights / weights.sum())
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class MixtureFit:
 
     def intervals(self) -> list[tuple[float, float]]:
         """95 % interval of each best weight."""
-        found = np.array([law.best(self.caps) for law in self.draws])
-        return [percentiles(weights, 0.95) for weights in found.T]
+        best = np.array([law.best(self.caps) for law in self.draws])
+        return [percentiles(weights, 0.95) for weights in best.T]
 
     def gain(self, weights: Sequence[float]) -> tuple[float, float, float]:
         """Loss above that of the best weights, and its 95 % interval."""
-        found = np.array([law.loss(weights) - law.loss(self.best) for law in self.draws])
-        return self.law.loss(weights) - self.law.loss(self.best), *percentiles(found, 0.95)
+        gains = np.array([law.loss(weights) - law.loss(self.best) for law in self.draws])
+        return self.law.loss(weights) - self.law.loss(self.best), *percentiles(gains, 0.95)
 
 
 def fit_mixtures(
@@ -90,7 +90,7 @@ def fit_mixtures(
     Raises:
         PipelineError: as many coefficients as trainings, or equal losses.
     """
-    shares, found, most = np.array(weights), np.array(losses), np.array(caps)
+    shares, measured, most = np.array(weights), np.array(losses), np.array(caps)
     count, sources = shares.shape
     freedom = count - 2 * sources
     if freedom < 1:
@@ -98,23 +98,23 @@ def fit_mixtures(
             f"mixture: {count} trainings determine no law of {sources} sources, which has {2 * sources} coefficients. "
             f"Raise mixture.trainings above that."
         )
-    distance = found - found.min()
+    distance = measured - measured.min()
     if not distance.any():
         raise PipelineError(
             "mixture: all trainings have the same loss, so nothing tells the mixtures apart. Raise mixture.budget."
         )
     counted = (1 + (distance / np.median(distance[distance > 0])) ** 2) ** -2.0
-    law = _fit(shares, found, counted)
+    law = _fit(shares, measured, counted)
     fitted = np.array([law.loss(row) for row in shares])
     columns = _columns(shares) * np.sqrt(counted)[:, None]
     leverage = np.minimum(np.einsum("ij,ji->i", columns, np.linalg.pinv(columns)), 0.95)
-    noise = math.sqrt(float(np.mean(counted * ((found - fitted) / (1 - leverage)) ** 2)))
-    drawn = np.random.default_rng(seed)
+    noise = math.sqrt(float(np.mean(counted * ((measured - fitted) / (1 - leverage)) ** 2)))
+    generator = np.random.default_rng(seed)
     draws = []
     for _ in range(resamples):
         # A spread that is itself uncertain widens the intervals, as Student's t does for a mean.
-        spread = noise * math.sqrt(freedom / drawn.chisquare(freedom))
-        draws.append(_fit(shares, fitted + spread * drawn.normal(0, 1, count) / np.sqrt(counted), counted))
+        spread = noise * math.sqrt(freedom / generator.chisquare(freedom))
+        draws.append(_fit(shares, fitted + spread * generator.normal(0, 1, count) / np.sqrt(counted), counted))
     return MixtureFit(law, noise, tuple(most.tolist()), law.best(most.tolist()), tuple(draws))
 
 
@@ -129,5 +129,7 @@ def _fit(shares: Floats, losses: Floats, counted: Floats) -> MixtureLaw:
 
     sources, scale = shares.shape[1], np.sqrt(counted)
     bounds = np.repeat([-np.inf, LEAST_CURVE], sources)
-    found = lsq_linear(_columns(shares) * scale[:, None], losses * scale, (bounds, np.inf), method="bvls").x
-    return MixtureLaw(tuple(found[:sources].tolist()), tuple(np.maximum(found[sources:], LEAST_CURVE).tolist()))
+    coefficients = lsq_linear(_columns(shares) * scale[:, None], losses * scale, (bounds, np.inf), method="bvls").x
+    return MixtureLaw(
+        tuple(coefficients[:sources].tolist()), tuple(np.maximum(coefficients[sources:], LEAST_CURVE).tolist())
+    )

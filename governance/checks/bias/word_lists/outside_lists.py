@@ -42,27 +42,27 @@ def outside_lists(config: WordListsConfig, folder: Path) -> dict[str, ListFile]:
     Raises:
         ConfigError: a file is not of its form, or one of a pair is not named.
     """
-    found: dict[str, ListFile] = {}
+    lists: dict[str, ListFile] = {}
     if _pair(config, "holistic_descriptors", "holistic_nouns"):
-        found["holistic"] = as_list_file(
+        lists["holistic"] = as_list_file(
             {"en": _holistic(folder / config.holistic_descriptors, folder / config.holistic_nouns)}
         )
     if config.bad_words:
         read = {code: _lines(folder / path, "bad_words") for code, path in sorted(config.bad_words.items())}
-        found["bad_words"] = as_list_file({code: {"bad_words": {"listed": terms}} for code, terms in read.items()})
+        lists["bad_words"] = as_list_file({code: {"bad_words": {"listed": terms}} for code, terms in read.items()})
     if _pair(config, "winobias_female", "winobias_male"):
         paths = {"female": folder / config.winobias_female, "male": folder / config.winobias_male}
         jobs = {name: _with_plurals(_lines(path, f"winobias_{name}")) for name, path in paths.items()}
-        found["winobias"] = as_list_file({"en": {"winobias": jobs}})
+        lists["winobias"] = as_list_file({"en": {"winobias": jobs}})
     if config.winogender:
-        found["winogender"] = as_list_file({"en": {"winogender": _winogender(folder / config.winogender)}})
+        lists["winogender"] = as_list_file({"en": {"winogender": _winogender(folder / config.winogender)}})
     for name, files in sorted(config.sentiment.items()):
         instrument, field = f"{SCORED}{name}", f"sentiment.{name}"
         if not files:
             raise ConfigError(f"audit.bias.{field}: names no file. Name one for each language, or remove it.")
         scores = {code: scored_words(folder / path, f"{field}.{code}") for code, path in sorted(files.items())}
-        found[instrument] = as_list_file({code: {instrument: terms} for code, terms in scores.items()})
-    return found
+        lists[instrument] = as_list_file({code: {instrument: terms} for code, terms in scores.items()})
+    return lists
 
 
 def _pair(config: WordListsConfig, one: str, other: str) -> bool:
@@ -111,13 +111,13 @@ _MOST_WORDS = 12
 def _holistic(descriptors: Path, nouns: Path) -> Lists:
     known = _read(descriptors, "holistic_descriptors", lambda text: list(_descriptors(json.loads(text))))
     after = _read(nouns, "holistic_nouns", lambda text: [tuple(split_words(form)) for form in _forms(json.loads(text))])
-    found: Lists = {}
+    lists: Lists = {}
     for axis, group, words in known:
-        terms = found.setdefault(f"holistic.{axis}", {}).setdefault(group, [])
+        terms = lists.setdefault(f"holistic.{axis}", {}).setdefault(group, [])
         terms += [(*words, *noun) for noun in after if noun]
-    if not found or not after:
+    if not lists or not after:
         raise ConfigError(f"audit.bias: {descriptors} and {nouns} hold no descriptor, or no noun.")
-    return found
+    return lists
 
 
 def _descriptors(values: dict[str, dict[str, Sequence[Any]]]) -> Iterator[tuple[str, str, Words]]:
@@ -149,13 +149,13 @@ def _plural(word: str) -> str:
 
 def _winogender(path: Path) -> dict[str, list[Words]]:
     def parse(text: str) -> dict[str, list[Words]]:
-        found: dict[str, list[Words]] = {"female": [], "male": []}
+        occupations: dict[str, list[Words]] = {"female": [], "male": []}
         for row in csv.DictReader(text.splitlines(), delimiter="\t"):
             name = "female" if float(row["bls_pct_female"]) >= 50 else "male"
-            found[name].append(tuple(split_words(row["occupation"])))
-        if not all(found.values()) or () in found["female"] + found["male"]:
+            occupations[name].append(tuple(split_words(row["occupation"])))
+        if not all(occupations.values()) or () in occupations["female"] + occupations["male"]:
             raise ValueError("no occupations")
-        return {name: _with_plurals(terms) for name, terms in found.items()}
+        return {name: _with_plurals(terms) for name, terms in occupations.items()}
 
     table: dict[str, list[Words]] = _read(path, "winogender", parse)
     return table
