@@ -148,8 +148,8 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     decodes = getattr(work.source, "decode_entities", False)
     kept = pa.schema([KEPT_COLUMNS] if work.source.fields.columns else [])
     with (
-        shards_writer(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
+        shards_writer(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
     ):
         for piece in _reader_of(work.source)(work, passed):
             if isinstance(piece, RecordFault):
@@ -346,8 +346,7 @@ def _readings_of(
     for files, parts in zip(listed, cut, strict=True):
         whole = is_stream(files.source, files.items[0])
         planned = plan(files.source, parts, shard_bytes, files.beside, whole=whole)
-        of_code = isinstance(files.source, CodeSource)
-        readings += [with_near_licence_files(work) for work in planned] if of_code else planned
+        readings += map(with_near_licence_files, planned) if isinstance(files.source, CodeSource) else planned
     return readings
 
 
