@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def tone_rows(
 def _rows_of(
     instrument: str,
     language: str,
-    parts: Sequence[Mapping[tuple[str, ...], Integers]],
+    parts: Sequence[Mapping[tuple[Any, ...], Integers]],
     fates: pa.Table | None,
     mentioning: Mapping[tuple[str, ...], float],
     note: str,
