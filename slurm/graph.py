@@ -150,7 +150,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
 
 
 def _with_one_gpu(option: str) -> str:
-    """An option for a job of one task: `--gres=gpu[:TYPE]:N` becomes one GPU."""
+    """An option for one task: `--gres=gpu[:TYPE]:N` with one GPU."""
     return re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option)
 
 

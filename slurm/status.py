@@ -200,7 +200,7 @@ def _reasons(rows: Sequence[JobRow]) -> list[str]:
 
 
 _EXPLAINED = (2, 65, 66, 76, 78)
-"""Exit statuses whose cause the table shows in full, with its fix (docs/commands.md)."""
+"""Exit statuses whose cause and fix the table shows in full."""
 
 
 def next_command(view: View, progress: Progress) -> str:

@@ -116,9 +116,9 @@ def _has_text(chosen: Mapping[str, str]) -> bool:
 def _take_sample(
     usable: Sequence[tuple[InputFiles, dict[str, str]]], fraction: float, folder: Path
 ) -> tuple[list[tuple[InputFiles, bool]], list[dict[str, Any]]]:
-    """Files of each group to read, whether they are only a part, and the sections of their sources.
+    """The files to read of each group, and their sources' sections.
 
-    Copies of parts are written below `folder`.
+    Each group comes with whether its files are only a part, whose copies are written below `folder`.
     """
     sample, sources = [], []
     for number, (group, chosen) in enumerate(usable):

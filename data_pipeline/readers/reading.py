@@ -27,7 +27,7 @@ from data_pipeline.readers.streams import blocks, byte_range, plain_name
 from data_pipeline.readers.text import ending_of, read_jsonl, read_member
 
 Pieces = Iterator[Record | RecordFault]
-"""What a reader yields: records and faults, in order."""
+"""Records and faults, in order: the yield of a reader."""
 
 
 def read_items(work: Reading, passed: Counter[str]) -> Pieces:
@@ -84,7 +84,7 @@ def _read_text(item: SourceItem, source: TextSource) -> Pieces:
 
 
 def _read_data_set(item: SourceItem, source: HubSource) -> Pieces:
-    """The rows of a file of a data set, on the hub or local, by its ending."""
+    """Rows of a data set's file, by its ending."""
     if item.path is None:
         if item.file == source.dataset:
             return read_hub(source)

@@ -50,7 +50,7 @@ def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
 
 
 class CountedDocuments(NamedTuple):
-    """The counted documents of a row group: those of one language and source."""
+    """Documents of a row group in one language and source."""
 
     rows: Integers
     """Their places in the group, to which the next three belong whole."""
@@ -63,7 +63,7 @@ class CountedDocuments(NamedTuple):
 class _Sentence(NamedTuple):
     rank: int
     row: int
-    """Of its document, in the row group."""
+    """The row of its document in the row group."""
     start: int
     end: int
     """Bytes in `CountedDocuments.data`."""
@@ -138,7 +138,7 @@ def _ranks(priorities: npt.NDArray[np.uint64], sizes: Integers) -> npt.NDArray[n
 
 
 def _keep(kept: Kept, where: Cell, sentence: _Sentence, documents: CountedDocuments) -> None:
-    """Keep a sentence among the first of its cell, one of each document."""
+    """Keep a sentence among its cell's first, one of each document."""
     from governance.kernels.behind_counts import EXAMPLES
 
     rank, row, start, end = sentence

@@ -88,7 +88,9 @@ def _rows_of(
     mentioning: Mapping[tuple[str, ...], float],
     note: str,
 ) -> Iterator[Row]:
-    """Rows of one instrument in one language: each group against the others, then against nobody.
+    """Rows of one instrument in one language.
+
+    Each group is compared with the others, then with nobody.
 
     `parts` are sentences, totals, squares and hits by bucket; `mentioning` has the groups' effective documents.
     """

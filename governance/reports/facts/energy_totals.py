@@ -88,7 +88,7 @@ def energy_facts(
 
 
 def _stages(manifests: Sequence[Manifest], pieces: Sequence[EnergyPiece]) -> Iterator[dict[str, Any]]:
-    """A row for each artifact, then one for each stage that has only attempts."""
+    """Rows of the artifacts, then of stages with attempts alone."""
     attempts = added_by("stage", pieces)
     artifacts = {manifest.stage for manifest in manifests}
     for manifest in manifests:

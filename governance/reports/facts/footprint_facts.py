@@ -174,7 +174,7 @@ def view_facts(
 def _of_checkpoint(
     folder: str, step: int, survived: Mapping[str, Sequence[EnergyPiece]], ancestry: Ancestry
 ) -> tuple[dict[str, tuple[Sum, int | None]], Cumulative]:
-    """Energy and tokens of one checkpoint in four views, and its ancestors' parts.
+    """One checkpoint's energy and tokens in four views, and its ancestry.
 
     "marginal" is from the checkpoint before it, "training" from the start of its training, "cumulative" and
     "cumulative_whole" with all ancestors, by their tokens or whole. Tokens are None where the record lacks them.
