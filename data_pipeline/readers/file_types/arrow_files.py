@@ -99,7 +99,11 @@ def _has_end(source: IO[bytes]) -> bool:
 
 def _checked(batch: pa.RecordBatch, columns: list[int]) -> pa.RecordBatch:
     """These columns; offsets of a damaged file may point anywhere."""
-    for array in map(batch.column, columns):
+    try:
+        arrays = [batch.column(column) for column in columns]
+    except KeyError as error:  # intervals of months, for one, have no class in pyarrow
+        raise pa.ArrowNotImplementedError(f"a column has a type that pyarrow does not read: number {error}") from error
+    for array in arrays:
         kind = _as_bytes(array.type)
         (array if kind == array.type else array.view(kind)).validate(full=True)
     return batch.select(columns)
