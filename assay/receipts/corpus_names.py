@@ -74,17 +74,20 @@ def read_names(tokens: Manifest, root: Path) -> CorpusNames:
         # By the first 8 bytes: two documents of a shard that share them (once in 10^9 shards) would count as copies.
         _, firsts, rows = np.unique(ids.view("<u8")[:, 0], return_index=True, return_inverse=True)
         held.append(np.stack([np.bincount(rows[of], minlength=len(firsts)) for of in (trains, ~trains)], axis=1))
-        table, ids = table.take(pa.array(firsts)), ids[firsts]
+        ids = np.take(ids, firsts, axis=0)
+        table = table.select(["licence", "content", "raw", "address"]).take(pa.array(firsts))
         identities.append(ids)
-        licences += [licence_words.setdefault(word, len(licence_words)) for word in table["licence"].to_pylist()]
+        coded = pc.dictionary_encode(table["licence"].combine_chunks())
+        known = [licence_words.setdefault(word, len(licence_words)) for word in coded.dictionary.to_pylist()]
+        licences.append(np.array(known, np.int64)[coded.indices.to_numpy()])
         numbers = np.arange(count, count + len(firsts))
         contents, raw, addresses = (_bytes_of(table[name]) for name in ("content", "raw", "address"))
-        given = addresses.any(axis=1)
+        given = np.flatnonzero(np.bitwise_or(*addresses.view("<u8").T))
         names += [
             (KINDS["id"], ids, numbers),
             (KINDS["text"], contents, numbers),
             (KINDS["raw text"], raw, numbers),
-            (KINDS["url"], addresses[given], numbers[given]),
+            (KINDS["url"], np.take(addresses, given, axis=0), numbers[given]),
         ]
         count += len(firsts)
     kinds = [np.full(len(found), kind, np.uint8) for kind, found, _ in names]
@@ -93,7 +96,7 @@ def read_names(tokens: Manifest, root: Path) -> CorpusNames:
         identities=np.concatenate(identities),
         copies=copies[:, 0],
         held_out=copies[:, 1],
-        licences=np.array(licences, np.int64),
+        licences=np.concatenate(licences),
         licence_words=tuple(licence_words),
         kinds=np.concatenate(kinds),
         names=np.concatenate([found for _, found, _ in names]),

@@ -52,8 +52,8 @@ def _tag_bits(high: Any, low: Any, first: Any, width: Any) -> Any:
 
 
 @inlined
-def _digest(words: Any, used: Any, bits: Any, start: Any, constants: Any, state: Any) -> Any:
-    """Pad the block after `used` numbers, and hash it."""
+def block_digest(words: Any, used: Any, bits: Any, start: Any, constants: Any, state: Any) -> Any:
+    """Hash a block of `used` numbers, the last of which holds the mark of the end."""
     for row in range(used, 15):
         for lane in range(LANES):
             words[row, lane] = np.uint32(0)
@@ -92,7 +92,7 @@ def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type:
                 words[9 + row, lane] = stream[4 + row, lane]
         for lane in range(LANES):
             words[13, lane] = np.uint32(0x80 << 24)
-        _digest(words, 14, _BLIND_BITS, start, constants, state)
+        block_digest(words, 14, _BLIND_BITS, start, constants, state)
         for row in range(4):
             for lane in range(LANES):
                 stream[row, lane] = state[row, lane]
@@ -103,7 +103,7 @@ def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type:
                 words[row, lane] = np.uint32(stream[row - 1, lane] << np.uint32(24)) | np.uint32(
                     stream[row, lane] >> np.uint32(8)
                 )
-        _digest(words, 14, _LEAF_BITS, start, constants, state)
+        block_digest(words, 14, _LEAF_BITS, start, constants, state)
         past = 0
         for number in range(len(widths)):
             past += widths[number]
@@ -118,7 +118,7 @@ def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type:
                     words[1 + row, lane] = state[row, lane]
             for lane in range(LANES):
                 words[7, lane] = np.uint32(0x80 << 24)
-            _digest(words, 8, _STUB_BITS, start, constants, state)
+            block_digest(words, 8, _STUB_BITS, start, constants, state)
         for lane in range(lanes):
             for row in range(6):
                 out[first + lane, row] = state[row, lane]

@@ -5,8 +5,8 @@ contradict each other. What stands beside that place in a proof is a hash over a
 nothing about its name; a lone name at the place of another is shown as such by its first different bits only
 (`docs/decisions/0006-receipts.md`). `verify_receipt.py` has the form of each node.
 
-Price: eight hashes a name, of 50 ns each (`lone_names.py`); on disk 24 bytes a name and 24 bytes for each 32 names; a
-proof reads one branch of the tree and makes the last seven levels of it again.
+Price: eight to nine hashes a name, of 50 ns each (`lone_names.py`, `name_nodes.py`); on disk 24 bytes a name and 24
+bytes for each 32 names; a proof reads one branch of the tree and makes the last seven levels of it again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from governance.errors import PipelineError
 from governance.kernels.lone_names import lone_nodes
+from governance.kernels.name_nodes import joined_nodes, lone_levels
 from governance.kernels.sha256_lanes import sha256_rows
 from governance.receipts.verify_receipt import NOTHING, STUB_BITS, bits_of, cut_hash
 
@@ -166,36 +167,7 @@ def _hash(kind: int, *columns: Hashes) -> Hashes:
 
 def _reduce(high: Words, low: Words, leaves: Hashes, secret: bytes, depth: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """Hashes and places of the nodes with names, at this depth."""
-    count = len(high)
-    if not count:
-        return np.zeros((0, NODE_BYTES), np.uint8), np.zeros(0, np.int64)
-    # A name stands alone one level below the longest beginning that it shares with a neighbour.
-    shared = _leading_zeros(high[1:] ^ high[:-1])
-    longest = np.maximum(np.append(shared, -1), np.append(-1, shared))
-    levels = np.maximum(longest + 1, depth)
+    levels = lone_levels(high, depth)
     hashes = lone_nodes((high, low), leaves, levels, _BLIND + secret, STUB_BITS)
-    for level in range(int(levels.max()), depth, -1):
-        here = np.flatnonzero(levels == level)
-        if not len(here):
-            continue
-        ways = high[here] >> np.uint64(64 - level)
-        above = ways >> np.uint64(1)
-        begins = np.append(True, above[1:] != above[:-1])
-        pairs = np.zeros((int(begins.sum()), 2, NODE_BYTES), np.uint8)
-        pairs[np.cumsum(begins) - 1, (ways & np.uint64(1)).astype(np.int64)] = hashes[here]
-        made = _hash(1, pairs.reshape(len(pairs), 2 * NODE_BYTES))
-        hashes[here[begins]] = made
-        levels[here] = np.where(begins, level - 1, -1)  # a pair's second name is gone
-    left = levels == depth
-    places = (high[left] >> np.uint64(64 - depth)).astype(np.int64) if depth else np.zeros(1, np.int64)
-    return hashes[left], places & ((1 << depth) - 1)
-
-
-def _leading_zeros(values: Words) -> npt.NDArray[np.int64]:
-    """Leading zero bits of each value, none of which is zero."""
-    found = np.zeros(len(values), np.int64)
-    for step in (32, 16, 8, 4, 2, 1):
-        small = values < np.uint64(1) << np.uint64(64 - step)
-        found += step * small
-        values = np.where(small, values << np.uint64(step), values)
-    return found
+    places = (high >> np.uint64(64 - depth)).astype(np.int64) if depth else np.zeros(len(high), np.int64)
+    return joined_nodes(high, levels, hashes, depth), places[np.append(True, places[1:] != places[:-1])[: len(high)]]

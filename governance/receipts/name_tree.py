@@ -33,9 +33,9 @@ import numpy.typing as npt
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError, read_errors
 from governance.files import atomic_file, running_sha256, sha256_bytes, write_bytes, write_json
-from governance.kernels.sha256_lanes import sha256_rows
+from governance.kernels.name_nodes import name_tags, sums_of_names
 from governance.manifest import Manifest, Output, describe, output_fault
-from governance.receipts.blinded_tree import LEAF_BYTES, BlindedTree, build
+from governance.receipts.blinded_tree import LEAF_BYTES, BlindedTree, Words, build
 from governance.receipts.verify_receipt import KINDS, leaf_value
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -183,17 +183,24 @@ def _sorted_tags(names: CorpusNames, corpus: str) -> tuple[int, tuple[Any, Any, 
     The salt is the first with which no two names share the first half of their tags.
     """
     for salt in itertools.count():
-        rows = np.empty((len(names.kinds), 33), np.uint8)
-        rows[:, :15], rows[:, 15] = np.frombuffer(bytes.fromhex(corpus)[:15], np.uint8), salt
-        rows[:, 16], rows[:, 17:] = names.kinds, names.names
-        tags = sha256_rows(rows)[:, :16].copy().view(">u8").astype(np.uint64)
-        order = np.argsort(tags[:, 0], kind="stable")
-        high, low = tags[order, 0], tags[order, 1]
+        high, low = name_tags(bytes.fromhex(corpus)[:15] + bytes([salt]), names.kinds, names.names)
+        order = _in_order(high)
+        high, low = high[order], low[order]
         if not np.any((high[1:] == high[:-1]) & (low[1:] != low[:-1])):
             return salt, (high, low, names.documents[order])
         if salt == _SALTS:
             raise PipelineError("receipts: too many names for tags of 64 bits")
     raise AssertionError
+
+
+def _in_order(high: Words) -> Integers:
+    """Places of ascending numbers, equal ones in their order; few are equal, so this is faster than a stable sort."""
+    order = np.argsort(high)
+    ranked = high[order]
+    equal = np.append(False, ranked[1:] == ranked[:-1])
+    [tied] = np.nonzero(equal | np.append(equal[1:], False)[: len(equal)])
+    order[tied] = order[tied][np.lexsort((order[tied], ranked[tied]))]
+    return order
 
 
 def _grouped(names: CorpusNames, high: Any, low: Any, documents: Integers) -> tuple[dict[str, Any], list[str]]:
@@ -203,17 +210,14 @@ def _grouped(names: CorpusNames, high: Any, low: Any, documents: Integers) -> tu
     words = list(names.licence_words)
     leaves = np.zeros((len(starts) - 1, LEAF_BYTES), np.uint8)
     if len(high):
-        firsts = starts[:-1]
-        licences = names.licences[documents]
-        least, most = np.minimum.reduceat(licences, firsts), np.maximum.reduceat(licences, firsts)
+        counts, least, most = sums_of_names(starts, documents, names.copies, names.held_out, names.licences)
         for place in np.flatnonzero(least != most).tolist():
-            several = sorted({words[number] for number in licences[starts[place] : starts[place + 1]].tolist()})
-            words.append(" AND ".join(several))
+            numbers = names.licences[documents[starts[place] : starts[place + 1]]]
+            words.append(" AND ".join(sorted({words[number] for number in numbers.tolist()})))
             least[place] = len(words) - 1
-        counts = [np.add.reduceat(column[documents], firsts) for column in (names.copies, names.held_out)]
-        leaves[:, :8] = np.stack(counts, axis=1).astype(">u4").view(np.uint8).reshape(-1, 8)
+        leaves[:, :8] = counts.astype(">u4").view(np.uint8).reshape(-1, 8)
         digests = np.frombuffer(b"".join(_licence(word)[8:] for word in words), np.uint8).reshape(-1, LEAF_BYTES - 8)
-        leaves[:, 8:] = digests[least]
+        leaves[:, 8:] = np.take(digests, least, axis=0)
     arrays = {
         "high": np.ascontiguousarray(high[begins]),
         "low": np.ascontiguousarray(low[begins]),

@@ -1,0 +1,194 @@
+"""Tags of names, and the nodes above lone ones, of a receipts' tree; sixteen hashes at once.
+
+`governance/receipts/verify_receipt.py` has their form. As in `lone_names.py`, each message is one block and is written
+as its sixteen numbers, without its bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from governance.kernels.buffers import Bytes
+from governance.kernels.compiled import kernel
+from governance.kernels.lone_names import Words, block_digest
+from governance.kernels.sha256_lanes import LANES, ROUNDS, START
+
+Integers = npt.NDArray[np.int64]
+
+_TAG_BITS, _NODE_BITS = 8 * (16 + 1 + 16), 8 * (1 + 24 + 24)
+
+
+def name_tags(prefix: bytes, kinds: Bytes, names: Bytes) -> tuple[Words, Words]:
+    """The halves of each name's tag.
+
+    Args:
+        prefix: 16 bytes before the kind.
+        kinds: [names].
+        names: [names, 16].
+    """
+    held = np.ascontiguousarray(names).view(">u4").astype(np.uint32).reshape(len(names), 4)
+    numbers = np.frombuffer(prefix, ">u4").astype(np.uint32)
+    return _tags(numbers, kinds, held, START, ROUNDS)  # type: ignore[no-any-return]
+
+
+def sums_of_names(
+    starts: Integers, documents: Integers, copies: Integers, held_out: Integers, licences: Integers
+) -> tuple[Integers, Integers, Integers]:
+    """Copies and held-out copies of each name, [names, 2], and the least and the largest number of a licence.
+
+    Args:
+        starts: [names + 1], name i has the documents `documents[starts[i]:starts[i + 1]]`, at least one.
+        documents: their numbers.
+        copies: [documents].
+        held_out: [documents].
+        licences: [documents].
+    """
+    return _sums(starts, documents, copies, held_out, licences)  # type: ignore[no-any-return]
+
+
+def lone_levels(high: Words, depth: int) -> Integers:
+    """The level at which each name is alone: one below the longest beginning that it shares with a neighbour.
+
+    Args:
+        high: first halves of the tags, ascending and distinct.
+        depth: the least level.
+    """
+    return _levels(high, depth)  # type: ignore[no-any-return]
+
+
+def joined_nodes(high: Words, levels: Integers, hashes: Bytes, depth: int) -> Bytes:
+    """The hash of each node of level `depth` that has names below it, in order, [nodes, 24].
+
+    Args:
+        high: first halves of the tags, ascending and distinct.
+        levels: as `lone_levels`.
+        hashes: of the lone names, [names, 24].
+        depth: up to 63.
+    """
+    held = np.ascontiguousarray(hashes).view(">u4").astype(np.uint32).reshape(len(hashes), 6)
+    found = _joined(high, levels, held, depth, START, ROUNDS)
+    return found.astype(">u4").view(np.uint8).reshape(len(found), 24)  # type: ignore[no-any-return]
+
+
+@kernel
+def _tags(prefix, kinds, names, start, constants):  # type: ignore[no-untyped-def]
+    count = len(kinds)
+    high, low = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    words = np.zeros((64, LANES), np.uint32)
+    state = np.zeros((8, LANES), np.uint32)
+    for first in range(0, count, LANES):
+        lanes = min(LANES, count - first)
+        for row in range(4):
+            for lane in range(LANES):
+                words[row, lane] = prefix[row]
+        for lane in range(lanes):
+            before = np.uint32(kinds[first + lane])
+            for row in range(4):
+                value = names[first + lane, row]
+                words[4 + row, lane] = np.uint32(before << np.uint32(24)) | np.uint32(value >> np.uint32(8))
+                before = value
+            words[8, lane] = np.uint32(before << np.uint32(24)) | np.uint32(0x80 << 16)
+        block_digest(words, 9, _TAG_BITS, start, constants, state)
+        for lane in range(lanes):
+            high[first + lane] = (np.uint64(state[0, lane]) << np.uint64(32)) | np.uint64(state[1, lane])
+            low[first + lane] = (np.uint64(state[2, lane]) << np.uint64(32)) | np.uint64(state[3, lane])
+    return high, low
+
+
+@kernel
+def _sums(starts, documents, copies, held_out, licences):  # type: ignore[no-untyped-def]
+    count = len(starts) - 1
+    sums, least, most = np.zeros((count, 2), np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    for name in range(count):
+        least[name] = most[name] = licences[documents[starts[name]]]
+        for place in range(starts[name], starts[name + 1]):
+            document = documents[place]
+            sums[name, 0] += copies[document]
+            sums[name, 1] += held_out[document]
+            least[name] = min(least[name], licences[document])
+            most[name] = max(most[name], licences[document])
+    return sums, least, most
+
+
+@kernel
+def _levels(high, depth):  # type: ignore[no-untyped-def]
+    levels = np.full(len(high), depth, np.int64)
+    for name in range(1, len(high)):
+        level = depth
+        apart = high[name - 1] ^ high[name]
+        while level == 0 or (level < 64 and apart >> np.uint64(64 - level) == 0):
+            level += 1
+        levels[name - 1] = max(levels[name - 1], level)
+        levels[name] = max(levels[name], level)
+    return levels
+
+
+@kernel
+def _joined(high, levels, nodes, depth, start, constants):  # type: ignore[no-untyped-def]
+    count = len(high)
+    last, kept, joined = depth, 0, 0
+    for name in range(count):
+        last = max(last, levels[name])
+    # Names by level: a counting sort, in which those of a level keep their order.
+    ends = np.zeros(66, np.int64)
+    for name in range(count):
+        ends[levels[name] + 1] += 1
+    for level in range(1, 66):
+        ends[level] += ends[level - 1]
+    places, names = ends.copy(), np.empty(count, np.int64)
+    for name in range(count):
+        names[places[levels[name]]] = name
+        places[levels[name]] += 1
+    here, above = np.empty(count, np.int64), np.empty(count, np.int64)  # nodes, by their first name
+    words = np.zeros((64, LANES), np.uint32)
+    state = np.zeros((8, LANES), np.uint32)
+    for level in range(last, depth - 1, -1):
+        # Nodes of this level: those that were joined below, and the names that are alone here, in order.
+        kept, lone, stop = 0, ends[level], ends[level + 1]
+        for one in range(joined):
+            while lone < stop and names[lone] < above[one]:
+                here[kept] = names[lone]
+                kept, lone = kept + 1, lone + 1
+            here[kept] = above[one]
+            kept += 1
+        while lone < stop:
+            here[kept] = names[lone]
+            kept, lone = kept + 1, lone + 1
+        joined = 0
+        if level == depth:
+            break
+        place = 0
+        while place < kept:
+            lanes = 0
+            while lanes < LANES and place < kept:
+                one = here[place]
+                way = high[one] >> np.uint64(64 - level)
+                other = here[place + 1] if place + 1 < kept else one
+                pair = other != one and high[other] >> np.uint64(64 - level) == way ^ np.uint64(1)
+                pair = pair and way & np.uint64(1) == 0
+                # One byte, then both hashes; a side without names is zeros.
+                before = np.uint32(1)
+                for row in range(12):
+                    value = np.uint32(0)
+                    if pair:
+                        value = nodes[one, row] if row < 6 else nodes[other, row - 6]
+                    elif way & np.uint64(1) == 0 and row < 6:
+                        value = nodes[one, row]
+                    elif way & np.uint64(1) == 1 and row >= 6:
+                        value = nodes[one, row - 6]
+                    words[row, lanes] = np.uint32(before << np.uint32(24)) | np.uint32(value >> np.uint32(8))
+                    before = value
+                words[12, lanes] = np.uint32(before << np.uint32(24)) | np.uint32(0x80 << 16)
+                above[joined] = one
+                joined, lanes = joined + 1, lanes + 1
+                place += 2 if pair else 1
+            block_digest(words, 13, _NODE_BITS, start, constants, state)
+            for lane in range(lanes):
+                for row in range(6):
+                    nodes[above[joined - lanes + lane], row] = state[row, lane]
+    found = np.empty((kept, 6), np.uint32)
+    for place in range(kept):
+        for row in range(6):
+            found[place, row] = nodes[here[place], row]
+    return found
