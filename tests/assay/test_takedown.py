@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,9 @@ def test_a_run_that_continues_another_goes_back_into_it(trained, by_step, tmp_pa
     assert (early["clean"], early["steps_to_replay"], early["replay"]["clean"]) == (None, 14, None)
     assert early["replay"]["recomputed"] == {"steps": 2, "equal": 2}
     assert 'continue_from = ""' in Path(early["settings"]).read_text()
+    # The report's line has the settings of the run, without those that the replay's file sets.
+    assert early["next"] == f"assay report {words[0]} {early['settings']} --root {root} --set train.steps=14"
+    assert main(shlex.split(early["next"])[1:]) == 0
 
 
 def test_a_replay_is_certified_and_known_everywhere(trained, ask, by_step, tmp_path, capsys):
