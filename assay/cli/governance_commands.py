@@ -247,10 +247,12 @@ def trace(arguments: Arguments) -> None:
 
 def impact(arguments: Arguments) -> None:
     """Print shards, rows, checkpoints and children that saw a document."""
-    from assay.impact import explain
+    from assay.impact import explain, require_whole_shards
     from assay.impact import impact as find
 
-    impacts = find(arguments.document, [root.absolute() for root in arguments.roots])
+    roots = [root.absolute() for root in arguments.roots]
+    require_whole_shards(roots)
+    impacts = find(arguments.document, roots)
     say(explain(impacts), **asdict(impacts))
 
 

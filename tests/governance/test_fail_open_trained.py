@@ -307,6 +307,23 @@ def test_a_takedown_is_not_planned_from_other_shards(project, capsys):
     assert ".tokens: has sha256" in capsys.readouterr().err
 
 
+def test_an_impact_is_not_read_from_other_shards(project, capsys):
+    """Neither where a shard was altered, nor where its manifest was, too."""
+    shard, root = only(project, "encode/*/train/*stories*"), project / "root"
+    words = ["governance", "impact", STORY, "--root", str(root)]
+    assert main(words) == 0
+    assert f"{shard.name}: document(s)" in capsys.readouterr().out
+    other_identity("encode/*/train/*stories*", STORY)(project)
+    assert main(words) == 65
+    assert f"{shard.name}: has sha256" in capsys.readouterr().err
+    made = read_manifest(only(project, "encode/*/manifest.json"))
+    write_manifest(
+        made.model_copy(update={"outputs": tuple(describe(root / one.path, root) for one in made.outputs)}), root
+    )
+    assert main(words) == 65
+    assert "manifest.json: is not the manifest that the journal states" in capsys.readouterr().err
+
+
 def test_a_replay_is_not_certified_from_altered_losses(project, capsys):
     """The certificate says how many of the steps that both trainings made have the same loss."""
     digit(only(project, "train/*/losses.json"))
