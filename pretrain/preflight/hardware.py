@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pretrain.distributed.process_group import Ranks
 if TYPE_CHECKING:
     import torch
 
+_MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -52,12 +54,25 @@ def arithmetic() -> dict[str, Any]:
     """Threads, processor and instructions, which decide the last bits of sums."""
     import torch
 
-    model = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")), ":")
+    lines = _lines(Path("/proc/cpuinfo"))
+    model = next((line for line in lines if line.startswith("model name")), ":")
     return {
         "threads": torch.get_num_threads(),
         "processor": model.partition(":")[2].strip() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "matrix_instructions": _matrix_instructions(lines),
     }
+
+
+def _matrix_instructions(lines: list[str]) -> str:
+    """Instructions by which oneDNN chooses its kernels, and the limit that its user sets.
+
+    Virtual machines of one processor's name have them or not, and torch's own capability does not say so.
+    """
+    flags = next((line for line in lines if line.startswith("flags")), ":").partition(":")[2].split()
+    known = [name for name in _MATRIX_FLAGS if name in flags]
+    limits = (os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return " ".join([*known, *(f"up to {limit}" for limit in limits if limit)])
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,11 +6,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from assay.cli.main import main
 from assay.recomputation import repeated_stretch
+from assay.recomputation.repeated_stretch import other_arithmetic
 from governance.manifest import read_manifest
 from governance.recomputation.audit_draw import drawn, public_value
 from governance.recomputation.audit_statement import audit_faults
@@ -19,6 +21,7 @@ from governance.signing.journal_lines import read_journal
 from pretrain import loop
 from pretrain.data.sampler import RowSampler
 from pretrain.engine.fragments import nudge
+from pretrain.preflight.hardware import arithmetic
 from tests.conftest import CONFIG, write_tales
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +175,17 @@ def test_other_arithmetic_is_held_to_a_measured_bound(trained, audit, tmp_path, 
             assert 0 < one["differences"]["weights"] <= one["bound"]["weights"] < 1e-2
     last = found["repeated"][-1]
     assert last["differences"]["weights"] > 5 * last["bound"]["weights"]
+
+
+def test_a_limit_of_the_instructions_is_another_arithmetic(monkeypatch):
+    """Else an honest training would count as falsified: neither the processor's name nor torch says so."""
+    runs = []
+    for limit in ("AVX2", "AVX512_CORE"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        runs.append(SimpleNamespace(run={"execution": {**arithmetic(), "device": "cpu"}, "packages": {}}))
+    [found] = other_arithmetic(*runs)
+    assert re.fullmatch(r"matrix instructions .*up to AVX2 there, .*up to AVX512_CORE here", found)
+    assert other_arithmetic(runs[0], runs[0]) == []
 
 
 def test_bad_input_is_refused_in_words(trained, audit, tmp_path, monkeypatch):
