@@ -44,7 +44,7 @@ from pretrain.checkpoint.load import parent_of
 VERSION = 1
 EQUAL, WITHIN = "equal", "within the bound"
 _MARGIN = 8.0
-"""Twice the largest measured ratio of differences between instruction sets to those of a nudge, 3.3, and more."""
+"""Twice the largest measured ratio of differences between instruction sets to those of a nudge, 3.6, and more."""
 
 
 class TrainingAuditConfig(Section):
