@@ -143,7 +143,7 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
 
 
 def require_whole_shards(roots: Iterable[Path]) -> None:
-    """Raise where token shards or packed rows are not as their roots state them.
+    """Raise where token shards or packed rows were altered.
 
     Raises:
         AlteredFile: names the file: in it, a document may have lost its name.

@@ -306,7 +306,7 @@ def takedown(arguments: Arguments) -> None:
 
 
 def _with_overrides(arguments: Arguments, command: str) -> str:
-    """As `command_line`, with the overrides, without which the command would look for another run."""
+    """As `command_line`, with the overrides that choose the run."""
     given = [word for one in arguments.overrides for word in ("--set", one)]
     return shlex.join([*shlex.split(command_line(arguments, command)), *given])
 

@@ -53,7 +53,7 @@ def _tag_bits(high: Any, low: Any, first: Any, width: Any) -> Any:
 
 @inlined
 def block_digest(words: Any, used: Any, bits: Any, start: Any, constants: Any, state: Any) -> Any:
-    """Hash a block of `used` numbers, the last of which holds the mark of the end."""
+    """Hash a block of `used` numbers; the last one marks the end."""
     for row in range(used, 15):
         for lane in range(LANES):
             words[row, lane] = np.uint32(0)

@@ -1,7 +1,7 @@
-"""Tags of names, and the nodes above lone ones, of a receipts' tree; sixteen hashes at once.
+"""Tags of a receipts' tree, and nodes above its lone names.
 
-`governance/receipts/verify_receipt.py` has their form. As in `lone_names.py`, each message is one block and is written
-as its sixteen numbers, without its bytes.
+Sixteen hashes are made at once. `governance/receipts/verify_receipt.py` has their form. As in `lone_names.py`, each
+message is one block and is written as its sixteen numbers, without its bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def name_tags(prefix: bytes, kinds: Bytes, names: Bytes) -> tuple[Words, Words]:
 def sums_of_names(
     starts: Integers, documents: Integers, copies: Integers, held_out: Integers, licences: Integers
 ) -> tuple[Integers, Integers, Integers]:
-    """Copies and held-out copies of each name, [names, 2], and the least and the largest number of a licence.
+    """Copies of each name, and its least and largest licence.
+
+    Copies, and those held out, are [names, 2]; the others numbers of licences.
 
     Args:
         starts: [names + 1], name i has the documents `documents[starts[i]:starts[i + 1]]`, at least one.
@@ -48,7 +50,9 @@ def sums_of_names(
 
 
 def lone_levels(high: Words, depth: int) -> Integers:
-    """The level at which each name is alone: one below the longest beginning that it shares with a neighbour.
+    """The level at which each name is alone.
+
+    It is one below the longest beginning that a name shares with a neighbour.
 
     Args:
         high: first halves of the tags, ascending and distinct.
@@ -58,7 +62,9 @@ def lone_levels(high: Words, depth: int) -> Integers:
 
 
 def joined_nodes(high: Words, levels: Integers, hashes: Bytes, depth: int) -> Bytes:
-    """The hash of each node of level `depth` that has names below it, in order, [nodes, 24].
+    """The hash of each node of one level with names below.
+
+    They are in order, [nodes, 24].
 
     Args:
         high: first halves of the tags, ascending and distinct.

@@ -194,7 +194,10 @@ def _sorted_tags(names: CorpusNames, corpus: str) -> tuple[int, tuple[Any, Any, 
 
 
 def _in_order(high: Words) -> Integers:
-    """Places of ascending numbers, equal ones in their order; few are equal, so this is faster than a stable sort."""
+    """Places of ascending numbers, equal ones in their order.
+
+    Few are equal, so this is faster than a stable sort.
+    """
     order = np.argsort(high)
     ranked = high[order]
     equal = np.append(False, ranked[1:] == ranked[:-1])

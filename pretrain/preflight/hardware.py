@@ -65,7 +65,7 @@ def arithmetic() -> dict[str, Any]:
 
 
 def _matrix_instructions(lines: list[str]) -> str:
-    """Instructions by which oneDNN chooses its kernels, and the limit that its user sets.
+    """Instructions by which oneDNN chooses kernels, and its limit.
 
     Virtual machines of one processor's name have them or not, and torch's own capability does not say so.
     """
