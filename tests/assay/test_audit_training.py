@@ -1,7 +1,10 @@
 """`assay audit-training`: honest trainings, three that were falsified, other arithmetic, and bad input."""
 
+import contextlib
 import copy
+import io
 import json
+import random
 import re
 import shutil
 from dataclasses import replace
@@ -9,10 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from assay.cli.main import main
 from assay.recomputation import repeated_stretch
 from assay.recomputation.repeated_stretch import other_arithmetic
+from governance.errors import Preempted
 from governance.manifest import read_manifest
 from governance.recomputation.audit_draw import drawn, public_value
 from governance.recomputation.audit_statement import audit_faults
@@ -23,20 +29,39 @@ from pretrain.data.sampler import RowSampler
 from pretrain.engine.fragments import nudge
 from pretrain.preflight.hardware import arithmetic
 from tests.conftest import CONFIG, write_tales
+from tests.pretrain.rank_runs import run_ranks
 
 ROOT = Path(__file__).parents[2]
+FIRST = """
+[[data.sources]]
+type = "jsonl"
+name = "{name}"
+paths = ["*.jsonl"]
+licence = "CC0-1.0"
+"""
+
+
+def run_small(folder, text, **tales):
+    """A run of twelve steps that keeps a checkpoint of each second one."""
+    (folder / "run.toml").write_text(text.replace("every_steps = 4", "every_steps = 2\nkeep_every_steps = 2"))
+    shutil.copy(ROOT / "configs" / "policy.toml", folder / "policy.toml")
+    for name, seeds in tales.items():
+        write_tales(folder / f"{name}.jsonl", seeds)
+    assert main(["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of twelve steps that keeps a checkpoint of each second one."""
-    folder = tmp_path_factory.mktemp("audited")
-    kept = "every_steps = 2\nkeep_every_steps = 2"
-    (folder / "run.toml").write_text(CONFIG.replace("every_steps = 4", kept))
-    shutil.copy(ROOT / "configs" / "policy.toml", folder / "policy.toml")
-    write_tales(folder / "a.jsonl", range(120))
-    assert main(["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]) == 0
-    return folder
+    return run_small(tmp_path_factory.mktemp("audited"), CONFIG, a=range(120))
+
+
+@pytest.fixture(scope="module")
+def trained_on_two_sources(tmp_path_factory):
+    first, second = (FIRST.format(name=name) for name in ("tales", "fables"))
+    assert first in CONFIG
+    text = CONFIG.replace(first, first.replace("*", "a") + second.replace("*", "b"))
+    return run_small(tmp_path_factory.mktemp("audited"), text, a=range(60), b=range(60, 120))
 
 
 @pytest.fixture
@@ -101,52 +126,100 @@ def test_an_honest_training_is_equal_to_the_bit_and_known_everywhere(trained, au
     assert len(audit_faults([entry for entry in entries if entry.kind != "training-audit-draw"], root)) == 2
 
 
-def swap_a_row(patch):
-    """Step 5 reads a row of another step in place of its first one."""
-    rows = RowSampler.rows
-    patch.setattr(RowSampler, "rows", lambda order, step: [*rows(order, 9)[:1], *rows(order, step)[1:]]
-                  if step == 5 else rows(order, step))  # fmt: skip
+def swap_a_row(patch, at):
+    """A step reads a row of another step in place of its first one."""
+    rows, other = RowSampler.rows, (at + 3) % 8 + 1
+    patch.setattr(RowSampler, "rows", lambda order, step: [*rows(order, other)[:1], *rows(order, step)[1:]]
+                  if step == at else rows(order, step))  # fmt: skip
 
 
-def raise_a_rate(patch):
-    """Step 7 has a learning rate that is a hundredth higher."""
+def raise_a_rate(patch, at):
+    """A step has a learning rate that is a hundredth higher."""
     rate = loop.rate_factor
-    patch.setattr(loop, "rate_factor", lambda step, *more: rate(step, *more) * (1.01 if step == 7 else 1.0))
+    patch.setattr(loop, "rate_factor", lambda step, *more: rate(step, *more) * (1.01 if step == at else 1.0))
 
 
-def alter_weights(patch):
-    """The checkpoint of step 2 has weights that differ by a millionth, and the training goes on from them."""
+def alter_weights(patch, at):
+    """A checkpoint has weights that differ by a millionth, and the training goes on from them."""
     save = loop._save
 
     def altered(context, state):
-        if state.step == 2:
+        if state.step == at:
             nudge(context.engine, 1e-6)
         save(context, state)
 
     patch.setattr(loop, "_save", altered)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "falsify", "number"), [(11, swap_a_row, 2), (12, raise_a_rate, 3), (13, alter_weights, 0)]
-)
-def test_a_falsified_training_is_found_in_its_stretch(trained, audit, tmp_path, monkeypatch, seed, falsify, number):
-    root, own = tmp_path / "root", ["--set", f"train.seed={seed}", "--set", "train.steps=8"]
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # two roots grow from one journal
-    shutil.copytree(trained / "root", root)
+def random_training(chance):
+    """Overrides of a training of eight steps, drawn; its ranks; and where it is stopped, in the middle of a step."""
+    ranks, precision = chance.choice([1, 2]), chance.choice(["fp32", "bf16"])
+    own = {"train.seed": chance.randrange(1000), "train.steps": 8, "train.precision": f"'{precision}'"}
+    own["train.global_batch_size"], own["engine.micro_batch_size"] = chance.choice([4, 8]), chance.choice([1, 2])
+    own["engine.zero_stage"] = chance.choice([1, 2, 3] if precision == "bf16" else [0, 1, 2, 3])
+    own["engine.rank_invariant"] = "true" if ranks == 2 or chance.random() < 0.5 else "false"
+    if chance.random() < 0.5:
+        own["train.batch_size_ramp"] = f"[{{until_step = {chance.choice([2, 5])}, global_batch_size = 4}}]"
+    if chance.random() < 0.5:
+        own["train.mixture"] = f"[{{from_step = {chance.choice([2, 4])}, weights = {{tales = 1.0, fables = 2.0}}}}]"
+    return (
+        [word for name, value in own.items() for word in ("--set", f"{name}={value}")],
+        ranks,
+        chance.choice([0, 4, 7]),
+    )
+
+
+def train_wrongly(words, falsify, at, stop):
+    """Train with a fault at a step, stopped in the middle of another one and started again; for ranks, too."""
     with pytest.MonkeyPatch.context() as patch:
-        falsify(patch)
-        assert main(["train", str(trained / "run.toml"), "--root", str(root), *own]) == 0
-    found = audit("--share", "1", *own, status=65, root=root)
-    results = [one["result"] for one in found["repeated"]]
-    assert results == ["falsified" if place == number else "equal" for place in range(4)]
-    assert found["verdict"] == "falsified"
-    assert 0 < found["repeated"][number]["differences"]["weights"] < 1
-    # An audit of a half finds it in half of the draws.
-    draws = [drawn(public_value(found["head"], found["training"], str(nonce)), 4, 2) for nonce in range(400)]
-    assert abs(sum(number in one for one in draws) / 400 - 0.5) < 0.125  # five standard errors
-    keys = ["--key", str(trained / "key.pem.pub")]
-    assert main(["governance", "verify", str(root), "--deep", *keys]) == 65
+        globals()[falsify](patch, at)
+        rate = loop.rate_factor
+
+        def stopped(step, *more):
+            if step == stop:
+                raise Preempted("in the middle of a step")
+            return rate(step, *more)
+
+        if stop:
+            with pytest.MonkeyPatch.context() as once:
+                once.setattr(loop, "rate_factor", stopped)
+                assert main(words) == Preempted.exit_code
+        assert main(words) == 0
+
+
+@pytest.mark.slow
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, (1 << 32) - 1))
+@pytest.mark.parametrize("falsify", ["swap_a_row", "raise_a_rate", "alter_weights"])
+def test_a_falsified_training_is_found_in_its_stretch(trained_on_two_sources, tmp_path_factory, falsify, seed):
+    """Random trainings of one or two ranks: one stretch is falsified, all others are equal to the bit."""
+    trained = trained_on_two_sources
+    chance, folder = random.Random(f"{falsify} {seed}"), tmp_path_factory.mktemp("falsified")
+    (own, ranks, stop), root, run = random_training(chance), folder / "root", str(trained / "run.toml")
+    at = chance.choice([2, 4, 6]) if falsify == "alter_weights" else chance.choice(range(1, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))  # two roots grow from one journal
+        shutil.copytree(trained / "root", root)
+        given = (["train", run, "--root", str(root), *own], falsify, at, stop)
+        if ranks == 1:
+            train_wrongly(*given)
+        else:
+            script = f"from tests.assay.test_audit_training import train_wrongly\ntrain_wrongly(*{given!r})"
+            well, output = run_ranks(folder / "ranks", ["-c", script], ranks)
+            assert well, output[-6000:]
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["audit-training", run, "--root", str(root), "--share", "1", *own, "--json"]) == 65, own
+        found = json.loads(out.getvalue())
+        results = [one["result"] for one in found["repeated"]]
+        number = (at - 1) // 2
+        assert results == ["falsified" if place == number else "equal" for place in range(4)], (own, ranks, at, stop)
+        assert found["verdict"] == "falsified"
+        assert found["repeated"][number]["differences"]["weights"] > 0
+        # An audit of a half finds it in half of the draws.
+        draws = [drawn(public_value(found["head"], found["training"], str(nonce)), 4, 2) for nonce in range(400)]
+        assert abs(sum(number in one for one in draws) / 400 - 0.5) < 0.125  # five standard errors
+        keys = ["--key", str(trained / "key.pem.pub")]
+        assert main(["governance", "verify", str(root), "--deep", *keys]) == 65
 
 
 @pytest.mark.slow
