@@ -204,7 +204,7 @@ def _kept(
         if entry.kind not in REMOVABLE:
             ends += [(f"{entry.kind} ({entry.place})", path) for path in sorted(used)]
     for path, manifest in there.items():
-        rests_on.setdefault(path, set()).update(item.path for item in manifest.inputs if item.stage not in SOURCES)
+        rests_on.setdefault(path, set()).update(item.path for item in manifest.made_from if item.stage not in SOURCES)
     stated = latest_statements(entries)
     ends += [
         (f"safety: {doubt}", path) for path, manifest in there.items() if (doubt := _doubt(root, manifest, stated))

@@ -6,6 +6,9 @@ it counts where this root's journal states it as the export of a checkpoint of t
 files. Anything else trains, and the training's record (`run.origin`) and page one of the report name it as not
 verified; a policy with `verified_origin` refuses it.
 
+The checkpoint of an export goes with the origin (`exports`, by the folder's digest), so that lineage and energy of the
+child reach it.
+
 An origin goes with the weights. Each checkpoint's signed `run` block has the origin of the weights that its training
 started from, and each export's statement that of its checkpoint, so one unverified ancestor is enough. It enters no key
 and no digest.
@@ -30,7 +33,7 @@ from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.gate.chain import require_stated, require_whole
 from governance.gate.verdict import Keyring
 from governance.lineage.attest import open_journal
-from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.manifest import EXPORTS, FILE_NAME, Input, Manifest, read_manifest
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry
@@ -70,7 +73,9 @@ def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None)
             else checkpoint_origin(run, one.manifest, one.root, runtime.root)
             for one in held
         ]
-        return next((origin for origin in found if not origin["verified"]), found[0])
+        exports = {digest: inputs for origin in found for digest, inputs in origin.get(EXPORTS, {}).items()}
+        chosen = next((origin for origin in found if not origin["verified"]), found[0])
+        return chosen | {EXPORTS: exports} if exports else chosen
 
     earlier = list(_recorded(run, runtime.root, folder)) if folder is not None else []
     known = next((origin for origin in earlier if origin["verified"]), None)
@@ -160,10 +165,13 @@ def _folder_origin(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[
     exports = _exports(entries, digests)
     if not exports:
         return _origin(name, False, f"no line of this root's {JOURNAL} states an export of these files")
-    origins = [entry.statement["predicate"]["origin"] for entry in exports]
-    if any(origin["verified"] for origin in origins):
-        return _origin(name, True, f"stated by the {JOURNAL} of this root as an export")
-    return _origin(name, False, f"an export of {origins[0]['from']}: {origins[0]['why']}")
+    entry = next((one for one in exports if one.statement["predicate"]["origin"]["verified"]), exports[0])
+    origin, made_from = entry.statement["predicate"]["origin"], filter(_is_checkpoint, entry.materials)
+    why = f"stated by the {JOURNAL} of this root as an export"
+    if not origin["verified"]:
+        why = f"an export of {origin['from']}: {origin['why']}"
+    behind = {weights.folder.digest: [item.model_dump(mode="json") for item in made_from]}
+    return _origin(name, origin["verified"], why) | {EXPORTS: behind}
 
 
 def _exports(entries: Sequence[JournalEntry], digests: set[str]) -> list[JournalEntry]:
@@ -173,10 +181,14 @@ def _exports(entries: Sequence[JournalEntry], digests: set[str]) -> list[Journal
         entry
         for entry in entries
         if entry.kind == EXPORT
-        and any(item.stage == "checkpoint" and item.digest in ours for item in entry.materials)
+        and any(_is_checkpoint(item) and item.digest in ours for item in entry.materials)
         and digests
         and digests <= set(entry.subjects.values())
     ]
+
+
+def _is_checkpoint(item: Input) -> bool:
+    return item.stage == "checkpoint"
 
 
 def _origin(name: str, verified: bool, why: str) -> dict[str, Any]:

@@ -19,8 +19,10 @@ unknown schema and an unknown key: it never guesses. `seal` is the hash of all t
 accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
 the journal states digest and seal (`chain.py`). An output of more than 64 MiB
 has `leaves` too, the SHA-256 of each 64 MiB of it: where the file was altered, the piece can be named.
-`run.linked_from` names the earlier artifacts that shards were linked from, where there are any. `run.beside` lists, as
-`outputs` does, files written for the artifact that are not outputs: records of its shards, a training's record.
+`run.origin.exports` names the checkpoints behind folders of weights that Assay exported, by the digest of the folder
+that `inputs` lists as a file. `run.linked_from` names the earlier artifacts that shards were linked from, where there
+are any. `run.beside` lists, as `outputs` does, files written for the artifact that are not outputs: records of its
+shards, a training's record.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput, StorageError
@@ -51,6 +53,7 @@ FILE_NAME = "manifest.json"
 KEY_LENGTH = 16  # characters of the key that name the directory
 LINKED_FROM = "linked_from"
 BESIDE = "beside"
+ORIGIN, EXPORTS = "origin", "exports"
 SOURCES = ("file", "hub")
 """Stages of an input that is not an artifact."""
 
@@ -64,6 +67,9 @@ class Input(Section):
     """The input manifest's digest, or the source file's SHA-256."""
     path: str
     """Its manifest, relative to the root; for a source file its name within the source."""
+
+
+_EXPORTED = TypeAdapter(dict[str, tuple[Input, ...]])
 
 
 class Output(Section):
@@ -129,6 +135,24 @@ class Manifest(Section):
     def beside(self) -> tuple[Output, ...]:
         """Companion files that are not outputs."""
         return tuple(Output.model_validate(item) for item in self.run.get(BESIDE, ()))
+
+    @property
+    def exported(self) -> dict[str, tuple[Input, ...]]:
+        """Checkpoints behind each input that is an export of this root, by its digest."""
+        origin = self.run.get(ORIGIN)
+        listed = origin.get(EXPORTS, {}) if isinstance(origin, dict) else {}
+        return _EXPORTED.validate_python(listed)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Manifest:
+        _ = self.exported  # a `run` block of another form is refused here, not where it is used
+        return self
+
+    @property
+    def made_from(self) -> tuple[Input, ...]:
+        """Inputs, and the checkpoints behind those that are exports."""
+        behind = (item for exports in self.exported.values() for item in exports if item not in self.inputs)
+        return (*self.inputs, *dict.fromkeys(behind))
 
     def files(self, role: str, root: Path) -> list[Path]:
         """The output files below `<folder>/<role>/`, in name order."""

@@ -1,9 +1,10 @@
 """Ancestors of each training, for energy attribution.
 
 A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
-from, as its inputs. One that goes on counts its tokens on: `stats.continued` states from how many. What is behind the
-tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root) is a start too.
-Verdicts and source files are not measured, and are skipped.
+from, as its inputs; the checkpoint of one that began with an export of this root is in its `run.origin`. What is behind
+any other folder of weights is a gap. One that goes on counts its tokens on: `stats.continued` states from how many.
+What is behind the tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root)
+is a start too. Verdicts and source files are not measured, and are skipped.
 """
 
 from __future__ import annotations
@@ -99,7 +100,11 @@ class _Walk:
         gaps: list[str] = []
         linked = dict.fromkeys(_linked_from(manifest))
         tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT, _DRAWS)]
-        waiting = list(manifest.inputs)
+        exported = manifest.exported
+        if manifest.stage in (TRAIN, CHECKPOINT):
+            weights = [item for item in manifest.inputs if item.stage in SOURCES]
+            gaps += [item.path for item in weights if item.digest not in exported]
+        waiting = list(manifest.made_from)
         for item in waiting:
             folder = str(PurePosixPath(item.path).parent)
             if item.stage in _NO_WORK or folder in data:

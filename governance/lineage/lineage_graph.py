@@ -130,7 +130,7 @@ def read_graph(root: Path) -> Graph:
         if node.key in parents:
             nodes[node.key] = node
         else:
-            add(node, manifest.inputs)
+            add(node, manifest.made_from)
     return Graph(nodes, parents)
 
 

@@ -5,9 +5,9 @@
 
 The envelope (DSSE, `dsse.py`) holds an in-toto statement. For an artifact its subject is the manifest with its
 digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, config, the manifest's seal (so that the
-`run` block is signed, too) and materials: what it was made from, down to the source files, for a run also the verdict
-that let it start and its last checkpoint. So the way from a source file to a child of a checkpoint can be walked in the
-journal alone, when the artifacts are gone.
+`run` block is signed, too) and materials: what it was made from, down to the source files, for a run also the
+checkpoints behind exported weights, the verdict that let it start and its last checkpoint. So the way from a source
+file to a child of a checkpoint can be walked in the journal alone, when the artifacts are gone.
 
 The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
 how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`). A file whose lines are
@@ -341,7 +341,8 @@ class Journal:
         return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())
 
     def _also(self, manifest: Manifest) -> Iterator[Input]:
-        """Further inputs of a run: last checkpoint and verdict."""
+        """Further inputs of a run: exported checkpoints, its last one, and the verdict."""
+        yield from manifest.made_from[len(manifest.inputs) :]
         last = manifest.stats.get("checkpoint")
         if isinstance(last, Mapping):
             yield Input(stage="checkpoint", path=last["path"], digest=last["digest"])

@@ -202,6 +202,11 @@ class TrainConfig(Section):
     in the key."""
 
     @property
+    def sides(self) -> tuple[float, float]:
+        """Tokens of source and target for each token of an encoder-decoder's row."""
+        return self.span_corruption.sides if self.span_corruption is not None else (0.5, 0.5)
+
+    @property
     def freezes(self) -> bool:
         """Return whether some parameters stay as `initial_weights` has them."""
         return self.adapter is not None or bool(self.trained)

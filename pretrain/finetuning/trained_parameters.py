@@ -112,9 +112,7 @@ def training_flops(recipe: TrainRecipe, vocabulary_size: int) -> int:
     learns, and computes the gradients of trained weights alone: 2 of 6 operations per frozen weight are saved.
     """
     model, length = recipe.model, recipe.train.sequence_length
-    corruption = recipe.train.span_corruption
-    sides = corruption.sides if corruption is not None else (0.5, 0.5)
-    every = flops_per_token(model, vocabulary_size, length, sides)
+    every = flops_per_token(model, vocabulary_size, length, recipe.train.sides)
     if not recipe.train.freezes:
         return every
     learning = trained_shapes(model, recipe.train, vocabulary_size)

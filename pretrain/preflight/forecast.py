@@ -37,7 +37,7 @@ from pretrain.model.flops import (
     parameter_count,
     piece_tokens,
 )
-from pretrain.preflight.memory import block_parameters
+from pretrain.preflight.memory import parameters_of_sides
 
 PEAK, COPIES = 989.4e12, 3.0e12
 _WAIT = 0.25e-3  # the kernel queue drains and refills
@@ -135,17 +135,19 @@ class _Work:
     """Share of the weights whose gradients are computed."""
     document: float | None
     """Mean tokens of a document; None: a row is one document."""
+    of_pairs: tuple[float, float]
+    """Tokens of sources and of targets for each token of an encoder-decoder's row."""
 
     @property
     def targets(self) -> int:
         """Tokens of one pass that are predicted."""
-        return self.tokens // 2 if self.model.encoder_layers else self.tokens
+        return int(self.of_pairs[1] * self.tokens) if self.model.encoder_layers else self.tokens
 
     @property
     def sides(self) -> float:
         """Blocks that a token passes; a cross-attention is half of one."""
-        layers = self.model.num_hidden_layers
-        return (self.model.encoder_layers + 1.5 * layers) / 2 if self.model.encoder_layers else layers
+        layers, (source, target) = self.model.num_hidden_layers, self.of_pairs
+        return source * self.model.encoder_layers + target * 1.5 * layers if self.model.encoder_layers else layers
 
     @property
     def parameters(self) -> int:
@@ -210,9 +212,10 @@ def _work(
     tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
     copies = data_ranks(ranks.world_size, engine)
     passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
-    if model.encoder_layers:  # as many blocks as the decoder's, each a share of both sides
-        stored = block_parameters(model, vocabulary_size) // layers
-        met = stored // 2
+    if model.encoder_layers:  # as many blocks as the decoder's, each with a share of both sides
+        blocks = parameters_of_sides(model, vocabulary_size)
+        stored = sum(blocks) // layers
+        met = int(sum(share * count for share, count in zip(recipe.train.sides, blocks, strict=True))) // layers
     outside = parameter_count(model, vocabulary_size) - layers * stored
     experts = expert_parameter_count(one)
     elsewhere = experts - experts // engine.expert_parallel_size
@@ -235,6 +238,7 @@ def _work(
         distant,
         min(1.0, trained / parameter_count(model, vocabulary_size)),
         document_tokens,
+        recipe.train.sides,
     )
 
 
@@ -256,8 +260,9 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     fast = work.machine.large_heads if model.head_dim > 64 else work.machine.small_heads
     width = model.attention_width // engine.tensor_parallel_size
     if model.encoder_layers:
-        half = work.length // 2
-        keys = (half * (model.encoder_layers + layers) + layers * _keys(half, None)) / 2
+        source, target = work.of_pairs
+        wide, long = int(source * work.length), int(target * work.length)
+        keys = source * model.encoder_layers * wide + target * layers * (wide + _keys(long, None))
     else:
         nearest = _keys_of_documents(work)
         keys = sum(min(nearest, _keys(work.length, model.window(layer))) for layer in range(layers))

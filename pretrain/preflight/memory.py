@@ -144,11 +144,17 @@ def _teacher_bytes(
 
 def block_parameters(model: ModelConfig, vocabulary_size: int) -> int:
     """Parameters of all blocks."""
-    found = 0
-    for name in ("encoder_layers", "num_hidden_layers") if model.encoder_layers else ("num_hidden_layers",):
+    return sum(parameters_of_sides(model, vocabulary_size))
+
+
+def parameters_of_sides(model: ModelConfig, vocabulary_size: int) -> tuple[int, int]:
+    """Parameters of the encoder's blocks, and of the others."""
+
+    def blocks(name: str) -> int:
         one, two = (parameter_count(model.model_copy(update={name: count}), vocabulary_size) for count in (1, 2))
-        found += (two - one) * int(getattr(model, name))
-    return found
+        return (two - one) * int(getattr(model, name))
+
+    return blocks("encoder_layers") if model.encoder_layers else 0, blocks("num_hidden_layers")
 
 
 @functools.cache
@@ -300,24 +306,29 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
 def _pair_activations(recipe: TrainRecipe, engine: EngineConfig, of: _Pass, device: str) -> int:
     """Peak activation bytes of an encoder-decoder.
 
-    Half of the tokens are sources, as in `flops_per_token`. A block of the decoder also saves the keys and values of
-    sources, and queries, result, input and sum of targets. Each attention keeps the mask that its kernel adds to the
-    logits. A dropped output keeps its factors, and its hash takes four words for each element of one sub-layer.
+    Sources and targets are the shares of `train.sides`, as in `flops_per_token`. A block of the decoder also saves the
+    keys and values of sources, and queries, result, input and sum of targets. Each attention keeps the mask that its
+    kernel adds to the logits. A dropped output keeps its factors, and its hash takes four words for each element of one
+    sub-layer.
     """
-    model, side = recipe.model, of.tokens // 2
+    model, shares = recipe.model, recipe.train.sides
+    sources, targets = (int(share * of.tokens) for share in shares)
+    wide, long = (int(share * recipe.train.sequence_length) for share in shares)
     dropped = of.size * of.width if model.dropout else 0
     block = _attention_bytes(recipe, of, device) + _feed_forward_bytes(recipe, of, device)
     keys = of.heads if device == "cpu" else of.keys
-    mask = of.size * engine.micro_batch_size * (recipe.train.sequence_length // 2) ** 2
+    masked = of.size * engine.micro_batch_size
     cross = of.stream * of.width + of.size * (2 * of.heads + of.width)
-    encoder = side * (block + 2 * dropped) + mask
-    decoder = side * (block + cross + 3 * dropped + 2 * of.size * keys) + 2 * mask
+    encoder = sources * (block + 2 * dropped) + masked * wide**2
+    decoder = targets * (block + cross + 3 * dropped) + sources * 2 * of.size * keys + masked * long * (long + wide)
     products = 2 * of.width + of.heads + 2 * of.keys + of.inner
     kept = of.stream * of.width + (of.size * products if engine.activation_checkpointing == "selective" else 0)
-    ends = 2 * side * (of.stream * of.width + dropped) + (side * 16 * of.width if model.dropout else 0)
+    ends = (sources + targets) * (of.stream * of.width + dropped)
+    ends += max(sources, targets) * 16 * of.width if model.dropout else 0
     if engine.activation_checkpointing == "none":
         return model.encoder_layers * encoder + model.num_hidden_layers * decoder + ends
-    return (model.encoder_layers + model.num_hidden_layers) * side * kept + max(encoder, decoder) + ends
+    inputs = model.encoder_layers * sources + model.num_hidden_layers * targets
+    return inputs * kept + max(encoder, decoder) + ends
 
 
 def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
@@ -381,7 +392,7 @@ def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device
     """
     of, rows = _pass_of(recipe, engine), recipe.model.head_rows(vocabulary_size) // engine.tensor_parallel_size
     if recipe.model.encoder_layers:
-        of = replace(of, tokens=of.tokens // 2)  # those of targets
+        of = replace(of, tokens=int(recipe.train.sides[1] * of.tokens))
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)
     piece = min(of.tokens, piece_tokens(rows, device))

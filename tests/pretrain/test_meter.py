@@ -58,7 +58,7 @@ def opened(monkeypatch):
     job = SimpleNamespace(
         recipe=SimpleNamespace(
             model=MODEL,
-            train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False, span_corruption=None),
+            train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False, sides=(0.5, 0.5)),
         ),
         train_rows=SimpleNamespace(vocabulary_size=200, count=10),
         ranks=Ranks(0, 2, 0, 2),

@@ -24,6 +24,19 @@ from benchmarks.measures.goals import Goal, anonymous_peak_mb
 _VOCABULARY = 8000
 _MOST_OFF = 0.10
 _EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_PAIRS = {
+    "encoder_layers": 3,
+    "num_hidden_layers": 3,
+    "position_embedding": "sinusoidal",
+    "norm": "layernorm",
+    "norm_position": "post",
+    "feed_forward": "relu",
+    "bias": True,
+    "tie_word_embeddings": True,
+    "initialisation": "xavier",
+    "dropout": 0.1,
+    "label_smoothing": 0.1,
+}
 CASES: dict[str, dict[str, Any]] = {
     "bf16": {},
     "fp32_stage_0": {"precision": "fp32", "zero_stage": 0},
@@ -36,19 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full_stage_3": {"zero_stage": 3, "activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
     "muon": {"optimizer": "muon"},
-    "pairs": {
-        "encoder_layers": 3,
-        "num_hidden_layers": 3,
-        "position_embedding": "sinusoidal",
-        "norm": "layernorm",
-        "norm_position": "post",
-        "feed_forward": "relu",
-        "bias": True,
-        "tie_word_embeddings": True,
-        "initialisation": "xavier",
-        "dropout": 0.1,
-        "label_smoothing": 0.1,
-    },
+    "pairs": _PAIRS,
+    "texts": {**_PAIRS, "span_corruption": {}},
 }
 """By name, what differs from bf16 at stage 1: 16.8 M parameters, 8 rows of 256 tokens."""
 QUICK = ("bf16", "soft_cap", "documents")
@@ -108,10 +110,9 @@ def _train(name: str, root: Path) -> dict[str, Any]:
     recipe = TrainRecipe(model=section(ModelConfig), optim=section(OptimConfig), train=section(TrainConfig))
     engine = section(EngineConfig)
     settings = Settings(CheckpointConfig(every_steps=2), engine, TrackingConfig(mode="disabled"))
+    tokens = _pairs if recipe.model.encoder_layers else _tokens
     with anonymous_peak_mb() as peak:
-        made = train(
-            _pairs(root) if recipe.model.encoder_layers else _tokens(root), recipe, settings, Runtime(root=root)
-        )
+        made = train((_texts if recipe.train.span_corruption else tokens)(root), recipe, settings, Runtime(root=root))
     parts = estimate(recipe, engine, made.stats["vocabulary_size"], 1, "cpu").device
     return {"peak": peak(), "estimate": {part: count / 1e6 for part, count in parts.items()}}
 
@@ -124,7 +125,20 @@ def _pairs(root: Path) -> Any:
     return pack(_tokens(root, (129, 130), pairs=True), PackConfig(sequence_length=256, min_used_share=0), Runtime(root))
 
 
-def _tokens(root: Path, lengths: tuple[int, int] = (51, 601), pairs: bool = False) -> Any:
+def _texts(root: Path) -> Any:
+    """Token shards of texts of one row each, and a tokenizer with the sentinels that spans of them need."""
+    from governance.manifest import Manifest, write_manifest
+
+    special = {f"<extra_id_{number}>": _VOCABULARY - 1 - number for number in range(32)}
+    tokenizer = Manifest(
+        stage="tokenizer", version=1, key="f" * 64, config={}, inputs=(), outputs=(), run={},
+        stats={"vocabulary_size": _VOCABULARY, "end_of_document": 0, "special_tokens": special},
+    )  # fmt: skip
+    write_manifest(tokenizer, root)
+    return _tokens(root, (256, 257), inputs=(tokenizer.as_input(),))
+
+
+def _tokens(root: Path, lengths: tuple[int, int] = (51, 601), pairs: bool = False, inputs: Any = ()) -> Any:
     """Token shards of documents of up to 600 random tokens: several in a row of 2,048."""
     import numpy as np
 
@@ -146,7 +160,7 @@ def _tokens(root: Path, lengths: tuple[int, int] = (51, 601), pairs: bool = Fals
         version=1,
         key="e" * 64,
         config={"loss_on": "targets"} if pairs else {},
-        inputs=(),
+        inputs=inputs,
         outputs=tuple(outputs),
         stats={},
         run={},

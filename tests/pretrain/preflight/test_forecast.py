@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.config import load_run
+from pretrain.config.training import SpanCorruptionConfig
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET
 from pretrain.preflight.forecast import COPIES, PEAK, Forecast, Machine, forecast
@@ -58,6 +59,15 @@ def test_an_encoder_decoder_computes_what_its_flops_say():
     operations = 4 * 512 * (6 * 256 + 6 * 256 + 6 * (128 + 64)) / 2 * tokens
     forward, backward = machine.small_heads
     assert found.seconds["attention"] == pytest.approx(operations / forward + 2.5 * operations / backward, rel=1e-6)
+    texts = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"span_corruption": SpanCorruptionConfig()})}
+    )
+    spans = forecast(texts, config.engine, 37000, Ranks(), machine)
+    whole_tables = 12 * 512 * (0.9 * 6 * 460 + 0.2 * 6 * (102 + 460)) * tokens
+    assert spans.seconds["products"] * 1e12 == pytest.approx(spans.flops - whole_tables, rel=0.005)
+    operations = 4 * 512 * (0.9 * 6 * 460 + 0.2 * 6 * (51 + 64 + 460)) * tokens
+    assert spans.seconds["attention"] == pytest.approx(operations / forward + 2.5 * operations / backward, rel=0.005)
+    assert 0.4 * found.seconds["loss"] < spans.seconds["loss"] < 0.7 * found.seconds["loss"]  # its sums do not shrink
     alone = recipe.model_copy(update={"model": model.model_copy(update={"encoder_layers": 0})})
     assert found.seconds["loss"] < 0.6 * forecast(alone, config.engine, 37000, Ranks(), machine).seconds["loss"]
 
