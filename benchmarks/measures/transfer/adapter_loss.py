@@ -52,6 +52,8 @@ GRID: dict[int, dict[str, Sequence[Choice]]] = {
     1600: {"full": ((3e-4, 6), (1e-3, 3)), "adapters": ((3e-3, 6), (5e-3, 3), (5e-3, 6), (1e-2, 4))},
 }
 """Choices by number of examples and arm."""
+SEEDS = {100: 5, 400: 3, 1600: 2}
+"""Samples of the examples by their number: the fewer they are, the more the losses of samples differ."""
 QUICK: dict[int, dict[str, Sequence[Choice]]] = {100: {"full": ((3e-4, 4),), "adapters": ((5e-3, 2),)}}
 """The best found at this size."""
 _TUNING_SEED = 99
@@ -63,23 +65,27 @@ def lora(quick: bool) -> Iterator[Goal]:
     """Loss of adapters over that of full fine-tuning, and the difference of logits from PEFT's."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        yield from measured(folder, QUICK, 1, 200) if quick else measured(folder, GRID, 5, 800)
+        yield from measured(folder, QUICK, {100: 1}, 200) if quick else measured(folder, GRID, SEEDS, 800)
 
 
 def measured(
-    folder: Path, grid: Mapping[int, Mapping[str, Sequence[Choice]]], seeds: int, pretraining_steps: int
+    folder: Path, grid: Mapping[int, Mapping[str, Sequence[Choice]]], seeds: Mapping[int, int], pretraining_steps: int
 ) -> Iterator[Goal]:
     """Goals of `lora`; a folder that holds some of the trainings gives them again."""
     arms = _Runs(folder, pretraining_steps)
     before = arms.loss_of(arms.parent, arms.test)
     for size, choices in grid.items():
         best = {arm: arms.best(arm, size, some) for arm, some in choices.items()}
-        made = {arm: [arms.tuned(arm, size, seed, choice) for seed in range(seeds)] for arm, choice in best.items()}
+        made = {
+            arm: [arms.tuned(arm, size, seed, choice) for seed in range(seeds[size])] for arm, choice in best.items()
+        }
         found = {arm: [arms.loss_of(one, arms.test) for one in some] for arm, some in made.items()}
         ratios = [one / every for one, every in zip(found["adapters"], found["full"], strict=True)]
         means = {arm: statistics.mean(losses) for arm, losses in found.items()}
         chosen = ", ".join(f"{arm} {means[arm]:.4f} at {rate:g} x {epochs}" for arm, (rate, epochs) in best.items())
-        note = f"{min(ratios):.4f} to {max(ratios):.4f} in {seeds} seeds; nats: before {before:.4f}, {chosen} epochs"
+        note = (
+            f"{min(ratios):.4f} to {max(ratios):.4f} in {len(ratios)} seeds; before {before:.4f} nats, {chosen} epochs"
+        )
         yield Goal(f"lora_loss_over_full_{size}", statistics.median(ratios), 1.01, "<=", note)
         reached = (before - means["adapters"]) / (before - means["full"])
         yield figure(f"lora_share_of_gain_{size}", reached, f"of {before - means['full']:.4f} nats")
