@@ -138,7 +138,7 @@ class Manifest(Section):
 
     @property
     def exported(self) -> dict[str, tuple[Input, ...]]:
-        """Checkpoints behind each input that is an export of this root, by its digest."""
+        """Checkpoints behind the inputs that are exports, by digest."""
         origin = self.run.get(ORIGIN)
         listed = origin.get(EXPORTS, {}) if isinstance(origin, dict) else {}
         return _EXPORTED.validate_python(listed)

@@ -341,7 +341,7 @@ class Journal:
         return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())
 
     def _also(self, manifest: Manifest) -> Iterator[Input]:
-        """Further inputs of a run: exported checkpoints, its last one, and the verdict."""
+        """Further inputs of a run: exported and last checkpoints, verdict."""
         yield from manifest.made_from[len(manifest.inputs) :]
         last = manifest.stats.get("checkpoint")
         if isinstance(last, Mapping):

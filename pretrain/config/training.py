@@ -203,7 +203,7 @@ class TrainConfig(Section):
 
     @property
     def sides(self) -> tuple[float, float]:
-        """Tokens of source and target for each token of an encoder-decoder's row."""
+        """Tokens of source and target for each token of a row."""
         return self.span_corruption.sides if self.span_corruption is not None else (0.5, 0.5)
 
     @property

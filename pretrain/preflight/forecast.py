@@ -136,7 +136,7 @@ class _Work:
     document: float | None
     """Mean tokens of a document; None: a row is one document."""
     of_pairs: tuple[float, float]
-    """Tokens of sources and of targets for each token of an encoder-decoder's row."""
+    """Tokens of sources and of targets for each token of a row."""
 
     @property
     def targets(self) -> int:

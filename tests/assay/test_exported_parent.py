@@ -65,7 +65,7 @@ def run_of(folder: Path, name: str, root: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """A teacher, its student, the student's export, and a child of that on another corpus."""
+    """A teacher, its student, and a child of the student's export."""
     folder = write_project(tmp_path_factory.mktemp("family") / "project")
     root = folder / "root"
     with pytest.MonkeyPatch.context() as patch:

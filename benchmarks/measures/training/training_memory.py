@@ -126,7 +126,10 @@ def _pairs(root: Path) -> Any:
 
 
 def _texts(root: Path) -> Any:
-    """Token shards of texts of one row each, and a tokenizer with the sentinels that spans of them need."""
+    """Token shards of texts of one row each.
+
+    Their tokenizer has the sentinels that spans of them need.
+    """
     from governance.manifest import Manifest, write_manifest
 
     special = {f"<extra_id_{number}>": _VOCABULARY - 1 - number for number in range(32)}

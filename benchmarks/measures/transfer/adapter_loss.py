@@ -53,7 +53,7 @@ GRID: dict[int, dict[str, Sequence[Choice]]] = {
 }
 """Choices by number of examples and arm."""
 SEEDS = {100: 5, 400: 3, 1600: 2}
-"""Samples of the examples by their number: the fewer they are, the more the losses of samples differ."""
+"""Seeds by number of examples: losses of small samples differ most."""
 QUICK: dict[int, dict[str, Sequence[Choice]]] = {100: {"full": ((3e-4, 4),), "adapters": ((5e-3, 2),)}}
 """The best found at this size."""
 _TUNING_SEED = 99
