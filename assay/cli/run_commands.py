@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from assay.cli.output import artifact, say
 from assay.config import LoadedRun, load_run
@@ -58,7 +58,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     announcing = open_journal(run.keyring, root.absolute())
     task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
-    engine = getattr(arguments, "engine", "duckdb")
+    engine: Literal["duckdb", "daft", "ray"] = getattr(arguments, "engine", "duckdb")
     _refuse_unmeasured(run, engine)
     runtime = Runtime(
         root=root.absolute(),

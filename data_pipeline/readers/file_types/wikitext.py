@@ -160,7 +160,8 @@ def _without_tables(text: str) -> str:
 
 
 def _cut(text: str, spans: Iterator[tuple[int, int]]) -> str:
-    parts, place = [], 0
+    parts: list[str] = []
+    place = 0
     for start, end in spans:
         parts += (text[place:start], _gap(text, start, end))
         place = end
@@ -225,7 +226,8 @@ def _without_quotes(line: str) -> str:
         ]
         if odd:
             kept[min(odd)[1]] += 1
-    parts, place = [], 0
+    parts: list[str] = []
+    place = 0
     for (start, end), count in zip(runs, kept, strict=True):
         parts += (line[place:start], "'" * count)
         place = end
