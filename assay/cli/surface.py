@@ -50,7 +50,10 @@ _FIRST = """first steps: assay inspect FOLDER                       what your do
 
 @functools.cache
 def parser() -> Parser:
-    """The whole command surface, built once a process: its 70 commands take 30 ms."""
+    """The whole command surface.
+
+    It is built once in a process, because its 70 commands take 30 ms.
+    """
     top = Parser(
         prog="assay",
         description="Pretraining that you can account for: raw corpus -> audited tokens -> trained model -> report.",

@@ -212,7 +212,10 @@ def last_errors(lines: list[str]) -> list[str]:
 
 
 def words_of(line: str) -> set[str]:
-    """Words of a line without labels, addresses and paths; "FileNotFoundError" has "file", "not" and "found"."""
+    """Words of a line without labels, addresses and paths.
+
+    "FileNotFoundError" has "file", "not" and "found".
+    """
     words = _WORD.findall(_ADDRESS.sub("", _unlabelled(line)[1]))
     said = {word.lower() for word in words if len(word) > 1 and not (word.isdigit() and len(word) > 3)}
     return said - {"error", "exception"}

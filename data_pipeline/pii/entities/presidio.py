@@ -72,9 +72,10 @@ def _entity_labels(pipeline: Any) -> list[str]:
 
 
 def _leave_out_what_finds_nothing(pipeline: Any) -> None:
-    """Disable components that set no entity, unless rules of a ruler may read what they set.
+    """Disable components that set no entity.
 
-    A shared `tok2vec` stays where the entity recognizer reads it.
+    All stay where a ruler is, since its rules may read what they set. A shared `tok2vec` stays where the entity
+    recognizer reads it.
     """
     if any(name in pipeline.pipe_names for name in _RULERS):
         return

@@ -80,7 +80,10 @@ def plain_text(page: str) -> str:
 
 
 def _without_elements(text: str, verbatim: list[str]) -> str:
-    """The text without comments and elements; a verbatim one becomes its number in the list, and joins it."""
+    """The text without comments and elements.
+
+    A verbatim element joins the list and becomes its number there.
+    """
     if "<" not in text:
         return text
     parts, place = [], 0
@@ -142,7 +145,10 @@ def _without_templates(text: str) -> str:
 
 
 def _without_tables(text: str) -> str:
-    """The text without tables, of which one that is not closed loses its rows only."""
+    """The text without tables.
+
+    A table that is not closed loses its rows alone.
+    """
     if "{|" not in text:
         return text
     opened: list[int] = []
@@ -170,12 +176,18 @@ def _cut(text: str, spans: Iterator[tuple[int, int]]) -> str:
 
 
 def _gap(text: str, start: int, end: int) -> str:
-    """What replaces a span: nothing, or an empty verbatim text that keeps apostrophes on its sides apart."""
+    """Replacement of a span: nothing, or an empty verbatim text.
+
+    The empty one keeps apostrophes on both sides apart.
+    """
     return f"{_HELD}0{_HELD}" if text[start - 1 : start] == text[end : end + 1] == "'" else ""
 
 
 def _with_words_of_links(text: str, prefixes: frozenset[str]) -> str:
-    """The text with each link's words in its place, and none of a link to a file or category."""
+    """The text with the words of each link in its place.
+
+    A link to a file or category leaves none.
+    """
     parts: list[str] = []
     opened: list[int] = []  # numbers of parts that are opening brackets
     place = 0
@@ -208,10 +220,11 @@ def _words_of_link(link: str, prefixes: frozenset[str]) -> str:
 
 
 def _without_quotes(line: str) -> str:
-    """The line without the marks of italics (2 apostrophes), of bold type (3), and of both (5).
+    """The line without the marks of italics and bold type.
 
-    More apostrophes, and one of 4, are text. Where both kinds of mark are odd, MediaWiki takes one of bold type for an
-    apostrophe and one of italics (`''Star'''s`): behind a word of one letter, else of more, else behind a blank.
+    Two apostrophes mark italics, three bold type, five both; the rest of a longer run, and one of a run of four, are
+    text. Where both kinds of mark are odd, MediaWiki takes one of bold type for an apostrophe and one of italics
+    (`''Star'''s`): behind a word of one letter, else of more, else behind a blank.
     """
     runs = [(found.start(), found.end()) for found in _QUOTES.finditer(line)]
     sizes = [end - start for start, end in runs]
