@@ -59,7 +59,10 @@ def names_and_places(quick: bool) -> list[Goal]:
 def _counted(
     documents: Sequence[dict[str, Any]], found: Sequence[Sequence[Detection]]
 ) -> Counter[tuple[str, str, str]]:
-    """Counts by type, language and fact; a planted value is found when its type covers all its letters and digits."""
+    """Counts by type, language and fact.
+
+    A planted value is found when its type covers all its letters and digits.
+    """
     counts: Counter[tuple[str, str, str]] = Counter()
     for row, marks in zip(documents, found, strict=True):
         text = row["text"]
