@@ -1,9 +1,10 @@
-"""Token shards with and without some documents, and the weights of trainings; for `test_replay.py` and its ranks."""
+"""Token shards with and without some documents, and the weights of trainings; for tests and ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from data_pipeline.tokens.token_shards import document_identity, write_token_sha
 from governance.manifest import Manifest, describe, read_manifest, write_manifest
 from governance.replay.replay_statement import weights_of
 from governance.stage import Runtime
+from pretrain.config.training import TrainConfig
 from pretrain.data.dataset import Rows, open_rows
+from pretrain.data.sampler import sampler_of
 from tests.pretrain.rank_runs import load_conftest
 
 conftest = load_conftest()
@@ -75,6 +78,19 @@ def checkpoint_at(root: Path, run: Manifest, step: int) -> str:
         if (one := read_manifest(path)).config["step"] == step and one.config["train_key"] == run.key
     ]
     return str(found)
+
+
+def last_read(root: Path, tokens: Manifest, options: dict[str, Any], count: int = 2) -> tuple[list[str], int]:
+    """The documents of one shard whose first reading is the latest, and the first step that reads one of them."""
+    rows = rows_of(root, tokens)
+    plain = {"sequence_length": 32, **options}
+    config = TrainConfig(**{name: value for name, value in plain.items() if name in TrainConfig.model_fields})
+    order, found = sampler_of(rows, config), []
+    for name in (f"train0/{index}" for index in range(30)):
+        steps = order.steps_that_read(rows.holding(frozenset([document_identity(name)])), config.steps)
+        found += [(steps[0], name)] if steps else []
+    chosen = sorted(found)[-count:]
+    return [name for _, name in chosen], chosen[0][0]
 
 
 def holding(rows: Rows, names) -> list[int]:
