@@ -40,6 +40,7 @@ from governance.first_use import add_compile_seconds, announce_to, compile_secon
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.processes import end_with_parent, interrupts_held, pass_on_interrupt
+from governance.ray_cluster.ray_connection import is_seen
 from governance.ray_cluster.ray_pool import RayPool
 from governance.signed_notes import NoteSigner, read_note, write_note
 from governance.stage import Recipe, Runtime, ShareDone
@@ -137,7 +138,7 @@ def map_shards(
     if missing or not share:
         with progress(recipe.stage, len(missing) + len(done), "shards", done=len(done)) as advance:
             for index, made, _, host in _run(task, missing, runtime):
-                _note_host(runtime, artifact, host)
+                _note_host(runtime, artifact, host, records / f"{recipe.key(shards[index].inputs)}.json")
                 runtime.hooks.tally(f"{recipe.stage} {shards[index].name}")
                 done[index] = made
                 advance(1)
@@ -156,9 +157,17 @@ def map_shards(
     return [done[index] for index in range(len(shards))]
 
 
-def _note_host(runtime: Runtime, artifact: str, host: str) -> None:
-    if host != socket.gethostname():
-        runtime.notes.elsewhere.setdefault(artifact, set()).add(host)
+def _note_host(runtime: Runtime, artifact: str, host: str, record: Path) -> None:
+    """Note that another host made a shard, and wait until its record is visible here.
+
+    Raises:
+        MissingInput: the record does not come.
+    """
+    if host == socket.gethostname():
+        return
+    runtime.notes.elsewhere.setdefault(artifact, set()).add(host)
+    if not is_seen(record):  # a file system over a network may go on to say that there is none, as it said before
+        raise MissingInput(f"{record}: is not visible here, and {host} wrote it. Mount the root with shorter caches")
 
 
 def _note_beside(runtime: Runtime, stage: str, files: Iterable[Output]) -> None:

@@ -217,9 +217,11 @@ def run_stage(
     runtime.notes.beside[stage] = {}
     with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):
         energy["artifact"] = artifact
-        made = make(folder)
-        if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
-            energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
+        try:
+            made = make(folder)
+        finally:  # an attempt that ends early has no upper bound of energy either
+            if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
+                energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
     for mark in ("artifact", UNMEASURED):  # for the meter, no figures
         energy.pop(mark, None)
     if runtime.mode == "share":

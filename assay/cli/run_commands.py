@@ -28,6 +28,7 @@ from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
+from governance.ray_cluster.ray_pool import ADDRESS_VARIABLE
 from governance.stage import Runtime
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 
@@ -89,11 +90,14 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
 
 def _refuse_unmeasured(run: LoadedRun, engine: str) -> None:
     """Refuse a Ray cluster, which has no meters, under an energy budget."""
-    budget = run.policy.energy_budget
-    if engine == "ray" and budget is not None and budget.scope == "root" and budget.unknown == "refuse":
+    budget, elsewhere = (
+        run.policy.energy_budget,
+        engine == "ray" or (engine == "daft" and os.environ.get(ADDRESS_VARIABLE)),
+    )
+    if elsewhere and budget is not None and budget.scope == "root" and budget.unknown == "refuse":
         raise ConfigError(
-            "--engine ray: the policy's energy_budget bounds data stages, and no meter runs on the nodes of a Ray "
-            "cluster. Use --task on each node, or set energy_budget.scope = 'training' or "
+            f"--engine {engine}: the policy's energy_budget bounds data stages, and no meter runs on the nodes of a "
+            "Ray cluster. Use --task on each node, or set energy_budget.scope = 'training' or "
             "energy_budget.unknown = 'allow'"
         )
 

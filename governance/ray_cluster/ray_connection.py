@@ -6,12 +6,14 @@ stay pickled here, so that this process imports little. It ends when its parent 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import socket
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -89,7 +91,9 @@ def _cores() -> int:
 def _split(address: str) -> tuple[str, int]:
     """Host and port of an address, which may begin with "ray://"."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    return host, int(port)
+    if not port.isdigit():
+        raise ValueError("the address has no port")
+    return host.strip("[]"), int(port)
 
 
 def _watch(send: Any, head: tuple[str, int]) -> None:
@@ -105,7 +109,11 @@ def _watch(send: Any, head: tuple[str, int]) -> None:
                 send("lost", f"its head, {head[0]}:{head[1]}, has not answered for {_LOST_SECONDS:.0f} s: {error}")
                 os._exit(1)
             continue
-        if (now := _cores()) != width:
+        try:
+            now = _cores()
+        except Exception:  # the head has started again and is not ready; the next look counts
+            continue
+        if now != width:
             width = now
             send("width", width)
 
@@ -120,7 +128,13 @@ def _task(work: bytes, conditions: Conditions) -> bytes:
         task, item = pickle.loads(work)
         return pickle.dumps((task(item), None))
     except Exception as error:  # the one who waits raises it
-        return pickle.dumps((None, error))
+        raised = "".join(traceback.format_exception(error))
+        with contextlib.suppress(Exception):  # not every exception can be pickled, or read again
+            error.add_note(f"On {socket.gethostname()}:\n{raised}")
+            pickled = pickle.dumps((None, error))
+            pickle.loads(pickled)
+            return pickled
+        return pickle.dumps((None, RuntimeError(raised)))
 
 
 @cache
@@ -137,11 +151,19 @@ def _checked(conditions: Conditions) -> None:
             f"--engine ray: {host} has Assay {here}, and {conditions.host} has {conditions.version}. Install the same "
             "version on all nodes of the cluster"
         )
-    marker, end = Path(conditions.marker), time.monotonic() + _SEEN_SECONDS
-    while not marker.exists():
+    marker = Path(conditions.marker)
+    if not is_seen(marker):
+        raise MissingInput(
+            f"--engine ray: {host} does not see {marker.parent} of {conditions.host}. Use a --root on a file "
+            "system that all nodes of the cluster mount under one path"
+        )
+
+
+def is_seen(path: Path) -> bool:
+    """Wait for a file that another node has written; False if it does not come."""
+    end = time.monotonic() + _SEEN_SECONDS
+    while not path.exists():
         if time.monotonic() > end:
-            raise MissingInput(
-                f"--engine ray: {host} does not see {marker.parent} of {conditions.host}. Use a --root on a file "
-                "system that all nodes of the cluster mount under one path"
-            )
+            return False
         time.sleep(0.5)
+    return True

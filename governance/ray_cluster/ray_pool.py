@@ -13,6 +13,7 @@ Price: 2 to 4 CPU-seconds to connect; each process of the cluster imports what i
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -33,7 +34,7 @@ from governance.processes import interrupts_held
 from governance.ray_cluster.ray_connection import Conditions, serve
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-_MARKER = "ray-"  # begins the name of a file of the root that only those see who see the root
+_MARKER = ".ray.tmp~"  # begins the name of a file that shows who sees the root; a temporary name, so no foreign file
 _ENDED = (
     "Finished shards are kept: when the cluster runs again, repeat the command; without --engine it goes on without Ray"
 )
@@ -48,7 +49,7 @@ class RayPool:
     """Connection to a cluster, until `shutdown` or the end of this process.
 
     Raises:
-        MissingInput: no cluster answers at the address.
+        MissingInput: Ray is not installed, or no cluster answers at the address.
     """
 
     def __init__(self, root: Path) -> None:
@@ -58,11 +59,13 @@ class RayPool:
         self._waiting: dict[int, Future[Any]] = {}
         self._lost = ""
         self._lock = threading.Lock()
+        if importlib.util.find_spec("ray") is None:
+            raise MissingInput("--engine ray: Ray is not installed. Install it: pip install 'assay-pretrain[ray]'")
         host = socket.gethostname()
         for left in root.glob(f"{_MARKER}{host}~*"):
-            if not Path(f"/proc/{left.name.split('~')[1]}").exists():
+            if not Path(f"/proc/{left.name.split('~')[2]}").exists():
                 remove_file(left)
-        self._marker = root / f"{_MARKER}{host}~{os.getpid()}~{uuid.uuid4().hex}"
+        self._marker = root / f"{_MARKER}{host}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
         write_bytes(self._marker, b"")
         self._conditions = Conditions(str(self._marker), metadata.version("assay-pretrain"), host)
         context = multiprocessing.get_context("spawn")
@@ -90,6 +93,7 @@ class RayPool:
         Its error, or a `PipelineError` where the cluster or its process failed, is raised by the future's result.
         """
         future: Future[Any] = Future()
+        work = pickle.dumps((task, item))
         with self._lock:
             number = next(self._numbers)
             self._waiting[number] = future
@@ -97,7 +101,7 @@ class RayPool:
             try:
                 if self._lost:
                     raise OSError(self._lost)
-                self._pipe.send((number, pickle.dumps((task, item)), self._conditions))
+                self._pipe.send((number, work, self._conditions))
             except OSError:
                 del self._waiting[number]
                 future.set_exception(self._end())
@@ -138,7 +142,10 @@ class RayPool:
         if isinstance(outcome, str):
             future.set_exception(PipelineError(f"a task failed on the Ray cluster: {outcome}. {_ENDED}"))
             return
-        result, error = pickle.loads(outcome)
+        try:
+            result, error = pickle.loads(outcome)
+        except Exception as fault:  # a class that only that process knows
+            result, error = None, PipelineError(f"the outcome of a task cannot be read: {fault}. {_ENDED}")
         if error is not None:
             future.set_exception(error)
         else:

@@ -89,7 +89,8 @@ def draw_logits(
             Shard(f"{number:05d}", (*(item.digest for item in inputs), f"{first}+{each}"), (drawing, first, each))
             for number, first in enumerate(range(0, rows.count, each))
         ]
-        done = map_shards(recipe, _draw_shard, shards, target, replace(runtime, workers=1), ".draws")
+        here = replace(runtime, workers=1, engine="duckdb")  # the teacher is in this process
+        done = map_shards(recipe, _draw_shard, shards, target, here, ".draws")
         return Made(
             [output for one in done for output in one.outputs.values()],
             {

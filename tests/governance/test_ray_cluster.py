@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_cluster_makes_what_one_process_makes_and_loses_nothing_when_it_goes(t
         with pytest.raises(ConfigError, match="is not what we want"):
             doubled(Runtime(tmp_path / "refused", engine="ray"), function=refuse)
         close_pool()
-        assert not list(root.glob("ray-*"))
+        assert not list(root.glob(".ray.tmp~*"))
         made = []
 
         def tally(line: str) -> None:
@@ -128,7 +129,31 @@ def test_an_address_at_which_no_cluster_answers_is_named(tmp_path, monkeypatch, 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(MissingInput, match=r"no Ray cluster at '127.0.0.1:1' .*refused.*ray start --head"):
         doubled(Runtime(tmp_path, engine="ray"))
-    assert not list(tmp_path.glob("ray-*"))
+    assert not list(tmp_path.glob(".ray.tmp~*"))
+
+
+class TwoWords(Exception):
+    """An exception that can be pickled, and not read again."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def fail(kind):
+    if kind == "two words":
+        raise TwoWords("one", "two")
+    raise ConfigError("is not what we want")
+
+
+def test_an_error_of_a_task_arrives_with_its_traceback(tmp_path):
+    """Also where its class cannot be pickled: nobody must wait for it for ever."""
+    here = Conditions(str(tmp_path), ray_connection.metadata.version("assay-pretrain"), "driver")
+    for kind, error, text in (("ours", ConfigError, "is not what"), ("two words", RuntimeError, "TwoWords: one two")):
+        result, raised = pickle.loads(ray_connection._task(pickle.dumps((fail, kind)), here))
+        assert result is None
+        assert type(raised) is error
+        assert text in str(raised)
+        assert "in fail" in "".join([str(raised), *getattr(raised, "__notes__", [])])
 
 
 def test_a_node_with_another_version_or_another_disk_makes_nothing(tmp_path, monkeypatch):
