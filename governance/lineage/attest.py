@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from governance.hooks import Attest
 from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
 from governance.signed_notes import NoteSigner
-from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
+from governance.signing.dsse import SigningKey, key_id, private_key, public_key, sign, statement, verify_envelope
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
@@ -130,19 +131,35 @@ class KeySigner(NoteSigner):
     """Signs notes with the run's key.
 
     Accepts notes of every key that its journal trusts. Pickled to worker processes without its keys, which are read on
-    first use.
+    first use; there, `signer` is the id of the only key that may sign.
     """
 
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, signer: str = "") -> None:
         self._keyring = keyring
+        self._signer = signer
         self._key: SigningKey | None = None
         self._trusted: tuple[bool, Sequence[PublicKey]] | None = None  # with or without the own key, made meanwhile
 
     def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Sign content and time under the note's name."""
-        self._key = self._key or private_key(self._keyring.own)
         subject = {name: sha256_bytes(canonical_json(content))}
-        return sign(statement(subject, NOTE, {"content": content, "signed_at": now()}), self._key)
+        return sign(statement(subject, NOTE, {"content": content, "signed_at": now()}), self._own_key())
+
+    def _own_key(self) -> SigningKey:
+        """The run's key, read once.
+
+        Raises:
+            ConfigError: this is a worker of another host, which has no key at this path, or another one.
+        """
+        if self._key is None:
+            key = private_key(self._keyring.own, make=not self._signer)
+            if self._signer and key_id(key.public_key()) != self._signer:
+                raise ConfigError(
+                    f"{self._keyring.own}: {socket.gethostname()} has another key there than the process that started "
+                    "this work. Set governance.signing_key to a file that all nodes see"
+                )
+            self._key = key
+        return self._key
 
     def open(self, name: str, written: Any) -> Any:
         """Content of a valid signed note; None otherwise."""
@@ -156,8 +173,8 @@ class KeySigner(NoteSigner):
         named = [item["name"] for item in found["subject"]] == [name]
         return found["predicate"]["content"] if named and found["predicateType"] == NOTE else None
 
-    def __reduce__(self) -> tuple[type[KeySigner], tuple[Keyring]]:
-        return KeySigner, (self._keyring,)
+    def __reduce__(self) -> tuple[type[KeySigner], tuple[Keyring, str]]:
+        return KeySigner, (self._keyring, key_id(self._own_key().public_key()))
 
 
 def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root: Path) -> str:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -15,7 +16,7 @@ from governance import verification
 from governance.config import Section
 from governance.energy.ledger import append, host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.errors import ManifestError
+from governance.errors import ConfigError, ManifestError
 from governance.files import append_line, sha256_bytes, write_bytes
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
@@ -370,6 +371,21 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
     stranger = KeySigner(Keyring(GovernanceConfig(signing_key="stranger.pem"), root.parent))
     write_note(root / names[0], {}, root, stranger)
     assert len(problems_of(root).problems) == 3
+
+
+def test_a_worker_signs_with_the_key_of_the_run_alone(tmp_path):
+    """A node that has no key at this path makes none, and another key's notes would not count."""
+    keyring = Keyring(GovernanceConfig(signing_key="key.pem"), tmp_path)
+    there = pickle.loads(pickled := pickle.dumps(KeySigner(keyring)))
+    written = there.sign("note.json", {"a": 1})
+    assert KeySigner(keyring).open("note.json", written) == {"a": 1}
+    keyring.own.unlink()
+    with pytest.raises(ConfigError, match=r"key\.pem"):
+        pickle.loads(pickled).sign("note.json", {})
+    assert not keyring.own.exists()
+    private_key(keyring.own)
+    with pytest.raises(ConfigError, match=r"has another key there .*governance.signing_key"):
+        pickle.loads(pickled).sign("note.json", {})
 
 
 def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
