@@ -348,7 +348,7 @@ def _products_first(artifacts: Sequence[Candidate]) -> list[Candidate]:
     left = {artifact.manifest.path: artifact for artifact in artifacts}
     ordered: list[Candidate] = []
     while left:
-        inputs = {item.path for artifact in left.values() for item in artifact.manifest.inputs}
+        inputs = {item.path for artifact in left.values() for item in artifact.manifest.made_from}
         last = [path for path in left if path not in inputs]
         ordered += [left.pop(path) for path in last or list(left)]
     return ordered

@@ -42,7 +42,8 @@ from pretrain.data.sampler import RowSampler, sampler_of
 
 ROLES = ("train", "validation")
 _CHECKPOINT = "checkpoint"
-_ENCODED, _PACKED = "encode", "pack"
+_PACKED = "pack"
+_TOKENS = ("encode", "megatron", _PACKED)
 
 Rows = npt.NDArray[np.int64]
 
@@ -150,13 +151,13 @@ def require_whole_shards(roots: Iterable[Path]) -> None:
     """
     for root in roots:
         for node in read_graph(root).nodes.values():
-            if node.manifest is None and node.stage in (_ENCODED, _PACKED) and (root / node.path).exists():
+            if node.manifest is None and node.stage in _TOKENS and (root / node.path).exists():
                 raise AlteredFile(
                     f"{root / node.path}: is not the manifest that the journal states. Put it back; see: assay "
                     "governance verify ROOT"
                 )
             for output in node.manifest.outputs if node.manifest is not None else ():
-                ours = output.path.endswith((SUFFIX, PACKED_SUFFIX)) and (root / output.path).exists()
+                ours = output.path.endswith((SUFFIX, PACKED_SUFFIX))
                 if ours and (fault := output_fault(output, root)):
                     raise AlteredFile(
                         f"{root / output.path}: {fault}. Put it back, or remove its folder; then ask again"

@@ -308,7 +308,7 @@ def test_a_takedown_is_not_planned_from_other_shards(project, capsys):
 
 
 def test_an_impact_is_not_read_from_other_shards(project, capsys):
-    """Neither where a shard was altered, nor where its manifest was, too."""
+    """Neither where a shard was altered or removed, nor where its manifest was altered, too."""
     shard, root = only(project, "encode/*/train/*stories*"), project / "root"
     words = ["governance", "impact", STORY, "--root", str(root)]
     assert main(words) == 0
@@ -316,7 +316,11 @@ def test_an_impact_is_not_read_from_other_shards(project, capsys):
     other_identity("encode/*/train/*stories*", STORY)(project)
     assert main(words) == 65
     assert f"{shard.name}: has sha256" in capsys.readouterr().err
-    made = read_manifest(only(project, "encode/*/manifest.json"))
+    made, content = read_manifest(only(project, "encode/*/manifest.json")), shard.read_bytes()
+    shard.unlink()
+    assert main(words) == 65
+    assert f"{shard.name}: is missing" in capsys.readouterr().err
+    shard.write_bytes(content)
     write_manifest(
         made.model_copy(update={"outputs": tuple(describe(root / one.path, root) for one in made.outputs)}), root
     )
