@@ -13,7 +13,9 @@ from pretrain.distributed.process_group import Ranks
 if TYPE_CHECKING:
     import torch
 
-_MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
+_MATRIX_FLAGS = (
+    "avx2", "avx_vnni", "avx_ne_convert", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16",
+)  # fmt: skip
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -65,14 +67,15 @@ def arithmetic() -> dict[str, Any]:
 
 
 def _matrix_instructions(lines: list[str]) -> str:
-    """Instructions by which oneDNN chooses kernels, and its limit.
+    """Instructions by which oneDNN chooses kernels, and its settings.
 
     Virtual machines of one processor's name have them or not, and torch's own capability does not say so.
     """
     flags = next((line for line in lines if line.startswith("flags")), ":").partition(":")[2].split()
     known = [name for name in _MATRIX_FLAGS if name in flags]
     limits = (os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
-    return " ".join([*known, *(f"up to {limit}" for limit in limits if limit)])
+    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE")  # lower precision for products in fp32
+    return " ".join([*known, *(f"up to {limit}" for limit in limits if limit), *([f"fpmath {mode}"] if mode else [])])
 
 
 def _lines(path: Path) -> list[str]:
