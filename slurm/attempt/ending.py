@@ -154,7 +154,7 @@ def _would_fail_again(attempt: JobAttempt, status: int, verdict: Verdict | None)
     if verdict is None or not verdict.line:  # a status of our own
         return status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out)
     if verdict.action == "elsewhere" and not attempt.left_out:
-        alone = os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
+        alone = os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1" and not verdict.by_words
         attempt.left_out += [verdict.node or this_node()] if verdict.node or alone else []
     attempt.needs_time |= verdict.action == "later"
     # A verdict on a log may be wrong: one retry confirms it, where retries may help at all.

@@ -47,6 +47,8 @@ class Verdict:
     """The line that decided; "" where a status or Slurm's state did."""
     node: str = ""
     """The node at fault, as far as the log names it."""
+    by_words: bool = False
+    """Whether no message is known, and words alone decided."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ _FRAME = re.compile(r'  File "[^"]+", line \d+|[│|] \S+:\d+ in |╭─+ Traceb
 _TRACEBACK = "Traceback (most recent call last)"
 _IGNORED = re.compile(r"Exception ignored in")
 _PROGRESS = re.compile(
-    r"train: step [\d,]+,|\bstep[ =:]+[\d,]+\b.*\bloss|iteration +\d+/|\d+%\|.*\| *\d+/\d+|\{'loss': |Epoch:? \["
+    r"train: step [\d,]+,|\bstep[ =:]{1,9}[\d,]{1,20}\b.{0,300}?\bloss|iteration {1,9}\d+/"
+    r"|\d%\|.{0,300}?\| {0,9}\d+/\d|\{'loss': |Epoch:? \["
 )
+"""Lines of progress. Repetitions are bounded, so that a line of a mebibyte takes seconds."""
 _ERROR = re.compile(
     r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
 )
-_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |\[W\b|.*\b(?:INFO|DEBUG)\b""")
+_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:INFO|DEBUG|WARNING|NOTE)\b|Warning: )""")
 """Lines of source text, of a quotation, of a warning, or of a report."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -145,7 +149,7 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
     for rule, rank, line in _errors(lines):
         if best is None or rule.rank < best[0].rank:
             best = rule, rank, line
-    if best is None or best[0].patterns is _RULES[-1].patterns:  # the last rule is for an exception that none knows
+    if best is None or best[0] is _RULES[-1]:  # the last rule is for an exception that none knows
         guess = guessed(lines, _WEIGHTS)
         if guess is not None or best is None:
             return guess
@@ -237,16 +241,17 @@ def guessed(lines: list[str], weights: Weights) -> Verdict | None:
         return None
     line = max(errors, key=lambda line: score(label, errors[line]))
     cause, action = label.split(", ")
-    return Verdict(cast(Cause, cause), cast(Action, action), line.strip(), _node_of(line, _unlabelled(line)[0], lines))
+    node = _node_of(line, _unlabelled(line)[0], lines)
+    return Verdict(cast(Cause, cause), cast(Action, action), line.strip(), node, by_words=True)
 
 
 def _unlabelled(line: str) -> tuple[str, str]:
     """Rank, "" if unknown, and the line without labels."""
-    rank = ""
-    while found := _LABEL.match(line):
+    rank, end = "", 0
+    while found := _LABEL.match(line, end):
         rank = found["rank"] or found["other"] or found["third"] or rank
-        line = line[found.end() :]
-    return rank, line
+        end = found.end()
+    return rank, line[end:]
 
 
 def _rule_for(said: str, *, traced: bool) -> _LogRule | None:

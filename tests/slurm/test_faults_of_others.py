@@ -127,6 +127,16 @@ def test_a_hang_is_named_though_the_rank_that_hung_was_killed(node):
     assert node.attempts()[-1]["cause"] == "rank 1 is at all_reduce since 70 s"
 
 
+def test_words_alone_leave_no_node_out(node):
+    """A message that is known does."""
+    node.more |= {"SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "node4"}
+    hosts(node, "node4", "node5")
+    lost = "NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus."
+    for said, expected in (("node GPU driver cannot find device", []), (lost, ["node4"])):
+        train(node, training=f"echo '{said}' >&2; exit 1")
+        assert (said, left_out(node)) == (said, expected)
+
+
 def hosts(node, *names):
     """`scontrol show hostnames` splits names; the partition has these nodes."""
     show = node.programs / "scontrol"

@@ -132,6 +132,18 @@ def test_words_decide_where_no_message_does():
     assert verdict_of("zyx: error 48151: qwv", 1) is None
 
 
+@pytest.mark.parametrize(
+    "warning",
+    [
+        "[rank0]:[W1129 17:00:01.000 ProcessGroupNCCL.cpp:1262] Warning: WARNING: process group was not destroyed",
+        "/lib/torch/nn.py:31: UserWarning: the network cannot reach its full speed, since the driver is not supported",
+        "2026-11-29 17:00:00 WARNING checkpoint not found, starting from scratch",
+    ],
+)
+def test_the_words_of_a_warning_do_not_decide(warning):
+    assert verdict_of(warning, 137) is None
+
+
 @given(st.sets(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1), st.data())
 def test_the_likeliest_label_of_planted_weights_is_found(words, data):
     """Scores are sums of weights over the root of the number of known words, plus a constant."""
