@@ -426,7 +426,8 @@ def test_each_construct_leaves_its_words_wherever_it_is(lines):
     [("''Star'''s news", "Star's news"), ("l'''amour''", "l'amour"), ("''''a''''", "'a'"), ("a ''open", "a open"),
      ("''a''{{b}}''c''", "ac"), ("== A ==\n;term : words", "A\nterm\nwords"), ("{|\n| cell\nkept\n! cell", "kept"),
      ("a<br />b", "a\nb"), ("x\n<!-- line -->\ny", "x\ny"), ("a <!-- open", "a"), ("{{open [[a|b]]", "{{open b"),
-     ("[[a]b]]", "[[a]b]]"), ("<pre>[[a]]\n b</pre>", "[[a]]\nb"), ("<ref>open", "<ref>open"), ("__TOC__ a", "a")],
+     ("[[a]b]]", "[[a]b]]"), ("<pre>[[a]]\n b</pre>", "[[a]]\nb"), ("<ref>open", "<ref>open"), ("__TOC__ a", "a"),
+     ("<ce>a <center>b</center>", "<ce>a b"), ("a<ref>b</refs>c</ref >d", "ad")],
 )  # fmt: skip
 def test_wikitext_as_mediawiki_reads_it(text, plain):
     assert plain_text("file\n" + text) == plain

@@ -1,7 +1,7 @@
 """Wikitext as plain text, in time linear in the page.
 
 Kept are paragraphs, headings, lists, and the words of links. Templates, tables, comments, references, formulas,
-galleries, and links to files and categories are left out. Nothing is expanded, so one pass a construct is enough, in
+galleries, and links to files and categories are left out. Nothing is expanded, so one pass per construct is enough, in
 the order of MediaWiki's preprocessor: what it takes out first hides what it holds.
 
     1. comments, and elements whose content is not wikitext      <!-- -->  <ref>  <nowiki>
@@ -32,7 +32,7 @@ _HTML = (
     "|ins|kbd|langconvert|li|mark|noinclude|ol|onlyinclude|p|poem|q|rb|rp|rt|rtc|ruby|s|samp|section|small|span|strike"
     "|strong|sub|sup|table|tbody|td|tfoot|th|thead|time|tr|translate|tt|tvar|u|ul|var|wbr"
 )
-_CLOSING = {name: re.compile(f"</{name}", re.IGNORECASE) for name in _VERBATIM | _LEFT_OUT}
+_CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _VERBATIM | _LEFT_OUT}
 _OPENING = re.compile(rf"<(?:!--|({'|'.join(sorted(_VERBATIM | _LEFT_OUT))})(?=[\s/>])([^<>]*)>)", re.IGNORECASE)
 _BRACES = re.compile(r"\{\{+|\}\}+")
 _TABLE = re.compile(r"\n[ \t:]*(?:\{\||\|\})")
@@ -109,7 +109,7 @@ def _without_elements(text: str, verbatim: list[str]) -> str:
                 place = end
                 continue
             inside = text[end : closing.start()]
-            end = text.find(">", closing.end()) + 1 or len(text)
+            end = closing.end()
         if name in _VERBATIM and inside:
             parts.append(f"{_HELD}{len(verbatim)}{_HELD}")
             verbatim.append(inside)
