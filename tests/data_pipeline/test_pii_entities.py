@@ -287,6 +287,10 @@ def test_presidio_needs_neither_tagger_nor_lemmas_of_a_trained_pipeline(tmp_path
     assert {text: found(text, tmp_path / "pipeline", kind="presidio") for text in texts} == whole
     presidio._leave_out_what_finds_nothing(pipeline)
     assert pipeline.pipe_names == ["tok2vec", "ner"]
+    pipeline.enable_pipe("tagger")
+    pipeline.add_pipe("entity_ruler")
+    presidio._leave_out_what_finds_nothing(pipeline)
+    assert pipeline.pipe_names == ["tok2vec", "tagger", "ner", "entity_ruler"]
 
 
 def test_a_score_that_presidio_never_gives_is_refused():

@@ -1,8 +1,8 @@
 """Names and places by presidio, over a local spaCy pipeline.
 
 Only presidio's recognizer of the pipeline's own entities runs; structured types are this program's. The pipeline's
-tagger, parser and lemmatizer are left out: they take more than half of its time, and entities do not depend on them
-but where a sentence ends within one.
+tagger, parser and lemmatizer are left out: they take more than half of its time, and entities do not depend on them,
+except where a sentence ends within an entity.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _NO_ENTITIES = frozenset(
      "textcat", "textcat_multilabel", "entity_linker")
 )  # fmt: skip
 """Factories of spaCy's components that set no entity."""
+_ENTITIES = frozenset(("ner", "beam_ner", "transformer", "curated_transformer"))
+"""Factories of components that set entities, or vectors for them, and read what no other component sets."""
 _RULERS = ("entity_ruler", "span_ruler")
 
 
@@ -74,14 +76,16 @@ def _entity_labels(pipeline: Any) -> list[str]:
 def _leave_out_what_finds_nothing(pipeline: Any) -> None:
     """Disable components that set no entity.
 
-    All stay where a ruler is, since its rules may read what they set. A shared `tok2vec` stays where the entity
-    recognizer reads it.
+    All stay where there is a component of another kind, such as a ruler, since it may read what they set. A shared
+    `tok2vec` stays where a recognizer reads it.
     """
-    if any(name in pipeline.pipe_names for name in _RULERS):
+    factories = {name: pipeline.get_pipe_meta(name).factory for name in pipeline.pipe_names}
+    if not set(factories.values()) <= _NO_ENTITIES | _ENTITIES:
         return
+    recognizers = {name for name, factory in factories.items() if factory in _ENTITIES}
     for name, component in list(pipeline.pipeline):
         read_by = getattr(component, "listening_components", ())
-        if pipeline.get_pipe_meta(name).factory in _NO_ENTITIES and "ner" not in read_by:
+        if factories[name] in _NO_ENTITIES and recognizers.isdisjoint(read_by):
             pipeline.disable_pipe(name)
 
 
