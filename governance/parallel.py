@@ -158,7 +158,7 @@ def map_shards(
 
 
 def _note_host(runtime: Runtime, artifact: str, host: str, record: Path) -> None:
-    """Note that another host made a shard, and wait until its record is visible here.
+    """Note that another host made a shard; wait for its record.
 
     Raises:
         MissingInput: the record does not come.

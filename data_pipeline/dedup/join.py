@@ -6,7 +6,7 @@ shard). The range of a key is its kind: equal text, equal address, a band of a s
 Keys that fit the limit are sorted in this process, unless the engine is `daft`. Of others the join runs range by range:
 keys are hashes, so each range is a hash partition, sized so that its table of groups fits the limit, and since the
 files are sorted and their row groups carry bounds, a range reads little more than its own rows. Each range opens each
-file, so where there are many, they are merged first, as many as fit the limit in one. Both engines run the
+file, so many files are first merged into fewer, each as large as the limit allows. Both engines run the
 same SQL text, and their rows are sorted here, so the result depends on neither engine, nor on the limit, nor on the
 machine.
 
@@ -63,7 +63,10 @@ class JoinEngine:
     memory_mib: int
     """Memory limit of the process."""
     scratch: Path
-    """Folder for files that DuckDB spills."""
+    """Folder of merged key files and of what DuckDB spills.
+
+    Nodes of a cluster must see it.
+    """
 
 
 def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:

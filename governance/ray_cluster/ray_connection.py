@@ -160,7 +160,10 @@ def _checked(conditions: Conditions) -> None:
 
 
 def is_seen(path: Path) -> bool:
-    """Wait for a file that another node has written; False if it does not come."""
+    """Wait for a file of another node.
+
+    Returns False if it does not come.
+    """
     end = time.monotonic() + _SEEN_SECONDS
     while not path.exists():
         if time.monotonic() > end:

@@ -48,7 +48,7 @@ class Verdict:
     node: str = ""
     """The node at fault, as far as the log names it."""
     by_words: bool = False
-    """Whether no message is known, and words alone decided."""
+    """Words alone decided, since no message is known."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _shards(root: Path, count: int) -> dict[str, float]:
 
 
 def _join(folder: Path, count: int) -> dict[str, float]:
-    """Shared keys by one sort, and by DuckDB in eight ranges."""
+    """Shared keys by one sort, and by DuckDB in nine ranges."""
     from data_pipeline.dedup.join import BYTES_A_KEY, ENGINE_SHARE, TEXT, JoinEngine, shared_keys, write_keys
 
     chance, each = np.random.default_rng(0), _KEYS // count
@@ -125,8 +125,8 @@ def _join(folder: Path, count: int) -> dict[str, float]:
         firsts.append(number * each)
         write_keys(files[-1], chance.integers(0, 1 << 60, each), np.arange(each, dtype=np.int32))
     found = {}
-    in_eight = int(_KEYS * BYTES_A_KEY / 8 / ENGINE_SHARE) >> 20
-    for name, memory in (("sorted", 8192), ("in_ranges", in_eight)):
+    in_nine = int(_KEYS * BYTES_A_KEY / 8 / ENGINE_SHARE) >> 20  # eight, rounded up
+    for name, memory in (("sorted", 8192), ("in_ranges", in_nine)):
         engine = JoinEngine("duckdb", memory, folder / "spill")
         parts, spent = _seconds(lambda engine=engine: len(list(shared_keys(files, firsts, TEXT, _KEYS, engine))))
         found |= {f"{name}_cpu_seconds": spent, f"{name}_parts": parts}
