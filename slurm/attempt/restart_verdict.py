@@ -91,8 +91,10 @@ _ERROR = re.compile(
     r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
 )
-_NOT_SAID = re.compile(r"""\s{3}|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:INFO|DEBUG|WARNING|NOTE)\b|Warning: )""")
-"""Lines of source text, of a quotation, of a warning, or of a report."""
+_NOT_SAID = re.compile(
+    r"""\s{3}|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:(?:INFO|DEBUG|WARNING|NOTE)\b|assay: )|Warning: )"""
+)
+"""Lines of source text, of a quotation, of a warning, of a report, or of our own job scripts ("assay: ...")."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 Weights = Mapping[str, Mapping[str, float]]
