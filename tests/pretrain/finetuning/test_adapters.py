@@ -151,7 +151,8 @@ def test_the_embeddings_adapter_is_part_of_the_table_that_a_checkpoint_gives(tmp
         ours, beside = (
             our_logits(one, IDS) for one in (load_decoder(manifest, tmp_path), beside_decoder(manifest, tmp_path))
         )
-    assert float((ours - beside).abs().max()) <= 1e-6 * float(beside.abs().max())
+    # One product more in fp32, whose order differs between processors.
+    assert float((ours - beside).abs().max()) <= 2e-6 * float(beside.abs().max())
     with pytest.raises(ConfigError, match="the adapter of the embedding"):
         export_adapter(checkpoint_of(made, tmp_path), tmp_path / "adapter", tmp_path)
 
