@@ -55,7 +55,9 @@ def test_only_what_is_missing_is_made_again(bed, tmp_path):
     for number in range(TASKS):
         outcomes = [line["outcome"] for line in attempts(folder, f"{jobs['ingest']}_{number}")]
         first = ["failed"] if number in lost | retried else []
-        assert outcomes == [*first, "failed" if number in lost else "done"], number
+        # The second time, the verdict on the log may call the fault one that no retry can help.
+        assert outcomes[:-1] == first, number
+        assert outcomes[-1] in ({"failed", "explained"} if number in lost else {"done"}), number
     before, records = made(folder), folder / "root" / "ingest" / "records"
     assert len(before) == len({index for index, *_ in before})
     missing = set(range(SHARDS)) - {index for index, *_ in before}
