@@ -136,9 +136,10 @@ def map_shards(
         _forget([(records / f"{key}.json", shard.name) for _, key, shard in missing], place, linked)
         raise ShareDone(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
     if missing or not share:
+        keys_made = {index: key for index, key, _ in missing}
         with progress(recipe.stage, len(missing) + len(done), "shards", done=len(done)) as advance:
             for index, made, _, host in _run(task, missing, runtime):
-                _note_host(runtime, artifact, host, records / f"{recipe.key(shards[index].inputs)}.json")
+                _note_host(runtime, artifact, host, records / f"{keys_made[index]}.json")
                 runtime.hooks.tally(f"{recipe.stage} {shards[index].name}")
                 done[index] = made
                 advance(1)

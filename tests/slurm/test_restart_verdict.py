@@ -124,7 +124,7 @@ def test_a_message_in_a_text_does_not_decide(quote):
 
 
 def test_words_decide_where_no_message_does():
-    """An exception without a frame is no message that is known; its words are."""
+    """An exception without a frame meets no rule, but its words are known."""
     unframed = "torch.OutOfMemoryError: CUDA out of memory."
     assert verdict_of(unframed, 1).cause == "out of memory"
     assert verdict_of(f"{unframed}\n{WATCHDOG}", 134).cause == "hang"
