@@ -262,7 +262,7 @@ def test_a_score_that_is_no_number_ends_the_stage(tmp_path, monkeypatch):
         scores_of(model, tmp_path / "root", ["the cat", "sat"])
 
 
-def save_classifier(folder, labels=2):
+def save_classifier(folder, labels=2, deviation=0.02):
     """A folder with a small classifier of random weights, as `transformers` saves it; the model and its tokenizer."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra `dev`")
     import torch
@@ -273,6 +273,7 @@ def save_classifier(folder, labels=2):
     )
     tokenizer.save_pretrained(folder)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape["initializer_range"] = deviation
     torch.manual_seed(3)
     theirs = transformers.BertForSequenceClassification(
         transformers.BertConfig(vocab_size=len(tokenizer), num_labels=labels, max_position_embeddings=16, **shape)

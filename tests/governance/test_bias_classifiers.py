@@ -340,7 +340,8 @@ def test_a_classifier_of_documents_is_checked_as_an_instrument(tmp_path, kind):
         model_file(tmp_path / "q.bin", dict.fromkeys(words, 2.0))
         settings = ClassifierConfig(name="quality", model="q.bin", positive=("l0",), negative=("l1",), min_score=0.0)
     else:
-        _, tokenizer = save_classifier(tmp_path / "q")
+        # With the usual deviation of 0.02, another word would change a score by rounding alone.
+        _, tokenizer = save_classifier(tmp_path / "q", deviation=1.0)
         known = ("fox", "brown")  # of its small vocabulary, unlike the pronouns
         assert not {tokenizer.unk_token_id} & set(tokenizer(" ".join(known)).input_ids)
         text = (tmp_path / "terms.toml").read_text()
@@ -362,8 +363,8 @@ def test_a_classifier_of_documents_is_checked_as_an_instrument(tmp_path, kind):
         return np.mean(scores_of(model, tmp_path, texts))
 
     female, male = (("she", "her"), ("he", "his")) if kind == "fasttext" else (("fox", "her"), ("brown", "his"))
-    assert rows["female"]["value"] == pytest.approx(mean(*female) - mean(*male), abs=1e-6)
-    assert rows["female"]["value"] != 0
+    assert rows["female"]["value"] == pytest.approx(mean(*female) - mean(*male), abs=1e-5)
+    assert abs(rows["female"]["value"]) > 1e-5
     assert rows["female"]["n"] == 2 * len(sentences)
     if kind == "fasttext":
         assert rows["female"]["note"].startswith("biased: ")
