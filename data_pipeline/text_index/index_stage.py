@@ -6,6 +6,8 @@ documents that the token shards hold are in it, each once. All numbers are littl
     text/00000.bin        the UTF-8 bytes of each document, each followed by a byte 0xFF, which UTF-8 never has: so no
                           passage is found across two documents
     suffixes/00000.bin    uint32: where each suffix of `text` begins that begins with a character, in the order of bytes
+    samples/00000.bin     the first 24 bytes of each n-th suffix, beginning with the first (n = `sample_stride`); where
+                          the text ends before, zeros follow
     ends/00000.bin        uint32: where the text of each document ends
     listed/00000.parquet  of each document: id, source, url, licence, and its copies in the training (`copies`) and the
                           validation split (`held_out`)
@@ -40,15 +42,18 @@ from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 STAGE = "text_index"
-VERSION = 1
+VERSION = 2
 LISTED_SCHEMA = required(
     id=pa.string(), source=pa.string(), url=pa.string(), licence=pa.string(), copies=pa.int64(), held_out=pa.int64()
 )
 SPLITS = ("train", "validation")
-_SUFFIXES = {"text": ".bin", "suffixes": ".bin", "ends": ".bin", "listed": ".parquet"}
+SAMPLE_BYTES = 24
+_SUFFIXES = {"text": ".bin", "suffixes": ".bin", "samples": ".bin", "ends": ".bin", "listed": ".parquet"}
 _READ = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "url", "licence")])
 _END = b"\xff"
 _MOST = 2**31 - 1  # bytes that libdivsufsort's 32-bit form sorts
+_MOST_SAMPLES = 1 << 16  # 1.5 MB, which a search reads whole
+_LEAST_STRIDE = 256  # these suffixes are a quarter of a page
 _COUNTED_AT_ONCE = 1 << 22
 _LISTED_AT_ONCE = 4096  # rows of a group: what a look-up of one document reads
 
@@ -67,6 +72,11 @@ class _Part:
     documents: Path
     groups: tuple[int, ...]
     tokens: tuple[tuple[Path, ...], ...]
+
+
+def sample_stride(suffixes: int) -> int:
+    """Suffixes from one sample to the next."""
+    return max(_LEAST_STRIDE, 1 << max(0, (suffixes - 1) // _MOST_SAMPLES).bit_length())
 
 
 def text_index(tokens: Manifest, documents: Manifest, config: TextIndexConfig, runtime: Runtime) -> Manifest:
@@ -154,7 +164,12 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
     starts = np.cumsum(sum((np.bincount(piece, minlength=256) for piece in pieces), np.zeros(256, np.int64)))
     kept_suffixes = [suffixes[: starts[0x7F]], suffixes[starts[0xBF] : starts[0xFE]]]
     _write(path_of("suffixes"), *kept_suffixes)
-    stats = {"documents": len(ends), "bytes": len(text), "suffixes": sum(map(len, kept_suffixes))}
+    count, (ascii_first, other_first) = sum(map(len, kept_suffixes)), kept_suffixes
+    stride = sample_stride(count)
+    sampled = chain(ascii_first[::stride], other_first[-len(ascii_first) % stride :: stride])
+    heads = (bytes(text[start : start + SAMPLE_BYTES]).ljust(SAMPLE_BYTES, b"\0") for start in sampled)
+    _write(path_of("samples"), b"".join(heads))
+    stats = {"documents": len(ends), "bytes": len(text), "suffixes": count}
     return ShardMade({role: path_of(role) for role in _SUFFIXES}, stats)
 
 
