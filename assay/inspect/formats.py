@@ -27,8 +27,9 @@ from assay.inspect.delimited_form import first_rows
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
+from data_pipeline.readers.local import has_text_name
 from data_pipeline.readers.parts import PACKED_RATIO, is_packed
-from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
 _KINDS = SOURCE_TYPES | {".idx": "megatron"}
@@ -117,7 +118,9 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
             kind, ending = None, ending + packed
         elif (kind in _SMALL_LETTERS or ending == ".wacz") and not plain.endswith(ending):
             kind = None  # their readers know small letters only
-        if not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
+        if not has_text_name(file):
+            others["(name not UTF-8)"] += 1
+        elif not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
             others["(unreadable)"] += 1
         elif kind is None or not _is_of(kind, file):
             others[f"{ending} (no MediaWiki dump)" if kind == "mediawiki" else ending or "(no ending)"] += 1
@@ -125,7 +128,8 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
             found.setdefault((kind, ending + packed), []).append(file)
     others.update(f"({kind})" for kind in about.values())
     if not found and not others:
-        raise MissingInput(f"{path}: the folder holds no file. Give the path of your documents.")
+        holds = "the folder holds no file" if path.is_dir() else "neither a file nor a folder, but a pipe or a device"
+        raise MissingInput(f"{path}: {holds}. Give the path of your documents.")
     if not found:
         counted = ", ".join(f"{ending} {count:,}" for ending, count in others.most_common(8))
         raise MissingInput(
@@ -181,6 +185,12 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
         if records:
             return records
     return []
+
+
+def has_long_line(inputs: InputFiles) -> bool:
+    """Return whether a JSON Lines file begins with a line above the bound."""
+    heads = (next(_lines(file), b"") for file in inputs.files[:10] if inputs.kind == "jsonl")
+    return any(len(head) > MAX_RECORD_BYTES for head in heads)
 
 
 def by_text_field(inputs: InputFiles) -> list[InputFiles]:

@@ -19,7 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
-from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, by_text_field, choose_fields, find_inputs, first_records
+from assay.inspect.formats import (
+    WITHOUT_FIELDS,
+    InputFiles,
+    by_text_field,
+    choose_fields,
+    find_inputs,
+    first_records,
+    has_long_line,
+)
 from assay.inspect.gate_outlook import closing_causes, outlook_table
 from assay.inspect.inspection_page import ClosingCause, Inspection, InspectTable
 from assay.inspect.proposed_run import KeptTexts, proposed_run, source_section
@@ -33,6 +41,7 @@ from data_pipeline.filters.clean import CleanConfig, clean
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.detect import replace_all
 from data_pipeline.pii.redact import redact
+from data_pipeline.readers.streams import MAX_RECORD_BYTES
 from data_pipeline.tokens.megatron import open_indexed
 from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.config import validate
@@ -48,6 +57,7 @@ _TOLERANCE = 0.05
 _SHARD_BYTES = 16 << 20
 _EXAMPLES = 8
 _EXAMPLE_CHARACTERS = 160
+_LONG_LINE = f"the first line is longer than {MAX_RECORD_BYTES >> 20} MiB, the most that a record may have"
 _OPT_OUT = "searched in web pages; other files may state it in a field (opt_out_field)"
 
 
@@ -135,6 +145,8 @@ def _no_text(readable: Sequence[InputFiles]) -> str:
     if not any(group.bytes for group in readable):
         return f"its files are empty, 0 bytes each: {kinds}. Give the path of your documents."
     names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
+    if not names and any(map(has_long_line, readable)):
+        return f"{_LONG_LINE}: {kinds}. Write one record a line, or split the text into documents."
     if not names:
         return (
             f"no record with named values at the beginning of its files: {kinds}. They are damaged, or their format is "
@@ -161,7 +173,8 @@ def _formats(
         if group.kind in WITHOUT_FIELDS:
             named = WITHOUT_FIELDS[group.kind]
         elif group.kind != "megatron" and not _has_text(chosen):
-            named = "no field of text: not inspected"
+            long = has_long_line(group)
+            named = f"{_LONG_LINE if long else 'no field of text'}: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
     unread = ", ".join(f"{ending} {count:,}" for ending, count in Counter(others).most_common(8))
     note = f"Not read: {unread}." if unread else ""

@@ -76,7 +76,7 @@ def _text_table(one: InspectTable) -> str:
 
 
 def _cell(value: str | int) -> str:
-    text = number(value) if isinstance(value, int) else visible(value)
+    text = number(value) if isinstance(value, int) else visible(value.replace("\n", "\\n"))  # in a file's name
     return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
 
 

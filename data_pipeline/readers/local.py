@@ -7,8 +7,8 @@ Symbolic links: a pattern whose fixed folder is itself behind a link is what its
 that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
 before by a link's, so that a link to a folder above it does not recur endlessly.
 
-A folder that may not be read, a link whose target is gone and a match that is neither file nor folder are reported,
-with a reason: `unreadable_folder`, `dangling_link`, `not_a_file`.
+A folder that may not be read, a link whose target is gone, a match that is neither file nor folder and a name that is
+not UTF-8 are reported, with a reason: `unreadable_folder`, `dangling_link`, `not_a_file`, `name_not_utf8`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def search_files(
         kinds = [_kind(path) for path in paths]
         files = [path for path, kind in zip(paths, kinds, strict=True) if kind == "file"]
         unread |= walk.unread
-        unread |= {str(path): kind for path, kind in zip(paths, kinds, strict=True) if kind not in ("file", "folder")}
+        passed = [(path, kind) for path, kind in zip(paths, kinds, strict=True) if kind not in ("file", "folder")]
+        unread |= {os.fsencode(path).decode("utf-8", "backslashreplace"): kind for path, kind in passed}
         if not files:
             folders = any(path.is_dir() for path in paths)
             what = "names folders only; add a pattern for their files, as /**/*.jsonl" if folders else "names no file"
@@ -247,8 +248,19 @@ class _FolderWalk:
         return os.path.join(os.path.realpath(path), "").startswith(self._inside)
 
 
+def has_text_name(path: Path) -> bool:
+    """Return whether a path is UTF-8, so that manifests can state it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _kind(path: Path) -> str:
     """File, folder, or the reason why a match cannot be read."""
+    if not has_text_name(path):
+        return "name_not_utf8"
     try:
         mode = path.stat().st_mode
     except OSError:

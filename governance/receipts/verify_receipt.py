@@ -14,14 +14,14 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import re
 import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
 
-KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
-NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (2, 6, 8, 16), 8
+KINDS, NOTHING, STUB_BITS, SHOWN_STEPS = {"text": 1, "raw text": 2, "url": 3, "id": 4}, bytes(24), (2, 6, 8, 16), 8
 WORDS = (
     "Proven: whether the tree holds this name. Signed only: completeness, checkpoint, steps, filters, nearest. Not "
     "covered: paraphrases, near copies, quotes."
@@ -87,9 +87,9 @@ def verified(key: Any, signature: str, message: bytes) -> bool:
     """Return whether a key signed a message."""
     try:
         key.verify(base64.b64decode(signature, validate=True), message)
+        return True
     except Exception:  # of `cryptography`, or of base64
         return False
-    return True
 
 
 def faults(receipt: Any, key: Any, asked: str = "", journal: "bytes | None" = None) -> "list[str]":
@@ -107,8 +107,7 @@ def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":
     """Faults of a signed statement against its proof."""
     kind, value, found, read = said["asked"]["kind"], said["asked"].get("value"), said["found"], said["read"]
     name = bytes.fromhex(said["asked"]["name"]) if value is None else name_of(kind, value)
-    seed = bytes.fromhex(said["corpus"])[:15] + bytes([said["salt"], KINDS[kind]])
-    tag = hashlib.sha256(seed + name).digest()[:16]
+    tag = hashlib.sha256(bytes.fromhex(said["corpus"])[:15] + bytes([said["salt"], KINDS[kind]]) + name).digest()[:16]
     copies, held_out = (found["copies"], found["held_out"]) if found else (0, 0)
     checks = [
         (said["words"] == WORDS and len(name) == 16, "form: is of another version"),
@@ -136,13 +135,16 @@ def journal_faults(said: Any, key: Any, lines: "list[bytes]") -> "list[str]":
 
 
 if __name__ == "__main__":
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    parser = argparse.ArgumentParser()
-    _ = [parser.add_argument(word) for word in ("receipt", "--key", "--asked", "--journal")]
+    parser = argparse.ArgumentParser(description="Verifies a receipt. Needs: pip install cryptography")
+    _ = parser.add_argument("receipt"), parser.add_argument("--key", required=True)
+    _ = parser.add_argument("--asked"), parser.add_argument("--journal")
     given = parser.parse_args()
-    if given.asked and Path(given.asked).is_file():
-        given.asked = Path(given.asked).read_bytes().decode("utf-8")
-    answer, public = json.loads(Path(given.receipt).read_bytes()), load_pem_public_key(Path(given.key).read_bytes())
-    wrong = faults(answer, public, given.asked, Path(given.journal).read_bytes() if given.journal else None)
+    try:
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        asked = Path(given.asked).read_bytes().decode() if os.path.isfile(given.asked or "") else given.asked
+        answer, public = json.loads(Path(given.receipt).read_bytes()), load_pem_public_key(Path(given.key).read_bytes())
+        wrong = faults(answer, public, asked, Path(given.journal).read_bytes() if given.journal else None)
+    except (ImportError, OSError, ValueError, RecursionError) as error:  # a file that is absent, or of another form
+        sys.exit(f"{type(error).__name__}: {error}")
     sys.exit("\n".join(wrong) or sys.stdout.write(json.dumps(answer["statement"], indent=1)) * 0)

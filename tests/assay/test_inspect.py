@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from assay.cli.main import main
 from assay.config import load_run
-from assay.inspect import sampling
+from assay.inspect import formats, sampling
 from assay.inspect.formats import InputFiles, choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import as_page, as_text
@@ -34,6 +34,7 @@ from assay.inspect.proposed_run import KeptTexts, proposed_run
 from assay.inspect.sampling import sample_files
 from assay.run_file import CONFIGS
 from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import streams
 from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
@@ -435,15 +436,18 @@ def test_an_ordinary_folder_is_inspected(tmp_path, monkeypatch):
     (folder / "A.TXT").write_text(prose(2))
     (folder / "gone.txt").symlink_to(tmp_path / "nothing")
     (folder / "out.txt").symlink_to(outside)
+    (folder / os.fsdecode(b"bad\xff.txt")).write_text(prose(3))
+    (folder / "two\nlines.txt").write_text("short")
     rows = "".join(json.dumps({"text": prose(n)}) + "\n" for n in range(40)).encode()
     (folder / "torn.jsonl.gz").write_bytes(gzip.compress(rows)[:-900])
     pq.write_table(pa.table({"text": [prose(n) for n in range(50, 90)]}), folder / "a.parquet")
     (folder / "torn.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-50])
     whole = tables(inspect_path(folder))
-    assert whole["Formats and fields"].note == "Not read: (unreadable) 1."
+    assert whole["Formats and fields"].note == "Not read: (name not UTF-8) 1, (unreadable) 1."
     kept = whole["Funnel under the usual rules"].rows[0][2]
     assert kept > 2 + 40
     part = inspect_path(folder, sample_bytes=20_000)
+    assert r"two\nlines.txt#0" in as_text(inspect_path(folder / "two\nlines.txt"))
     assert 0 < tables(part)["Funnel under the usual rules"].rows[0][2] < kept
     (tmp_path / "run.toml").write_text(part.proposal)
     sources = load_run(tmp_path / "run.toml", [], needs="data").config.data.sources
@@ -549,22 +553,24 @@ def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):
             r"none of its 2 files .*\.parquet\.gz 1, \.arrow\.xz 1\).* all but \.parquet, \.arrow",
         ),
         ({"a.jsonl": b'{"n": 1}\n'}, ConfigError, "no field holds text; the fields are: n"),
-        (
-            {"a.jsonl": b"\x00\xff" * 99},
-            ConfigError,
-            r"no record with named values .*: 1 jsonl \(\.jsonl\)\. They are damaged",
-        ),
+        ({"a.jsonl": b"\x00\xff" * 99}, ConfigError, r"no record with named values .*: 1 jsonl .*\. They are damaged"),
         ({"a.jsonl": b"", "b.csv": b""}, ConfigError, r"its files are empty, 0 bytes each: 1 csv \(\.csv\), 1 jsonl"),
         ({"a.parquet": b"PAR1"}, ConfigError, "no record with named values"),
+        ({"a.jsonl": b'{"text": "%s"}' % (b"x" * 2000)}, ConfigError, "the first line is longer than 64 MiB"),
     ],
 )
-def test_nothing_to_read_is_reported(tmp_path, files, error, words):
+def test_nothing_to_read_is_reported(tmp_path, monkeypatch, files, error, words):
+    for module in (streams, formats):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1000)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(error, match=words):
         inspect_path(tmp_path)
     with pytest.raises(MissingInput, match="no such file or folder"):
         inspect_path(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingInput, match="but a pipe or a device"):
+        inspect_path(tmp_path / "pipe")
 
 
 @pytest.mark.slow

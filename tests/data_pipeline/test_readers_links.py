@@ -124,6 +124,7 @@ def test_nothing_that_a_pattern_reaches_is_lost_in_silence(tmp_path, monkeypatch
     os.symlink("gone.jsonl", folder / "b.jsonl")
     os.symlink("gone", folder / "more")
     os.mkfifo(folder / "c.jsonl")
+    (folder / os.fsdecode(b"d\xff.jsonl")).write_text('{"text": "b"}\n')
     listed = os.listdir
 
     def refuse(path):
@@ -134,8 +135,10 @@ def test_nothing_that_a_pattern_reaches_is_lost_in_silence(tmp_path, monkeypatch
     monkeypatch.setattr(os, "listdir", refuse)
     found = made()
     assert found.key != whole.key
-    assert found.stats["passed_over"] == {"dangling_link": 2, "not_a_file": 1, "unreadable_folder": 1}
-    assert (found.stats["torn_files"], found.stats["by_source"]["a"]["torn_files"]) == (4, 4)
+    assert found.stats["passed_over"] == {
+        "dangling_link": 2, "not_a_file": 1, "unreadable_folder": 1, "name_not_utf8": 1
+    }  # fmt: skip
+    assert (found.stats["torn_files"], found.stats["by_source"]["a"]["torn_files"]) == (5, 5)
     assert found.stats["documents_kept"] == whole.stats["documents_kept"] == 1
     with pytest.raises(MissingInput, match=r"not read: .*b\.jsonl \(dangling_link\)"):
         find_files(source.paths, tmp_path, "evaluation set e")

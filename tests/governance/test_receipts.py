@@ -244,12 +244,28 @@ def test_the_verifier_runs_alone(corpus, tmp_path):
     one = answers(corpus, "url", "https://a.example/3")
     forged = {**one, "statement": {**one["statement"], "answer": "not used"}}
     done = []
-    for name, value in (("good.json", one), ("bad.json", forged)):
-        (tmp_path / name).write_text(json.dumps(value))
-        words = [sys.executable, "-I", "v.py", name, "--key", "key.pub", "--asked", "https://a.example/3"]
+    (tmp_path / "good.json").write_text(json.dumps(one))
+    (tmp_path / "bad.json").write_text(json.dumps(forged))
+    with_key, address = ["--key", "key.pub", "--asked"], "https://a.example/3"
+    for words in (
+        ["-I", "v.py", "good.json", *with_key, address],
+        ["-I", "v.py", "bad.json", *with_key, address],
+        ["-I", "v.py", "good.json", *with_key, "https://a.example/" + "3" * 300],  # longer than a file's name may be
+        ["-I", "v.py", "good.json"],
+        ["-I", "v.py", "none.json", *with_key, address],
+        ["-I", "v.py", "key.pub", *with_key, address],
+        ["-I", "v.py", "good.json", "--key", "good.json"],
+        ["-I", "-S", "v.py", "good.json", *with_key, address],
+    ):
+        words = [sys.executable, *words]
         done.append(subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False))
     assert (done[0].returncode, json.loads(done[0].stdout)["answer"]) == (0, "used"), done[0].stderr
     assert (done[1].returncode, done[1].stderr) == (
         1,
         "signature: the statement was altered, or another key signed it\n",
     )
+    assert (done[2].returncode, done[2].stderr) == (1, "name: is not about this question\n")
+    assert (done[3].returncode, done[3].stderr.endswith("arguments are required: --key\n")) == (2, True)
+    for one_of, words in zip(done[4:], ("none.json", "JSONDecodeError", "PEM", "cryptography"), strict=True):
+        assert (one_of.returncode, "Traceback" in one_of.stderr) == (1, False)
+        assert words in one_of.stderr
