@@ -2,9 +2,10 @@
 
 A parent checkpoint (`train.continue_from`) is checked against the journal of its own root, by the keys that this run
 trusts; so are checkpoints that are evaluated or exported. A folder of weights (`train.initial_weights`) has no journal:
-it counts where this root's journal states it as the export of a checkpoint of this root, or where the hub listed its
-files. Anything else trains, and the training's record (`run.origin`) and page one of the report name it as not
-verified; a policy with `verified_origin` refuses it.
+it counts where this root's journal states it as the export of a checkpoint of this root, where the line of another
+root's journal that `assay export` left in it does so by those keys, or where the hub listed its files. Anything else
+trains, and the training's record (`run.origin`) and page one of the report name it as not verified; a policy with
+`verified_origin` refuses it.
 
 The checkpoint of an export goes with the origin (`exports`, by the folder's digest), so that lineage and energy of the
 child reach it.
@@ -23,7 +24,8 @@ which only `verified_origin` refuses.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,17 @@ from assay.training_recipe import pinned
 from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.gate.chain import require_stated, require_whole
 from governance.gate.verdict import Keyring
-from governance.lineage.attest import open_journal
+from governance.lineage.attest import journal_keys, open_journal
 from governance.manifest import EXPORTS, FILE_NAME, Input, Manifest, read_manifest
+from governance.regular_files import read_whole
+from governance.signing.dsse import verify_envelope
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
-from governance.signing.journal_lines import JournalEntry
+from governance.signing.journal_lines import JournalEntry, parse_line
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
 from pretrain.distillation.teacher import named_teacher
+from pretrain.initial_weights.folder import STATEMENT
 from pretrain.initial_weights.hub_weights import HUB
 from pretrain.initial_weights.start import InitialWeights, open_weights
 
@@ -108,12 +113,8 @@ def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path, own_root
     Raises:
         GateClosed: that journal does not state it, or no trusted key signed that journal.
     """
-    name, config = checkpoint.path, run.config.governance
-    if root.resolve() == own_root.resolve():
-        journal = run.journal(own_root)
-    else:
-        config = config.model_copy(update={"trusted_keys": (*config.trusted_keys, *config.parent_keys)})
-        journal = open_journal(Keyring(config, run.folder), root)
+    name, own = checkpoint.path, root.resolve() == own_root.resolve()
+    journal = run.journal(own_root) if own else open_journal(_parents_keyring(run), root)
     if not journal.path.exists():
         return _origin(name, False, f"its root has no {JOURNAL}")
     try:
@@ -154,37 +155,68 @@ def _recorded(run: LoadedRun, root: Path, folder: Path) -> Iterator[dict[str, An
 def _folder_origin(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[str, Any]:
     """Origin of a folder of weights."""
     name, files = weights.folder.name, weights.folder.files
-    if (of_hub := weights.of_hub) is not None:
-        why = of_hub.unverified(files)
-        return _origin(name, not why, why or f"listed by {HUB} as {of_hub.address}")
     try:
         entries = run.journal(root).verified()
     except ManifestError as error:
         raise GateClosed(f"the journal cannot be trusted: {error}") from error
     digests = {digest for file, digest in files.items() if file.endswith(".safetensors")}
-    exports = _exports(entries, digests)
+    ours = {digest for entry in entries if entry.kind == "checkpoint" for digest in entry.subjects.values()}
+    exports = [
+        entry
+        for entry in entries
+        if entry.kind == EXPORT and _exports(entry, digests) and any(item.digest in ours for item in entry.materials)
+    ]
+    stated, unstated = (
+        f"the {JOURNAL} of this root",
+        f"no line of this root's {JOURNAL} states an export of these files",
+    )
+    if not exports and (weights.folder.path / STATEMENT).exists():
+        try:
+            exports, stated = [_carried(run, weights.folder.path / STATEMENT, digests)], f"its {STATEMENT}"
+        except ManifestError as error:
+            unstated += f", and {error}"
     if not exports:
-        return _origin(name, False, f"no line of this root's {JOURNAL} states an export of these files")
+        if (of_hub := weights.of_hub) is not None:
+            why = of_hub.unverified(files)
+            return _origin(name, not why, why or f"listed by {HUB} as {of_hub.address}")
+        return _origin(name, False, unstated)
     entry = next((one for one in exports if one.statement["predicate"]["origin"]["verified"]), exports[0])
     origin, made_from = entry.statement["predicate"]["origin"], filter(_is_checkpoint, entry.materials)
-    why = f"stated by the {JOURNAL} of this root as an export"
+    why = f"stated by {stated} as an export"
     if not origin["verified"]:
         why = f"an export of {origin['from']}: {origin['why']}"
     behind = {weights.folder.digest: [item.model_dump(mode="json") for item in made_from]}
     return _origin(name, origin["verified"], why) | {EXPORTS: behind}
 
 
-def _exports(entries: Sequence[JournalEntry], digests: set[str]) -> list[JournalEntry]:
-    """Statements on exports of this root's checkpoints with these files of weights."""
-    ours = {digest for entry in entries if entry.kind == "checkpoint" for digest in entry.subjects.values()}
-    return [
-        entry
-        for entry in entries
-        if entry.kind == EXPORT
-        and any(_is_checkpoint(item) and item.digest in ours for item in entry.materials)
-        and digests
-        and digests <= set(entry.subjects.values())
-    ]
+def _exports(entry: JournalEntry, digests: set[str]) -> bool:
+    """Return whether a line states these files of weights as a checkpoint's."""
+    return bool(digests) and digests <= set(entry.subjects.values()) and any(map(_is_checkpoint, entry.materials))
+
+
+def _carried(run: LoadedRun, path: Path, digests: set[str]) -> JournalEntry:
+    """The line of another root's journal that came with an export.
+
+    Raises:
+        ManifestError: it was altered, its signer is not trusted, or it states other files.
+    """
+    try:
+        line = read_whole(path).rstrip(b"\n")
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path.name} cannot be read ({error})") from error
+    if (entry := parse_line(line, 0)) is None:
+        raise ManifestError(f"{path.name} is no line of a {JOURNAL}")
+    verify_envelope(json.loads(line)["envelope"], journal_keys(_parents_keyring(run)), path.name)
+    if entry.statement["predicate"].get("stage") != EXPORT or not _exports(entry, digests):
+        raise ManifestError(f"{path.name} states other files")
+    return entry
+
+
+def _parents_keyring(run: LoadedRun) -> Keyring:
+    """The run's keys, and those whose trainings it may go on from."""
+    config = run.config.governance
+    keys = (*config.trusted_keys, *config.parent_keys)
+    return Keyring(config.model_copy(update={"trusted_keys": keys}), run.folder)
 
 
 def _is_checkpoint(item: Input) -> bool:

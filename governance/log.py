@@ -123,12 +123,13 @@ Advance = Callable[..., None]
 
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str, *, done: float = 0) -> Iterator[Advance]:
-    """Show progress with rate and time left; yields `advance(amount, note="")`.
+    """Show progress with rate and time left; yields `advance(amount, note="", found=False)`.
 
-    A bar on a terminal, a line every ten seconds elsewhere, nothing on ranks above 0.
+    Work that was found, as `done` before, took no time of this process: it is left out of the rate. A bar on a
+    terminal, a line every ten seconds elsewhere, nothing on ranks above 0.
     """
     if not _LOGGER.isEnabledFor(logging.INFO) or not _LOGGER.handlers:
-        yield lambda amount, note="": None
+        yield lambda amount, note="", found=False: None
     elif sys.stderr.isatty():
         with _bar(description, total, unit, done) as advance:
             yield advance
@@ -166,7 +167,9 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
     with TwoLineBar(*shown, console=console, refresh_per_second=_DRAWN_A_SECOND, transient=True) as bar:
         task = bar.add_task(step_label(description), total=total, completed=int(done), rate="", left="", note="")
 
-        def advance(amount: float, note: str = "") -> None:
+        def advance(amount: float, note: str = "", found: bool = False) -> None:
+            nonlocal done
+            done += amount if found else 0
             made = bar.tasks[0].completed + amount - done
             rate = made / max(elapsed(), 1e-9)
             left = _time_left(description, max(0.0, total - made - done) / rate if rate else None)
@@ -179,9 +182,9 @@ def _lines(description: str, total: float, unit: str, done: float) -> Advance:
     started = last = time.monotonic()
     count, elapsed = done, _stopwatch()
 
-    def advance(amount: float, note: str = "") -> None:
-        nonlocal last, count
-        count += amount
+    def advance(amount: float, note: str = "", found: bool = False) -> None:
+        nonlocal last, count, done
+        count, done = count + amount, done + (amount if found else 0)
         now = time.monotonic()
         finished = count >= total
         if now - last < _PLAIN_INTERVAL_SECONDS and not (finished and now - started > _PLAIN_INTERVAL_SECONDS):

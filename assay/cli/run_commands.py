@@ -324,12 +324,13 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
     from data_pipeline.tokens.chat_template import CHATML
-    from governance.files import sha256_file
+    from governance.files import sha256_file, write_bytes
     from governance.hub_client import push, require_name
     from governance.stage import read_artifact
     from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
+    from pretrain.initial_weights.folder import STATEMENT
 
     if arguments.adapter and arguments.dtype != "fp32":
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
@@ -360,6 +361,8 @@ def export(arguments: Arguments) -> None:
     }
     made_from = [*(one.as_input() for one in (manifest, *others)), artifacts["tokenizer"].as_input()]
     loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
+    # With the weights, so that a run in another root knows what is behind them.
+    write_bytes(arguments.target / STATEMENT, loaded.journal(runtime.root).line_about(subjects) + b"\n")
     form = "adapter in PEFT's format" if arguments.adapter else "Hugging Face folder"
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as {form}", folder=arguments.target)
     auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"

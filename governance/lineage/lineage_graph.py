@@ -49,6 +49,13 @@ class Node:
         """Identifier of a node."""
         return self.path, self.digest
 
+    @property
+    def gone(self) -> str:
+        """Reason why an artifact is not in the root; "" if it is."""
+        if self.manifest is not None or self.stage in SOURCES or not self.path.endswith(FILE_NAME):
+            return ""
+        return "removed since" if self.facts else "in another root"  # of which this root's journal states nothing
+
     def __hash__(self) -> int:
         return hash(self.key)
 
@@ -155,11 +162,11 @@ def describe_node(node: Node) -> str:
 
     The line has stage, digest, path, and whether it is still there.
     """
-    gone = node.manifest is None and node.stage not in SOURCES and node.path.endswith(FILE_NAME)
+    gone = f"  ({node.gone})" if node.gone else ""
     settings = node.config.get("recipe", node.config).get("train", {})
     taken_down = len(settings.get("removed_documents", ())) if isinstance(settings, Mapping) else 0
     without = f"  (without {taken_down} document(s), by takedown)" if taken_down else ""
-    return f"{node.stage} {node.digest[:16]} {node.path}{'  (removed since)' if gone else ''}{without}"
+    return f"{node.stage} {node.digest[:16]} {node.path}{gone}{without}"
 
 
 def prov_document(graph: Graph, nodes: Iterable[Node]) -> dict[str, Any]:

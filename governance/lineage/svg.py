@@ -15,7 +15,7 @@ from html import escape
 from itertools import pairwise
 
 from governance.lineage.lineage_graph import Graph, Node
-from governance.manifest import FILE_NAME, SOURCES
+from governance.manifest import SOURCES
 
 _FEW_FILES = 3  # files of a source that are drawn one by one
 _WIDTH, _HEIGHT, _GAP, _LAYER, _LANE, _MARGIN = 216, 64, 28, 112, 20, 32
@@ -114,12 +114,11 @@ def _box(node: Node) -> Box:
         return Box(f"verdict {node.facts.get('verdict', '')}", (node.path, node.digest[:16]), "verdict")
     if node.stage in _CHILDREN:
         return Box(node.stage, (node.path, node.digest[:16]), "child")
-    gone = node.manifest is None and node.path.endswith(FILE_NAME)
     version = node.manifest.version if node.manifest is not None else node.facts.get("version", "unknown")
     return Box(
         node.stage,
-        ("removed since" if gone else listed or f"version {version}", node.digest[:16]),
-        "gone" if gone else "made",
+        (node.gone or listed or f"version {version}", node.digest[:16]),
+        "gone" if node.gone else "made",
     )
 
 

@@ -206,7 +206,7 @@ def _made(
     amount: int,
 ) -> Manifest:
     """Find or make the artifact of one training."""
-    shown = 0
+    shown, found = 0, True
 
     def tell(count: int) -> None:
         nonlocal shown
@@ -214,16 +214,18 @@ def _made(
         advance(count, f"{NAMES[recipe.section.architecture]}, seed {recipe.section.seed}")  # type: ignore[attr-defined]
 
     def make(target: Path) -> Made:
-        found, seconds = train(tell)
-        write_json(target / _LOSSES, found)
+        nonlocal found
+        found = False
+        losses, seconds = train(tell)
+        write_json(target / _LOSSES, losses)
         write_json(target / _TIMES, {"seconds": seconds})
         noted = describe(target / _TIMES, runtime.root)
         runtime.notes.beside.setdefault(recipe.stage, {})[noted.path] = noted
-        result = found["recall"] if "recall" in found else found["curve"][-1]["loss"]
+        result = losses["recall"] if "recall" in losses else losses["curve"][-1]["loss"]
         return Made([describe(target / _LOSSES, runtime.root)], {"diverged": result is None})
 
     manifest = run_stage(recipe, [tokens.as_input()], runtime, make)
-    advance(max(0, amount - shown))
+    advance(max(0, amount - shown), found=found)
     return manifest
 
 

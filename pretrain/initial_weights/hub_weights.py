@@ -26,7 +26,7 @@ from governance.hub_client import HubPlace, ask_hub
 from governance.log import get_logger
 from governance.signed_notes import read_note, write_first_note
 from governance.stage import Runtime
-from pretrain.initial_weights.folder import FIELD, is_read
+from pretrain.initial_weights.folder import FIELD, STATEMENT, is_read
 
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?/?")
 SCHEME = "hf://"
@@ -105,7 +105,8 @@ def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
         return api.model_info(place.name, revision=place.revision, files_metadata=True), str(api.endpoint).rstrip("/")
 
     info, endpoint = ask_hub(place, request)
-    files = {file.rfilename: file.lfs.sha256 if file.lfs else "" for file in info.siblings if is_read(file.rfilename)}
+    read = [file for file in info.siblings if is_read(file.rfilename) or file.rfilename == STATEMENT]
+    files = {file.rfilename: file.lfs.sha256 if file.lfs else "" for file in read}
     note = {"model": place.name, "revision": place.revision, "commit": info.sha, "files": files, "endpoint": endpoint}
     note = write_first_note(path, note, root, signer, _sound)  # the branch may move between the answers to two ranks
     get_logger(__name__).info("%s: %s is commit %s; written to %s", FIELD, place, note["commit"], path)

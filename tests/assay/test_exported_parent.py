@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from assay.cli.main import main
+from assay.config import load_run
+from assay.weights_origin import weights_origin
 from governance.energy.ancestry import read_trainings
 from governance.energy.attribution import settle
 from governance.energy.checkpoint_cost import surviving
@@ -16,6 +19,8 @@ from governance.energy.ledger import read_ledger
 from governance.errors import ManifestError
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import Manifest, read_manifest, write_manifest
+from governance.signing.dsse import create_key
+from governance.stage import Runtime
 from tests.conftest import write_project, write_tales
 from tests.governance.attacked import flip
 
@@ -125,22 +130,94 @@ def test_lineage_holds_where_the_exported_checkpoint_is_gone_and_its_energy_is_n
     assert (start.artifact, start.step) == (str(Path(gone).parent), None)  # no record: the sum is "at least"
 
 
-@pytest.mark.parametrize("case", ["altered", "of another root"])
-def test_weights_that_this_root_did_not_export_have_an_unknown_origin(family, tmp_path, case):
-    folder, *_ = family
-    for name in ("chats", "exported", "root", "*.jsonl", "*.toml", "key.pem*"):
+def elsewhere(folder: Path, place: Path) -> Path:
+    """The run's file and the export without the root and the chats' words, for a root of its own."""
+    for name in ("chats", "exported", "*.jsonl", "*.toml", "key.pem*"):
         for path in folder.glob(name):
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
-    if case == "altered":
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, place / path.name)
+    return place / "child.toml"
+
+
+def origin_of(run: Path, *more: str) -> dict:
+    """Origin of the weights that a run would start from, in a root of its own."""
+    loaded = load_run(run, more)
+    return weights_origin(loaded, Runtime((run.parent / "root").absolute()))
+
+
+def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_path, serve_hub, monkeypatch, capsys):
+    """The line of the journal goes with the weights to the hub and back: sources are found through both roots."""
+    from huggingface_hub import constants
+
+    folder, _, student, _ = family
+    run, root = elsewhere(folder, tmp_path), tmp_path / "root"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    serve_hub("lab/tiny", {path.name: path.read_bytes() for path in (folder / "exported").iterdir()})
+    run.write_text(CHILD.replace('weights = "exported"', 'weights = "hf://lab/tiny"'))
+    other = run_of(tmp_path, "child.toml", root)
+    last = student.stats["checkpoint"]
+    [weights] = [item for item in other.inputs if item.stage == "file"]
+    assert other.run["origin"] == {
+        "from": "tiny", "verified": True, "why": "stated by its export.journal.json as an export",
+        "exports": {weights.digest: [{"stage": "checkpoint", **last}]},
+    }  # fmt: skip
+    capsys.readouterr()
+    assert main(["governance", "trace", str(root / other.folder)]) == 0
+    assert f"{last['path']}  (in another root)" in capsys.readouterr().out
+    assert main(["governance", "trace", str(folder / "root" / last["path"]).removesuffix("/manifest.json")]) == 0
+    assert "tales/a.jsonl" in capsys.readouterr().out
+    [shard] = (folder / "root").glob("ingest/*/documents/*-tales.parquet")
+    assert main(["governance", "impact", str(shard), "--root", str(folder / "root"), str(root)]) == 0
+    assert f"{root}: train {other.digest[:16]}" in capsys.readouterr().out
+    found, _ = read_trainings([other], root)
+    [start] = found[other.folder].starts
+    assert (start.artifact, start.step, found[other.folder].gaps) == (str(Path(last["path"]).parent), None, ())
+    missing = json.loads(newest_report(root).read_text())["energy"]["views"]["missing"]
+    assert missing == [start.artifact]
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("altered weights", "and export.journal.json states other files"),
+        ("an altered line", "no trusted key signed this content"),
+        ("a torn line", "and export.journal.json is no line of a journal.jsonl"),
+        ("another signer", "no trusted key signed this content"),
+        ("no line", "states an export of these files"),
+    ],
+)
+def test_weights_that_no_trusted_line_states_have_an_unknown_origin(family, tmp_path, case, words):
+    folder, *_ = family
+    run = elsewhere(folder, tmp_path)
+    line = tmp_path / "exported" / "export.journal.json"
+    envelope = json.loads(line.read_bytes())
+    if case == "altered weights":
         flip(tmp_path / "exported" / "model.safetensors")
+    elif case == "an altered line":
+        payload = base64.b64decode(envelope["envelope"]["payload"]).replace(b"checkpoint/", b"checkpoinT/")
+        envelope["envelope"]["payload"] = base64.b64encode(payload).decode()
+        line.write_text(json.dumps(envelope))
+    elif case == "a torn line":
+        line.write_bytes(line.read_bytes()[:-9])
+    elif case == "another signer":
+        for name in ("key.pem", "key.pem.pub"):
+            (tmp_path / name).rename(tmp_path / f"their-{name}")
+        create_key(tmp_path / "key.pem")
     else:
-        shutil.rmtree(tmp_path / "root")
-    words = ["run", str(tmp_path / "child.toml"), "--root", str(tmp_path / "root"), "--data-workers", "1"]
-    assert main(words) == 0
-    child = trainings(tmp_path / "root")[-1]
-    origin = child.run["origin"]
-    assert (origin["verified"], "exports" in origin) == (False, False)
-    assert "no line of this root's journal.jsonl states an export of these files" in origin["why"]
+        line.unlink()
+    found = origin_of(run)
+    assert (found["verified"], "exports" in found) == (False, False)
+    assert "no line of this root's journal.jsonl states an export of these files" in found["why"]
+    assert words in found["why"]
+    if case == "another signer":
+        assert origin_of(run, 'governance.parent_keys=["their-key.pem.pub"]')["verified"]
+
+
+def test_the_energy_behind_unknown_weights_is_named_as_missing(family, tmp_path):
+    folder, *_ = family
+    elsewhere(folder, tmp_path)
+    (tmp_path / "exported" / "export.journal.json").unlink()
+    child = run_of(tmp_path, "child.toml", tmp_path / "root")
     found, _ = read_trainings([child], tmp_path / "root")
     assert (found[child.folder].gaps, found[child.folder].starts) == (("exported",), ())
     assert json.loads(newest_report(tmp_path / "root").read_text())["energy"]["views"]["missing"] == [

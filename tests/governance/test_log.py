@@ -46,6 +46,16 @@ def test_a_job_has_a_line_every_ten_seconds_and_not_each_step(plain):
     ]
 
 
+def test_work_that_was_found_makes_no_rate(plain):
+    clock, caplog = plain
+    with log.progress("claims", 1_000, "tokens") as advance:
+        advance(500, found=True)
+        for _ in range(10):
+            clock.now += 1
+            advance(10)
+    assert caplog.records[-1].getMessage() == "claims: 600 of 1000 tokens, 10 tokens/s, 0:00:40 left"
+
+
 def test_the_last_step_of_a_long_job_is_reported_and_a_short_job_is_silent(plain):
     clock, caplog = plain
     for seconds, lines in ((1.0, 0), (4.0, 2)):
