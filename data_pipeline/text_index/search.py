@@ -153,7 +153,7 @@ def longest_spans(occurs: Occurs, length: int, least: int) -> list[tuple[int, in
 
 
 def _ruled_out(occurs: Occurs, start: int, end: int) -> int:
-    """The next place where such a passage may begin, or `start`, where it does.
+    """The next place where it may occur; `start` if it occurs there.
 
     Short ends of it are tried first: most do not occur, and one that does not rules out all places before it but one.
     """
@@ -166,7 +166,7 @@ def _ruled_out(occurs: Occurs, start: int, end: int) -> int:
 
 
 def _first(occurs: Occurs, low: int, high: int, end: int) -> int:
-    """The first place from `low` on, before `high`, whose passage up to `end` occurs; `high` if none does."""
+    """The first place in [low, high) whose passage up to `end` occurs, or `high`."""
     return bisect_left(range(high), True, lo=low, key=lambda start: occurs(start, end))
 
 
