@@ -44,7 +44,7 @@ class IndexShard:
     listed: Path
 
     def within(self, passage: bytes) -> tuple[int, int]:
-        """Bounds, by the samples, on the place in `suffixes` of those that begin with a passage."""
+        """Bounds on the place of the suffixes that begin with a passage."""
         samples, head = self.samples, passage[:SAMPLE_BYTES]
         size, count, stride = len(head), len(samples) // SAMPLE_BYTES, sample_stride(len(self.suffixes))
 
@@ -166,7 +166,7 @@ def _ruled_out(occurs: Occurs, start: int, end: int) -> int:
 
 
 def _first(occurs: Occurs, low: int, high: int, end: int) -> int:
-    """The first place in [low, high) whose passage up to `end` occurs, or `high`."""
+    """The first place whose passage up to `end` occurs, or `high`."""
     return bisect_left(range(high), True, lo=low, key=lambda start: occurs(start, end))
 
 

@@ -340,7 +340,7 @@ def wiki(texts):
     return f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">\n{head}{pages}</mediawiki>\n'.encode()
 
 
-def some(folder, ending, count=3, rows=400):
+def some(folder, ending, count=3, rows=130):
     """Files of one kind with rows of about 4 KB; compressed ones hardly shrink."""
     draw = random.Random(1)
     folder.mkdir()
@@ -352,13 +352,13 @@ def some(folder, ending, count=3, rows=400):
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows([["text"], *([text] for text in texts)])
         elif ending == ".parquet":
-            pq.write_table(pa.table({"text": texts}), path, row_group_size=100)
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=33)
         elif ending == ".arrow":
-            batches = pa.table({"text": texts}).to_batches(50)
+            batches = pa.table({"text": texts}).to_batches(17)
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as out:
                 [out.write_batch(batch) for batch in batches]
         elif ending == ".orc":
-            pyarrow.orc.write_table(pa.table({"text": texts}), path, stripe_size=200_000, compression="zstd")
+            pyarrow.orc.write_table(pa.table({"text": texts}), path, stripe_size=66_000, compression="zstd")
         elif ".xml" in ending:
             path.write_bytes((bz2.compress if ending.endswith(".bz2") else bytes)(wiki(texts)))
         elif ".warc" in ending or ending == ".wacz":
@@ -391,8 +391,8 @@ ENDINGS = (
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 100_000)
-    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 50_000)
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 33_000)
+    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 16_000)
     folder = some(tmp_path / "in", ending)
     [group], _ = find_inputs(folder)
     read, partly = sample_files(group, 0.2, tmp_path / "copies")
