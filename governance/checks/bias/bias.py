@@ -17,6 +17,7 @@ included; removed documents at the same rate. A process needs 0.4 GB of memory.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import not_
@@ -31,6 +32,7 @@ from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts,
 from governance.checks.bias.counts import KEPT, CountTask, count_shard
 from governance.checks.bias.findings import findings_of
 from governance.checks.bias.instrument_check import instrument_rows, lexicon_scorers, load_templates
+from governance.checks.bias.interval_rows import Row
 from governance.checks.bias.representation import uncovered_note
 from governance.checks.bias.sentence_tables import Scorer, SentenceScorer
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
@@ -176,7 +178,7 @@ def bias_audit(
     if FINAL not in artifacts:
         raise MissingInput(f"bias: the artifact {FINAL} is missing. Make it with: {runtime.command}")
     lexicons = load_lexicons(config, folder)
-    templates, models, tone = load_templates(), models or {}, tone or {}
+    templates, models, tone = _templates(), models or {}, tone or {}
     scorers = sentence_scorers(config, lexicons, tone)
     section = BiasSection(
         lists=dict(lexicons.files),
@@ -203,8 +205,7 @@ def bias_audit(
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
         present = set(counts["documents"]["language"].to_pylist())
-        checking = {code: of for code, of in _scorers(lexicons, models, scorers).items() if code in present}
-        checked = instrument_rows(checking, _terms(lexicons), templates)
+        checked = _checked(lexicons, models, scorers, sorted(present & lexicons.languages.keys()))
         with_attributes = [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
@@ -230,6 +231,40 @@ def bias_audit(
     return run_stage(recipe, inputs, runtime, make)
 
 
+_templates = functools.cache(load_templates)
+
+
+def _checked(
+    lexicons: Lexicons, models: Models, scorers: Sequence[SentenceScorer], languages: Sequence[str]
+) -> list[Row]:
+    """The rows of all instruments of these languages: word lists and classifiers."""
+    of_models = {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list has such a name
+    classifiers = {
+        code: of_models | {scorer.instrument: scorer.score for scorer in scorers if code in scorer.languages}
+        for code in languages
+    }
+    rows = instrument_rows(classifiers, _terms(lexicons), _templates())
+    rows += [dict(row) for code in languages for row in _list_rows(lexicons, code)]
+    return sorted(rows, key=lambda row: (str(row["language"]), str(row["instrument"])))
+
+
+@functools.lru_cache(maxsize=64)
+def _list_rows(lexicons: Lexicons, code: str) -> tuple[Row, ...]:
+    """The rows of a language's word lists as they are used; nothing else decides them."""
+    from governance.kernels.mentions import WEIGHT
+
+    lexicon = lexicons.languages[code]
+    weights: dict[str, dict[str, float]] = {name: {} for name in lexicons.instruments}
+    for term, labels in lexicon.others.items():
+        for kind, number, weight in labels:
+            if kind == WEIGHT:
+                name = lexicons.instruments[number]
+                weights[name][joined(term)] = weight / scale_of(name)
+    lists = lexicon_scorers({name: of for name, of in weights.items() if of}, lexicon.identity)
+    return tuple(instrument_rows({code: lists}, _terms(lexicons), _templates()))
+
+
+@functools.lru_cache(maxsize=4)
 def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
     """Language -> (axis, group) -> its terms, as text."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
@@ -239,29 +274,6 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
             for number in of:
                 groups[lexicon.groups[number]].append(joined(term))
         found[code] = {group: terms for group, terms in groups.items() if terms}
-    return found
-
-
-def _scorers(
-    lexicons: Lexicons, models: Models, scorers: Sequence[SentenceScorer] = ()
-) -> dict[str, dict[str, Scorer]]:
-    """Language -> instrument -> scorer.
-
-    There is a scorer for each word list as it is used, and for each classifier.
-    """
-    from governance.kernels.mentions import WEIGHT
-
-    found: dict[str, dict[str, Scorer]] = {}
-    for code, lexicon in lexicons.languages.items():
-        weights: dict[str, dict[str, float]] = {name: {} for name in lexicons.instruments}
-        for term, labels in lexicon.others.items():
-            for kind, number, weight in labels:
-                if kind == WEIGHT:
-                    name = lexicons.instruments[number]
-                    weights[name][joined(term)] = weight / scale_of(name)
-        found[code] = lexicon_scorers({name: of for name, of in weights.items() if of}, lexicon.identity)
-        found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list has such a name
-        found[code] |= {scorer.instrument: scorer.score for scorer in scorers if code in scorer.languages}
     return found
 
 
