@@ -4,7 +4,9 @@ import contextlib
 import gc
 import json
 import os
+import pickle
 import random
+import unittest.mock
 from pathlib import Path
 
 import hypothesis
@@ -65,6 +67,7 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
     Nothing that a test writes must outlast a power cut, so this process does not wait for the disk either: 7 ms a file.
     Commands that name no number of workers start none: a worker costs as much as a command in a process of its own.
     Tests with two workers leave theirs to the next ones, since a start costs four CPU-seconds.
+    A preflight asks torch and DeepSpeed in this process, and not in one that imports them for each question.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -74,6 +77,7 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(peak_flops, "_SECONDS_A_SIZE", 0.0)
         patch.setattr(peak_flops, "_SAMPLED", (64,))
         patch.setattr(peak_flops, "_SECONDS_A_SAMPLE", 0.0)
+        patch.setattr("assay.start_preflight._apart", as_if_apart)
         patch.setattr(gc, "unfreeze", lambda: None)  # a command's end would undo what `pytest_collection` does
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
@@ -81,6 +85,13 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
         patch.delenv("ASSAY_SITE_POLICY", raising=False)
         yield
         close_pool()
+
+
+def as_if_apart(function, *arguments):
+    """Call a function on what a separate process would receive, and keep none of its changes of the environment."""
+    function, arguments = pickle.loads(pickle.dumps((function, arguments)))
+    with unittest.mock.patch.dict(os.environ):
+        return function(*arguments)
 
 
 def write_project(folder: Path) -> Path:
