@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from governance.reports.terminal import aligned
 _WIDTH = 60
 _LINE = 116
 _ROWS = 12
+_NUMBER = re.compile(r"[0-9][0-9.,]*( %| MB)?")
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,19 @@ def _text_table(one: InspectTable) -> str:
         lines = [*(textwrap.fill(visible(line), _LINE, subsequent_indent="    ") for line in sentences), one.note]
         return "\n".join([one.title, *(f"  {line}" for line in lines)])
     shown = [[_cell(value) for value in row] for row in one.rows[:_ROWS]]
-    numeric = [at for at in range(len(one.head)) if all(isinstance(row[at], int) for row in one.rows)]
-    lines = aligned([one.head, *shown], numeric)
+    lines = aligned([one.head, *shown], _numeric(one))
     lines += [f"... {len(one.rows) - _ROWS:,} more rows on the page"] * (len(one.rows) > _ROWS)
     return "\n".join([one.title, *(f"  {line.rstrip()}" for line in [*lines, *filter(None, [one.note])])])
+
+
+def _numeric(one: InspectTable) -> list[int]:
+    """Columns of numbers: of counts, shares and sizes."""
+    return [at for at in range(len(one.head)) if all(_NUMBER.fullmatch(str(row[at])) for row in one.rows)]
+
+
+def _head(value: str | int) -> Html | str:
+    """First cell of a row; a name such as `too_few_words` is not broken."""
+    return tag("code", value) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", str(value)) else str(value)
 
 
 def _cell(value: str | int) -> str:
@@ -86,9 +97,9 @@ def as_page(result: Inspection) -> str:
     if result.sampled:
         parts.append(tag("p", result.sampled, class_="note"))
     for one in result.tables:
-        numeric = [at for at in range(len(one.head)) if all(isinstance(row[at], int) for row in one.rows)]
-        cells = [[number(value) if isinstance(value, int) else value for value in row] for row in one.rows]
-        parts += [tag("section", table(one.title, one.head, cells, numeric), tag("p", one.note, class_="note"))]
+        cells = [[_head(row[0]), *(number(value) if isinstance(value, int) else value for value in row[1:])]
+                 for row in one.rows]  # fmt: skip
+        parts += [tag("section", table(one.title, one.head, cells, _numeric(one)), tag("p", one.note, class_="note"))]
     if result.proposal:
         parts += [tag("h2", "Proposed run's file"), tag("pre", result.proposal)]
     return runs_page("Inspection", parts, "Of the files as they were; the page loads no external resources.")

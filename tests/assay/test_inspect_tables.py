@@ -16,6 +16,7 @@ from assay.cli.surface import parser
 from assay.inspect import inspection
 from assay.inspect.formats import find_inputs
 from assay.inspect.inspection import inspect_path
+from assay.inspect.inspection_page import Inspection, InspectTable, as_page, as_text
 from governance.errors import StorageError, storage_errors
 
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
@@ -95,3 +96,15 @@ def test_a_full_disk_names_tmpdir(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"No space left on device.*Set TMPDIR to a folder with room") as caught:
         inspect_path(tmp_path)
     assert "--root" not in str(caught.value)
+
+
+def test_shares_align_as_numbers_and_names_are_not_broken(tmp_path):
+    rows = (("too_few_words", 5, "1.0 %"), ("clean", 11, "12.0 %"))
+    shown = Inspection(tmp_path, "", (InspectTable("Removed", ("reason", "documents", "share"), rows),), "")
+    assert as_text(shown).splitlines()[-2:] == [
+        "  too_few_words          5   1.0 %",
+        "  clean                 11  12.0 %",
+    ]
+    page = str(as_page(shown))
+    assert page.count('<td class="n">') == 4
+    assert "<code>too_few_words</code>" in page

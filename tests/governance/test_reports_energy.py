@@ -195,5 +195,5 @@ def test_ledger_and_record_may_be_elsewhere(run, tmp_path):
 def test_methods_are_named_without_process_numbers():
     shared = ["shared: measured by pid 12", "shared: measured by pid 7"]
     assert meters(["RAPL"]) == "RAPL"
-    assert meters(["RAPL", *shared]) == "RAPL; some work was metered by another command on its node"
+    assert meters(["RAPL", *shared]) == "RAPL; another command on the node metered some of the work"
     assert meters([]) == ""

@@ -151,9 +151,12 @@ def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
         "unknown",
         "The verdict gives no reason.",
         "Nothing was trained.",
+        "the energy is unknown",  # not that a factor is missing
     )
     for words in wanted:
         assert words in output
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Footprint of the whole run: unknown, as the energy is." in page
     assert meaning({**found, "summary": {"verdict": "NEW"}}).startswith("This release does not know this verdict")
 
 

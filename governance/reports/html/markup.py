@@ -227,7 +227,7 @@ def share(value: float | None) -> str:
 def meters(methods: Sequence[str]) -> str:
     """Methods of measurement, without process numbers; "" for none."""
     own = [method for method in methods if not method.startswith("shared: ")]
-    other = "some work was metered by another command on its node"
+    other = "another command on the node metered some of the work"
     return "; ".join([*own, other] if len(own) < len(methods) else own)
 
 

@@ -59,7 +59,8 @@ def energy_section(facts: Mapping[str, Any]) -> Html:
         else None,
         bars("Energy by phase", phases, keys, cite(facts, "/energy/phases")) if phases else None,
     ]
-    used = f"{energy(total['joules'])} ({bounds(total['low'], total['high'])})"
+    between = "" if total["joules"] is None else f" ({bounds(total['low'], total['high'])})"
+    used = f"{energy(total['joules'])}{between}"
     summary = f"{used}; {meters(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
     return join([
         tag("p", summary, cite(facts, "/energy/total"), class_="note"),
@@ -70,7 +71,7 @@ def energy_section(facts: Mapping[str, Any]) -> Html:
 
 _PHASES = {UNTOLD: "not recorded"}
 _ORIGINS = {
-    "ledger": "everything that ran under this root, failed attempts included, this report excluded",
+    "ledger": "it covers everything that ran under this root, failed attempts included, but not this report",
     "manifests": "sum over the artifacts; there is no ledger of failed attempts",
 }
 
@@ -186,10 +187,12 @@ def footprint_section(facts: Mapping[str, Any]) -> Html:
             ]
         )
     citation = cite(facts, "/energy/footprint")
+    if not rows and facts["energy"]["total"]["joules"] is None:
+        return tag("p", "Footprint of the whole run: unknown, as the energy is.", class_="none")
     return join([
         table("Footprint of the whole run", ["figure", "central", "low", "high", "factors"], rows,
               numeric=(1, 2, 3), citation=citation),
-        tag("p", tag("b", "Basis of CO2e"), f" {footprint['basis']}", class_="note")
+        tag("p", tag("b", "Basis of CO2e:"), f" {footprint['basis']}", class_="note")
         if footprint.get("basis")
         else None,
     ])  # fmt: skip

@@ -143,7 +143,10 @@ def _carbon(facts: Mapping[str, Any]) -> Html:
     value, low, high = (summary.get(f"carbon_{name}grams") for name in ("", "low_", "high_"))
     basis = str(summary.get("carbon_basis") or "")
     if value is None:
-        return _tile(facts, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
+        missing = (
+            "the energy is unknown" if summary["energy_joules"] is None else "no grid intensity: set energy.factors"
+        )
+        return _tile(facts, "CO2e", UNKNOWN, missing, "energy_joules")
     between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
     short = ": ".join(basis.partition("; ")[0].split(": ")[:2])  # without source and year
     short += next((f"; {part.partition(':')[0]}" for part in basis.split("; ")[1:] if part.startswith("PUE ")), "")
