@@ -65,13 +65,15 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
 
     A training begins without its second of matrix products, which tests of processes and of the meter measure.
     Nothing that a test writes must outlast a power cut, so this process does not wait for the disk either: 7 ms a file.
-    Commands that name no number of workers start none: a worker costs as much as a command in a process of its own.
+    Commands that name no number of workers start none: a worker costs as much as a command in a process of its own. A
+    training has one thread: models are small, and a second thread, where other tests use its core, spins and waits.
     Tests with two workers leave theirs to the next ones, since a start costs four CPU-seconds.
     A preflight asks torch and DeepSpeed in this process, and not in one that imports them for each question.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(os, "sched_getaffinity", lambda process: {0})
         parser.cache_clear()  # test files that were collected have built it with the number of cores
         patch.setitem(peak_flops._SIZES, "cpu", (64,))
         patch.setattr(peak_flops, "_SECONDS_A_SIZE", 0.0)

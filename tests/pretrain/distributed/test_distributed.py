@@ -76,9 +76,10 @@ def test_a_broken_launch_is_reported(environment):
         read_ranks(environment)
 
 
-def test_threads_are_shared_among_the_ranks_of_a_node():
-    cores = len(os.sched_getaffinity(0))
-    assert threads_of(Ranks(0, 1, 0, 1), 0) == cores
+def test_threads_are_shared_among_the_ranks_of_a_node(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    assert threads_of(Ranks(0, 1, 0, 1), 0) == 6
+    assert threads_of(Ranks(0, 4, 0, 2), 0) == 3
     assert threads_of(Ranks(0, 1000, 0, 1000), 0) == 1
     assert threads_of(Ranks(), 3) == 3
 
