@@ -51,7 +51,7 @@ class Node:
 
     @property
     def gone(self) -> str:
-        """Reason why an artifact is not in the root; "" if it is."""
+        """Reason why an artifact is not here; "" if it is."""
         if self.manifest is not None or self.stage in SOURCES or not self.path.endswith(FILE_NAME):
             return ""
         return "removed since" if self.facts else "in another root"  # of which this root's journal states nothing

@@ -338,7 +338,7 @@ class Journal:
         return count
 
     def line_about(self, subjects: Mapping[str, str]) -> bytes:
-        """The last line about exactly these subjects, as it is in the file.
+        """The last line about exactly these subjects, byte for byte.
 
         Raises:
             MissingInput: no line is.
