@@ -69,7 +69,7 @@ def _first(found: Found) -> Html:
     lead = (
         f"Of {len(claims)} claims {counts[HELD]} held, {counts[NOT_HELD]} did not hold and {counts[UNDECIDED]} are "
         f"undecided, for models of {found['models'][0]['parameters']:,} parameters and {config['budgets'][-1]:,} "
-        f"tokens on this machine."
+        f"tokens on this machine. “It” is the Transformer; its opponents are recurrent networks."
     )
     rows = []
     for claim in claims:
@@ -85,8 +85,9 @@ def _first(found: Found) -> Html:
     note = (
         "A claim held if the 95 % interval of its difference excludes no difference against every opponent; it did not "
         "hold if one of k opponents does better, the interval at 100 - 5 / k % excluding no difference; else it is "
-        "undecided. These small models say nothing sure about large ones, and speeds are this machine's: train larger "
-        "ones with claims.width, claims.layers and claims.budgets."
+        "undecided. A positive difference, for speed a ratio above 1, speaks for the claim. These small models say "
+        "nothing sure about large ones, and speeds are this machine's: train larger ones with claims.width, "
+        "claims.layers and claims.budgets."
     )
     few = config["seeds"] < 5
     warning = f"Only {config['seeds']} seeds: the intervals are wide; five or more are usual." if few else None
@@ -138,10 +139,12 @@ def _differences(found: Found) -> Html:
             if about is not None:
                 label = f"{name}: {_with_interval(about, write)}"
                 points = (about["low"], about["mean"], about["high"])
-                drawn = interval_about(points, scale, claim["neutral"], label, hit=row["verdict"] == NOT_HELD)
+                hit = row["verdict"] == NOT_HELD
+                drawn = interval_about(points, scale, claim["neutral"], label, hit=hit, mark="span s-f")
             rows.append([name, _pill(row["verdict"]), _with_interval(about, write), drawn])
-        title = f"{claim['claim']} Difference: {claim['unit']}; the upright line is no difference"
-        blocks.append(table(title, ["model", "verdict", "mean, 95 % interval", "interval"], rows, shown=len(rows)))
+        title = f"{claim['claim']} Difference: {claim['unit']}; right of the upright line it speaks for the claim"
+        head = ["model", "verdict", "mean, 95 % interval", "drawn"]
+        blocks.append(table(title, head, rows, numeric=(2,), shown=len(rows)))  # unbroken beside the figure
     return tag("section", tag("h3", "Each claim against each opponent"), blocks)
 
 
@@ -197,14 +200,15 @@ def _curves(found: Found) -> Html:
 
 
 def _positions(found: Found) -> Html:
+    places = [f"{at['from']} to {at['to'] - 1}" for at in found["positions"][0]["rows"]]
+
     def points(row: Found) -> list[tuple[float, float]]:
         return [(float(index), at["loss"]["mean"]) for index, at in enumerate(row["rows"])]
 
     drawn = chart(
         "Loss by position", _drawn(found, found["positions"], points), "position, each range twice the last",
-        "nats per token", _short,
+        "nats per token", _short, ends=(places[0].split()[0], places[-1].split()[-1]),
     )  # fmt: skip
-    places = [f"{at['from']} to {at['to'] - 1}" for at in found["positions"][0]["rows"]]
     rows = [
         [_name(row, _several(found)), place, _with_interval(at["loss"], _short)]
         for row in found["positions"]
@@ -229,8 +233,10 @@ def _recall(found: Found) -> Html | None:
         return [(float(index), at["recall"]["mean"]) for index, at in enumerate(row["rows"])]
 
     distances = [row["distance"] for row in found["recall"][0]["rows"]]
-    x_name = f"distance, {distances[0]:,} to {distances[-1]:,} tokens, doubling"
-    drawn = chart("Recall by distance", _drawn(found, found["recall"], points), x_name, "share recalled", _percent)
+    drawn = chart(
+        "Recall by distance", _drawn(found, found["recall"], points), "distance in tokens, doubling", "share recalled",
+        _percent, ends=(number(distances[0]), number(distances[-1])),
+    )  # fmt: skip
     rows = [
         [
             NAMES[row["architecture"]],
@@ -242,11 +248,11 @@ def _recall(found: Found) -> Html | None:
         for at in row["rows"]
     ]
     laws = [
-        [NAMES[row["architecture"]], "above the same network without" if attends(row["architecture"]) else "falls",
-         _with_interval(row["slope"], _percent), f"{row['follows_law']} of {row['seeds']}"]
+        [NAMES[row["architecture"]], _law(row["architecture"]), _with_interval(row["slope"], _points),
+         f"{row['follows_law']} of {row['seeds']}"]
         for row in found["recall"]
     ]  # fmt: skip
-    head = ["model", "expected", "change a doubling, 95 % interval", "seeds that follow"]
+    head = ["model", "expected", "points a doubling, 95 % interval", "seeds that follow"]
     return tag(
         "section",
         tag("h3", "Recall of a planted fact by distance"),
@@ -255,6 +261,13 @@ def _recall(found: Found) -> Html | None:
         fold("Recall at each distance", table("By distance", ["model", "tokens", "questions", "recalled"], rows,
                                               numeric=(1, 2), shown=99)),
     )  # fmt: skip
+
+
+def _law(architecture: str) -> str:
+    """The law of recall for an architecture, as `law_holds` tests it."""
+    if not attends(architecture):
+        return "falls with the distance"
+    return f"at the longest above {'all' if architecture == 'transformer' else 'the same network'} without attention"
 
 
 def _method(found: Found) -> Html:
@@ -267,7 +280,9 @@ def _method(found: Found) -> Html:
         f"the CPU. Each budget is a training of its own. A row is one stream for every model: neither attention nor "
         f"state ends at a document's end.",
         f"Rates: for each model the one of {rates} with the lowest validation loss at {config['budgets'][0]:,} tokens, "
-        f"on a seed that no result uses.",
+        f"on a seed that no result uses."
+        if len(config["learning_rates"]) > 1
+        else f"Every model learns at the rate {rates}.",
         "Matched parameters count the tied embedding once. Matched FLOPs are those of forward and backward per token "
         "by the trainer's convention (6 N + 12 x width x tokens seen, PaLM's).",
         "Intervals are Student's at 95 % over the seeds; differences are paired within a seed. The loss at equal time "

@@ -78,10 +78,11 @@ def interval_about(
     *,
     hit: bool = False,
     goal: float | None = None,
+    mark: str = "grid",
 ) -> Html:
     """Interval (low, value, high) on a scale with a neutral mark.
 
-    Another mark is at `goal`. With `hit` it is drawn in the warning colour.
+    Another mark is at `goal`. With `hit` it is drawn in the warning colour. `mark` is the class of the marks.
     """
     (low, value, high), (least, most) = estimate, scale
 
@@ -91,7 +92,7 @@ def interval_about(
     style = "w" if hit else "f"
     span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_=f"span s-{style}")
     dot = tag("path", d=f"M{at(value)} 5h.01", class_=f"dot s-{style}")
-    marks = [tag("line", x1=at(place), x2=at(place), y1="0", y2="10", class_="grid")
+    marks = [tag("line", x1=at(place), x2=at(place), y1="0", y2="10", class_=mark)
              for place in (neutral, goal) if place is not None]  # fmt: skip
     return svg([*marks, span, dot], label, 10, "bar")
 
@@ -117,6 +118,7 @@ def chart(
     y_name: str,
     write: Callable[[float], str] = compact,
     citation: Html | None = None,
+    ends: tuple[str, str] | None = None,
 ) -> Html:
     """Line chart of one or more non-empty curves.
 
@@ -127,6 +129,7 @@ def chart(
         y_name: what y is, with its unit.
         write: how a value of y is written at the axis.
         citation: links to the evidence.
+        ends: words at the ends of the axis of x; without them its least and largest value.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
@@ -152,7 +155,8 @@ def chart(
     ranges = "; ".join(
         f"{curve.name} from {write(curve.points[0][1])} to {write(curve.points[-1][1])}" for curve in curves
     )
-    label = f"{title}: {ranges}; {x_name} {compact(left)} to {compact(right)}"
+    begin, end = ends or (compact(left), compact(right))
+    label = f"{title}: {ranges}; {x_name} {begin} to {end}"
     axis = [tag("span", write(mark)) for mark in reversed(marks)]
     keys = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in curves]
     legend = tag("span", keys, class_="legend") if len(curves) > 1 else None
@@ -165,7 +169,7 @@ def chart(
             svg(drawn, label, height, "plot"),
             tag(
                 "div",
-                [tag("span", compact(left)), tag("span", x_name), tag("span", compact(right))],
+                [tag("span", begin), tag("span", x_name), tag("span", end)],
                 class_="x",
                 aria_hidden="true",
             ),
