@@ -28,6 +28,8 @@ Cause = Literal["code", "data", "node", "network", "storage", "out of memory", "
 Action = Literal["go on", "elsewhere", "later", "stop"]
 TAIL_BYTES = 1 << 20
 """Bytes of a log that are read from its end."""
+_LINE = 4096
+"""Characters of a line that are read, so that a line of a mebibyte takes seconds."""
 _CONTEXT_LINES = 80
 """Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
 _SURVIVED = 3
@@ -86,7 +88,7 @@ _PROGRESS = re.compile(
     r"train: step [\d,]+,|\bstep[ =:]{1,9}[\d,]{1,20}\b.{0,300}?\bloss|iteration {1,9}\d+/"
     r"|\d%\|.{0,300}?\| {0,9}\d+/\d|\{'loss': |Epoch:? \["
 )
-"""Lines of progress. Repetitions are bounded, so that a line of a mebibyte takes seconds."""
+"""Lines of progress. Repetitions are bounded."""
 _ERROR = re.compile(
     r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
@@ -143,7 +145,7 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
         return None
     if status in OF_STATUS:
         return Verdict(*OF_STATUS[status])
-    lines = text.splitlines()
+    lines = [line[:_LINE] for line in text.splitlines()]
     if state in _OF_STATE:
         cause, action = _OF_STATE[state]
         return Verdict(cause, action, node=_failed_node(lines) if cause == "node" else "")
@@ -194,6 +196,8 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
                 frames.pop(rank, None)
             else:
                 found.append((number, rule, rank, line))
+        elif said.startswith("terminate called"):
+            frames[rank] = number
     for number, rule, rank, line in found:
         if sum(report > number for report in reports) < _SURVIVED:
             yield rule, rank, line

@@ -7,8 +7,8 @@ into `slurm/attempt/failure_messages.toml`.
 
 A multinomial logistic regression on which words the last errors of a log have (`last_errors` and `words_of` of
 `slurm/attempt/restart_verdict.py`), divided by the root of their number. Its text: the collections of
-`tests/slurm/failure_logs*.toml`, the messages of `tests/slurm/failure_catalogue.toml`, and errno(3), Python's
-exceptions and HTTP's statuses, as this Python lists them. Weights below `LEAST` are left out.
+`tests/slurm/failure_logs*.toml` but for those held back, the messages of `tests/slurm/failure_catalogue.toml`, and
+errno(3), Python's exceptions and HTTP's statuses, as this Python lists them. Weights below `LEAST` are left out.
 """
 
 from __future__ import annotations
@@ -76,17 +76,19 @@ def standard_messages() -> list[tuple[str, str]]:
 
 
 def collections() -> dict[str, list[dict[str, Any]]]:
-    """The labelled logs by file."""
+    """The labelled logs by file, without those that are held back from every fit."""
     return {
         path.stem: tomllib.loads(path.read_text(encoding="utf-8"))["log"]
         for path in sorted(LOGS.glob("failure_logs*.toml"))
+        if not path.stem.endswith("held_back")
     }
 
 
 def catalogue() -> list[Example]:
     """The messages of the catalogues."""
     written = tomllib.loads((LOGS / "failure_catalogue.toml").read_text(encoding="utf-8"))
-    listed = [(label, f"error: {message}") for label, table in written.items() for message in table["messages"]]
+    listed = [(label, f"error: {message}") for label, table in written.items()
+              for message in table["messages"] + table["printed"]]  # fmt: skip
     return [(label, frozenset(words_of(message))) for label, message in [*listed, *standard_messages()]]
 
 
