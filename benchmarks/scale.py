@@ -13,9 +13,9 @@ Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8,
 saves, loads and looks at the run's holders; `nodes`, `assay slurm status`, the checks of a submission and a plan on up
 to 10,000 nodes; `shards`, manifests of up to 10^6 shards, and what a shard and a key file cost; `planning`, `assay
 plan` against published speeds and against runs on this machine, and how long an answer takes; `verdict`, the restart
-verdict on the labelled logs of tests/slurm, from which its rules and weights were made (what they reached on logs not
-seen before is in benchmarks/RESULTS.md); `scaling`, planted scaling laws and the coverage of their intervals;
-`mixture`, planted best mixtures. `--plot` draws one group.
+verdict on the labelled logs of tests/slurm: those from which its rules and weights were made, and those held back;
+`scaling`, planted scaling laws and the coverage of their intervals; `mixture`, planted best mixtures. `--plot` draws
+one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -137,19 +137,25 @@ def _peak_mb(pid: int) -> float:
 
 
 def verdicts() -> list[Goal]:
-    """Share of the labelled logs whose cause, and whose cause and action, the restart verdict finds."""
-    causes = both = count = 0
-    for path in sorted((HERE / "tests" / "slurm").glob("failure_logs*.toml")):
-        for log in tomllib.loads(path.read_text(encoding="utf-8"))["log"]:
-            found = verdict_of(log["text"], log.get("status"), log.get("state", ""))
-            causes += found is not None and found.cause == log["cause"]
-            both += found is not None and (found.cause, found.action) == (log["cause"], log["action"])
-            count += 1
-    return [
-        figure("restart_verdict.logs", count),
-        figure("restart_verdict.cause", causes / count, "rules and weights were made from these logs"),
-        figure("restart_verdict.cause_and_action", both / count, "rules and weights were made from these logs"),
-    ]
+    """Shares of right verdicts: logs that rules and weights are from, and others."""
+    goals: list[Goal] = []
+    paths = sorted((HERE / "tests" / "slurm").glob("failure_logs*.toml"))
+    for name, held_back in (("fitted", False), ("held_back", True)):
+        chosen = [path for path in paths if path.stem.endswith("held_back") == held_back]
+        logs = [log for path in chosen for log in tomllib.loads(path.read_text(encoding="utf-8"))["log"]]
+        found = [verdict_of(log["text"], log.get("status"), log.get("state", "")) for log in logs]
+        judged = [(one.cause, one.action) if one else ("", "") for one in found]
+        causes = sum(cause == log["cause"] for (cause, _), log in zip(judged, logs, strict=True))
+        both = sum(pair == (log["cause"], log["action"]) for pair, log in zip(judged, logs, strict=True))
+        actions = [(action, log["action"]) for (_, action), log in zip(judged, logs, strict=True)]
+        goals += [
+            figure(f"restart_verdict.{name}.logs", len(logs)),
+            figure(f"restart_verdict.{name}.cause", causes / len(logs)),
+            Goal(f"restart_verdict.{name}.cause_and_action", both / len(logs), 0.95, ">=" if held_back else "info"),
+            figure(f"restart_verdict.{name}.wrong_stops", sum(action == "stop" != of for action, of in actions)),
+            figure(f"restart_verdict.{name}.wrong_retries", sum(action != "stop" == of for action, of in actions)),
+        ]
+    return goals
 
 
 def plot(found: list[Figures]) -> str:

@@ -18,9 +18,9 @@ from slurm.job_states import UnitState, _judged
 from slurm.status import _causes
 
 HERE = Path(__file__).parent
-FIRST, UNSEEN, THIRD, FOURTH, FIFTH, SIXTH = (
+FIRST, UNSEEN, THIRD, FOURTH, FIFTH, SIXTH, HELD_BACK = (
     tomllib.loads((HERE / f"failure_logs{name}.toml").read_text(encoding="utf-8"))["log"]
-    for name in ("", "_unseen", "_third", "_fourth", "_fifth", "_sixth_learning")
+    for name in ("", "_unseen", "_third", "_fourth", "_fifth", "_sixth_learning", "_sixth_held_back")
 )
 ALL = FIRST + UNSEEN + THIRD + FOURTH + FIFTH + SIXTH
 OOM = (
@@ -42,11 +42,12 @@ def judged(log, text=None):
 
 
 @pytest.mark.parametrize(
-    ("logs", "most"), [(FIRST, 0.02), (UNSEEN, 0.02), (THIRD, 0.1), (FOURTH, 0.1), (FIFTH, 0.1), (SIXTH, 0.06)],
-    ids=["first", "unseen", "third", "fourth", "fifth", "sixth"],
+    ("logs", "most"),
+    [(FIRST, 0.02), (UNSEEN, 0.02), (THIRD, 0.1), (FOURTH, 0.1), (FIFTH, 0.1), (SIXTH, 0.06), (HELD_BACK, 0.14)],
+    ids=["first", "unseen", "third", "fourth", "fifth", "sixth", "held back"],
 )  # fmt: skip
 def test_the_labelled_logs(logs, most):
-    """Rules or weights have since been made from all of these; benchmarks/RESULTS.md has what they reached before."""
+    """Rules or weights have since been made from all of these but the held-back half of the sixth."""
     wrong = {log["id"]: judged(log) for log in logs if judged(log) != (log["cause"], log["action"])}
     assert len(wrong) <= most * len(logs), wrong
 
