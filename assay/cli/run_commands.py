@@ -196,6 +196,7 @@ def run(arguments: Arguments) -> None:
 def train(arguments: Arguments) -> None:
     """Train on a prepared corpus that has passed the gate."""
     from assay.pipeline import corpus, training
+    from pretrain.distributed.process_group import read_ranks
 
     if arguments.dry_run:
         arguments.needs = "model"
@@ -214,7 +215,8 @@ def train(arguments: Arguments) -> None:
         raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training(loaded, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
-    say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
+    if read_ranks().first:  # of the ranks of torchrun or srun, one prints
+        say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
 def teacher_logits(arguments: Arguments) -> None:

@@ -84,15 +84,23 @@ def require_bounds(bounds: ColumnBounds) -> None:
             raise ValueError(f"min = {given[0]!r} is above max = {given[1]!r}: no document could stay")
 
 
-def column_reasons(name: str, bounds: ColumnBounds, batch: pa.RecordBatch) -> list[str]:
-    """The reason of each document to be removed, "" where it stays."""
+def column_reasons(name: str, bounds: ColumnBounds, batch: pa.RecordBatch) -> tuple[list[str], int]:
+    """Reasons of removed documents, and how many had no value to compare.
+
+    The reason is "" where a document stays.
+    """
     if "columns" not in batch.schema.names:
-        return [_reason(name, bounds, None)] * batch.num_rows
-    rows = batch.column("columns").to_pylist()
-    return [_reason(name, bounds, json.loads(row).get(bounds.column) if row else None) for row in rows]
+        values: list[Any] = [None] * batch.num_rows
+    else:
+        rows = batch.column("columns").to_pylist()
+        values = [json.loads(row).get(bounds.column) if row else None for row in rows]
+    found = [_reason(name, bounds, value) for value in values]
+    missing = "" if bounds.missing == "keep" else f"column_missing:{name}"
+    return [missing if reason is None else reason for reason in found], found.count(None)
 
 
-def _reason(name: str, bounds: ColumnBounds, value: Any) -> str:
+def _reason(name: str, bounds: ColumnBounds, value: Any) -> str | None:
+    """The reason to remove a value, "" to keep it, None if incomparable."""
     if bounds.present is not None:
         return "" if (value is not None) == bounds.present else f"column:{name}"
     fits = [
@@ -101,7 +109,7 @@ def _reason(name: str, bounds: ColumnBounds, value: Any) -> str:
         *([_among(value, bounds.one_of)] if bounds.one_of else []),
     ]
     if None in fits:
-        return "" if bounds.missing == "keep" else f"column_missing:{name}"
+        return None
     return "" if all(fits) else f"column:{name}"
 
 

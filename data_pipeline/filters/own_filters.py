@@ -12,7 +12,10 @@ keeps the document, False removes it as `own:<name>`. The first filter that remo
 exception, another number of values, a null or no answer within `seconds` ends the stage with the function, the shard
 and the rows: there is never a part of an artifact. The functions' source decides the stage's key (`own_code.py`).
 
-Roles `documents`, `removed`. Price: that of the functions; a row group (8 MiB of text) is in memory.
+Roles `documents`, `removed`. `without_value` counts the documents that a filter on a column had no value of; where
+these are all documents, and the filter keeps them, it does nothing, and a warning says so.
+
+Price: that of the functions; a row group (8 MiB of text) is in memory.
 """
 
 from __future__ import annotations
@@ -36,13 +39,14 @@ from data_pipeline.documents import (
 from data_pipeline.filters.column_filters import ColumnBounds, column_reasons, require_bounds
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
+from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.own_code import DOTTED, OwnCode, find_code, first_line, load
 from governance.parallel import ShardMade
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class OwnFilterConfig(ColumnBounds):
@@ -120,11 +124,11 @@ def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callab
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         nonlocal first
-        reasons = [""] * len(group)
+        reasons, without = [""] * len(group), {}
         [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], group.schema)]
         for config, own in filters:
             if own is None:
-                given = column_reasons(config.name, config, batch)
+                given, without[config.name] = column_reasons(config.name, config, batch)
             else:
                 try:
                     given = ["" if kept else f"own:{config.name}" for kept in kept_rows(own, batch, config.seconds)]
@@ -136,10 +140,15 @@ def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callab
                     ) from error
             reasons = [reason or new for reason, new in zip(reasons, given, strict=True)]
         first += len(group)
-        return judged(group, reasons, [""] * len(group))
+        tables, counts = judged(group, reasons, [""] * len(group))
+        return tables, {**counts, "without_value": without}
 
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
-    return pass_on(path, path_of, schemas, judge, funnel([], [], [], []))
+    return pass_on(path, path_of, schemas, judge, _nothing())
+
+
+def _nothing() -> dict[str, Any]:
+    return {**funnel([], [], [], []), "without_value": {}}
 
 
 def own_filters(
@@ -158,6 +167,15 @@ def own_filters(
 
     def make(target: Path) -> Made:
         done = map_documents(recipe, _filter_shard, documents, [chain], digests, target, runtime)
-        return gathered(done, funnel([], [], [], []))
+        return gathered(done, _nothing())
 
-    return run_stage(recipe, [documents.as_input()], runtime, make)
+    made = run_stage(recipe, [documents.as_input()], runtime, make)
+    came = made.stats["documents_in"]
+    for one in filters:
+        if one.missing == "keep" and 0 < came == made.stats["without_value"].get(one.name):
+            get_logger(__name__).warning(
+                "filter %s keeps all %s documents: none has a value in %r that its bounds compare with. Check the name "
+                "in `column` and in the sources' `columns`, and the type of the bounds",
+                one.name, f"{came:,}", one.column,
+            )  # fmt: skip
+    return made

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from assay.cli import config_commands
+from assay.cli import config_commands, run_commands
 from assay.cli.command_words import leaves
 from assay.cli.main import main
 from assay.cli.output import one_object, say
 from assay.cli.surface import parser
+from governance.stage import Runtime
 from pretrain.preflight import node_checks
 from tests.assay.test_data_commands import only, prepared  # noqa: F401 # the corpus of that file's tests
 
@@ -131,3 +132,15 @@ def test_last_needs_a_run_file(capsys):
             main(words)
         assert left.value.code == 2
         assert f"name that file: assay {words[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_of_several_ranks_prints_the_training(tmp_path, monkeypatch, capsys, rank, lines):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("assay.pipeline.corpus", lambda *_: {})
+    made = SimpleNamespace(stage="train", digest="a" * 64, folder="train/a")
+    monkeypatch.setattr("assay.pipeline.training", lambda *_: made)
+    monkeypatch.setattr(run_commands, "load", lambda *_: (None, Runtime(tmp_path)))
+    run_commands.train(parser().parse_args(["train", str(tmp_path / "run.toml")]))
+    assert len(capsys.readouterr().out.splitlines()) == lines

@@ -28,7 +28,7 @@ def bounds(**values):
 def kept(values, **conditions):
     """The values that stay, and the reasons of the others."""
     batch = pa.RecordBatch.from_pylist([{"columns": json.dumps({"c": value})} for value in values])
-    reasons = column_reasons("f", bounds(**conditions), batch)
+    reasons, _ = column_reasons("f", bounds(**conditions), batch)
     stay = [value for value, reason in zip(values, reasons, strict=True) if not reason]
     return stay, [reason for reason in reasons if reason]
 
@@ -66,7 +66,7 @@ def test_a_missing_or_other_value_has_its_own_reason_or_stays():
     assert kept(values, min=3) == ([5], ["column:f", "column_missing:f", "column_missing:f"])
     assert kept(values, min=3, missing="keep") == ([5, None, "x"], ["column:f"])
     plain = pa.RecordBatch.from_pylist([{"text": "x"}])  # of a source that keeps no column
-    assert column_reasons("f", bounds(min=3), plain) == ["column_missing:f"]
+    assert column_reasons("f", bounds(min=3), plain) == (["column_missing:f"], 1)
 
 
 @given(st.lists(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -76,7 +76,8 @@ def test_a_value_is_at_least_or_at_most_a_bound_or_cannot_be_compared(values, bo
     at_least, at_most = (column_reasons("f", bounds(**{name: bound}), pa.RecordBatch.from_pylist(
         [{"columns": json.dumps({"c": value})} for value in values], pa.schema([("columns", pa.string())])
     )) for name in ("min", "max"))  # fmt: skip
-    for low, high in zip(at_least, at_most, strict=True):
+    assert at_least[1] == at_most[1] == at_least[0].count("column_missing:f")
+    for low, high in zip(at_least[0], at_most[0], strict=True):
         assert (low == "column_missing:f") == (high == "column_missing:f")
         assert low == high == "column_missing:f" or "" in (low, high)
 
@@ -114,7 +115,7 @@ def test_a_filter_on_a_column_that_no_source_keeps_is_refused():
         validate(values, DataConfig, "run.toml")
 
 
-def test_the_stage_removes_by_column_and_by_function_in_order(tmp_path):
+def test_the_stage_removes_by_column_and_by_function_in_order(tmp_path, caplog):
     (tmp_path / "rules.py").write_text(
         "def short(batch):\n    return [len(t) > 3 for t in batch['text'].to_pylist()]\n"
     )
@@ -132,3 +133,11 @@ def test_the_stage_removes_by_column_and_by_function_in_order(tmp_path):
     assert removed == {"old text": "column:recent", "no": "own:short", "undated": "column_missing:recent"}
     assert found.stats["documents_in"] == found.stats["documents_kept"] + sum(found.stats["removed"].values()) == 4
     assert found.config["filters"][0] == ["recent", "column date", '{"min":"2015-01-01"}']
+    assert found.stats["without_value"] == {"recent": 1}
+    assert not caplog.messages
+    kind = {"name": "kind", "column": "date", "min": 5, "missing": "keep"}  # a number, where the values are dates
+    both = validate({"sources": [source], "filters": [filters[0] | {"missing": "keep"}, kind]}, DataConfig, "run.toml")
+    idle = own_filters(documents, both.filters, runtime, tmp_path)
+    assert idle.stats["without_value"] == {"recent": 1, "kind": 4}
+    [warning] = caplog.messages
+    assert "filter kind keeps all 4 documents: none has a value in 'date' that its bounds compare with" in warning
