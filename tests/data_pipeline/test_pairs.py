@@ -163,9 +163,8 @@ def test_a_pair_is_recovered_from_its_text_and_cleaning_does_not_move_the_mark(s
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
-    made = train_tokenizer(
-        artifact(root, "one two three eins zwei drei vier\n" * 200), TokenizerConfig(vocabulary_size=300), Runtime(root)
-    )
+    documents = artifact(root, [["one two three eins zwei drei vier\n"] * 200])
+    made = train_tokenizer(documents, TokenizerConfig(vocabulary_size=300), Runtime(root))
     return load_encoder(made, root)
 
 
