@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +119,7 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
     It is 0 where no row of the model occurs in a text.
     """
     count = len(offsets) - 1
+    data, matrix = _read_only(data), _read_only(model.rows)
     found = np.zeros((count, len(chosen)), np.float32)
     if model.loss == HIERARCHICAL:
         rows_above, nodes, leaves = _tree_of([model.paths[label] for label in chosen])
@@ -126,7 +128,7 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
         part = offsets[first : first + _TEXTS + 1]
         hidden, rows = np.zeros((len(part) - 1, model.rows.shape[1]), np.float32), np.zeros(len(part) - 1, np.int64)
         _hide(
-            data, part, model.rows, model.table, model.word_bytes, model.word_ends, model.grams, model.pruned,
+            data, part, matrix, model.table, model.word_bytes, model.word_ends, model.grams, model.pruned,
             max(1, model.buckets), model.word_grams, model.shortest, model.longest, model.end_of_line, _LABEL_BYTES,
             hidden, rows,
         )  # fmt: skip
@@ -142,6 +144,13 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
             _sigmoids(hidden, model.output, np.array(chosen, np.int64), _TABLE, scores)
         scores[rows == 0] = 0
     return found
+
+
+def _read_only(array: Any) -> Any:
+    """A read-only view: one compiled kernel serves arrays in memory and of files."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @njit(inline="always")
