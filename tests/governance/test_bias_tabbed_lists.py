@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.checks.bias import counts as c
-from governance.checks.bias.bias import BiasConfig, _scorers, _terms, bias_audit
+from governance.checks.bias.bias import BiasConfig, _list_scorers, _terms, bias_audit
 from governance.checks.bias.findings import _behind, contributions, findings_of, weights_of
 from governance.checks.bias.instrument_check import biased_instruments, instrument_rows, load_templates
 from governance.checks.bias.tables import Choices, bias_tables
@@ -94,7 +94,7 @@ def test_an_identity_term_is_no_scored_word_and_points_are_what_the_check_sees(t
     lexicons = load_lexicons(with_file(tmp_path, "muslim\t-2\nfine\t1.5\n"), tmp_path)
     assert lexicons.left_out == 1
     assert weights_of(lexicons, "en", "sentiment:mine") == {"fine": 1.5}
-    scorers = {"en": {"sentiment:mine": _scorers(lexicons, {})["en"]["sentiment:mine"]}}
+    scorers = {"en": {"sentiment:mine": _list_scorers(lexicons, "en")["sentiment:mine"]}}
     assert scorers["en"]["sentiment:mine"](["A fine, fine day"]) == [3.0]
     rows = instrument_rows(scorers, {"en": _terms(lexicons)["en"]}, load_templates())
     assert biased_instruments(rows) == set()

@@ -250,7 +250,12 @@ def _checked(
 
 @functools.lru_cache(maxsize=64)
 def _list_rows(lexicons: Lexicons, code: str) -> tuple[Row, ...]:
-    """The rows of a language's word lists as they are used; nothing else decides them."""
+    """The rows of a language's word lists, which nothing else decides."""
+    return tuple(instrument_rows({code: _list_scorers(lexicons, code)}, _terms(lexicons), _templates()))
+
+
+def _list_scorers(lexicons: Lexicons, code: str) -> dict[str, Scorer]:
+    """A scorer for each word list of a language, as it is used."""
     from governance.kernels.mentions import WEIGHT
 
     lexicon = lexicons.languages[code]
@@ -260,8 +265,7 @@ def _list_rows(lexicons: Lexicons, code: str) -> tuple[Row, ...]:
             if kind == WEIGHT:
                 name = lexicons.instruments[number]
                 weights[name][joined(term)] = weight / scale_of(name)
-    lists = lexicon_scorers({name: of for name, of in weights.items() if of}, lexicon.identity)
-    return tuple(instrument_rows({code: lists}, _terms(lexicons), _templates()))
+    return lexicon_scorers({name: of for name, of in weights.items() if of}, lexicon.identity)
 
 
 @functools.lru_cache(maxsize=4)
