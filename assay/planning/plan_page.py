@@ -13,7 +13,7 @@ from governance.reports.sections.page import runs_page
 
 _NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
 """Names of parts and figures in one line each."""
-_HEAD = ("nodes", "ZeRO", "rows a pass", "GiB a rank", "s a step", "tokens/s a rank", "MFU %", "days", "USD", "")
+_HEAD = ("nodes", "ZeRO", "rows a pass", "GiB a rank", "s a step", "tokens/s a rank", "MFU %", "days", "USD", "note")
 _STYLES = ("a", "b", "c", "d")
 
 

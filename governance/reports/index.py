@@ -9,11 +9,13 @@ from typing import Any
 from urllib.parse import quote
 
 from governance.errors import ManifestError, MissingInput
+from governance.gate.explanation import counted
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
 from governance.reports.documents.all_documents import read_report
 from governance.reports.html.markup import UNKNOWN, compact, digest, energy, foreign, number, table, tag, visible
 from governance.reports.recompute import newest_report
+from governance.reports.sections.energy_sections import bounds
 from governance.reports.sections.page import runs_page
 from governance.reports.sections.page_one import BADGES
 from governance.reports.terminal import aligned
@@ -81,15 +83,16 @@ def index_page(rows: Sequence[Row], name: str) -> str:
             tag("span", row["summary"]["verdict"], class_=f"pill {BADGES.get(row['summary']['verdict'], 'bad')}"),
             foreign(row["first"]),
             *_cells(row)[2:6],
-            f"{energy(row['summary']['energy_low_joules'])} – {energy(row['summary']['energy_high_joules'])}",
+            UNKNOWN if low is None else bounds(low, row["summary"]["energy_high_joules"]),
             row["finished"],
         ]
         for row in rows
+        for low in [row["summary"]["energy_low_joules"]]
     ]
     head = ["run, report digest", "verdict", "main finding", "steps", "validation loss", "energy",
             "of which wasted", "energy bounds", "report written"]  # fmt: skip
     body = [
-        tag("p", f"The newest report of each of {len(rows):,} runs, newest first.", class_="lead"),
+        tag("p", f"{counted(len(rows), 'run')}, each with its newest report; the newest first.", class_="lead"),
         table("Runs", head, lines, numeric=(3, 4, 5, 6, 7, 8)),
     ]
     return runs_page(f"Runs in {name}", body)

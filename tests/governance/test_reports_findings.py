@@ -332,6 +332,10 @@ def test_a_link_leads_to_a_folder_of_any_name(runs, tmp_path):
     parts = urlsplit(link)
     assert (parts.query, parts.fragment) == ("", "")
     assert (tmp_path / unquote(parts.path)).is_file()
+    assert "1 run, each with its newest report" in page
+    [row] = runs_below(tmp_path, tmp_path)
+    unknown = {**row, "summary": {**row["summary"], "energy_low_joules": None, "energy_high_joules": None}}
+    assert "unknown – unknown" not in index_page([unknown], "all")
 
 
 def test_an_index_passes_over_what_it_cannot_read(runs, tmp_path, caplog):

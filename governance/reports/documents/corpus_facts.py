@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from governance.reports.documents.evidence import Evidence, Field
+from governance.reports.facts.stage_counts import PERSONAL_DATA
 from governance.reports.facts.synthetic_facts import teacher_words
 from governance.reports.html.markup import compact, number, share, visible
 from governance.reports.sections.bias_sections import significant_rows
@@ -72,11 +73,13 @@ def personal_findings(evidence: Evidence) -> list[str]:
     """Personal data found: types, counts and treatment; notes on the search."""
     found = [row for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     lines = [
-        f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"
+        f"{visible(str(line[0]))}: {line[2]} found, action {visible(str(line[1]))}"
+        if row["title"] == PERSONAL_DATA
+        else f"planted {visible(str(line[0]))}: {line[2]} of {line[1]} found"
         for row in found
         for line in row["rows"]
     ]
-    return lines + [row["note"] for row in found]
+    return lines + [row["note"].rstrip(".") for row in found if row["note"]]
 
 
 def shares_of(evidence: Evidence, axis: str, metric: str) -> list[Row]:

@@ -22,6 +22,7 @@ _SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summe
 _ENTITIES, _RULE = ("name", "place"), "rule:"  # types of personal data: from a model, from a file
 _ALL = "(all)"
 COPIES_BY_QUALITY = "mix: copies by quality bucket"
+PERSONAL_DATA = "redact: personal data"
 
 Table = dict[str, Any]
 """`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
@@ -144,7 +145,7 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
         rows.append((kind, actions.get(kind, ""), count, ", ".join(sources)))
     having, all_of_them = (number(stats.get(name, 0)) for name in ("documents_with_findings", "documents_in"))
     note = f"{having} of {all_of_them} documents contain personal data. {_sought(redact)}"
-    yield _table("redact: personal data", ["type", "action", "found", "sources"], rows, note)
+    yield _table(PERSONAL_DATA, ["type", "action", "found", "sources"], rows, note)
     yield from _recall(stats.get("canaries", {}))
 
 
