@@ -189,7 +189,10 @@ class _Runs:
         return (self.runtime.root / made.stats["checkpoint"]["path"]).parent
 
     def against_peft(self, made: Manifest) -> Iterator[Goal]:
-        """Our merged export against PEFT's merge of our adapter, and that against PEFT unmerged."""
+        """Our merged export against our adapter in PEFT, merged there and not.
+
+        In fp64, so that weights are compared: in fp32 PEFT's own merge differs from its adapter by the order of sums.
+        """
         import peft
         import torch
         from transformers import AutoModelForCausalLM
@@ -204,10 +207,10 @@ class _Runs:
         with torch.no_grad():
             theirs = peft.PeftModel.from_pretrained(
                 AutoModelForCausalLM.from_pretrained(self.folder / "parent"), adapter
-            )
+            ).double()
             beside = theirs.eval()(ids).logits
             joined = theirs.merge_and_unload()(ids).logits
-            ours = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+            ours = AutoModelForCausalLM.from_pretrained(merged).double().eval()(ids).logits
         scale = float(beside.abs().max())
         for name, value in (("merge", joined), ("unmerged", beside)):
             difference = float((ours - value).abs().max()) / scale
