@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from data_pipeline.readers.pages.kernels.page_features import NAME_STEP
 from data_pipeline.readers.pages.kernels.page_lines import END, START
-from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, read_lines
+from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, main_points, read_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Integers = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ class LineWeights:
 
     names: Mapping[str, float]
     words: tuple[Integers, Floats]
-    """Sorted hashes and their weights."""
+    """A table of hashes (`word_table`), and their weights."""
     first: Trees
     second: Trees
 
@@ -75,9 +75,18 @@ def read_weights(found: Mapping[str, Any]) -> LineWeights:
 
 
 def word_table(words: Mapping[str, float]) -> tuple[Integers, Floats]:
-    """Hashes of words, sorted, and their weights."""
-    hashed = sorted((word_hash(word), weight) for word, weight in words.items())
-    return np.array([place for place, _ in hashed], np.int64), np.array([weight for _, weight in hashed], np.float64)
+    """A hash table of words, and their weights.
+
+    An empty place holds 0. A word is at the place of its hash's last bits, or behind it (`page_features.word_sum`).
+    """
+    size = 1 << (4 * len(words) + 1).bit_length()
+    hashes, weights = np.zeros(size, np.int64), np.zeros(size, np.float64)
+    for hashed, weight in sorted((word_hash(word), weight) for word, weight in words.items()):
+        place = hashed & (size - 1)
+        while hashes[place]:
+            place = (place + 1) & (size - 1)
+        hashes[place], weights[place] = hashed, weight
+    return hashes, weights
 
 
 def word_hash(word: str) -> int:
@@ -151,6 +160,17 @@ def read_layout_lines(layout: str) -> PageLines:
 
 def main_lines(page: PageLines) -> list[int]:
     """Numbers of the lines that are main text."""
+    return np.flatnonzero(keep_lines(page.points, page.lines, page.boxes, *_model())).tolist()
+
+
+def main_layout_text(layout: str) -> str:
+    """The main text of a layout, one line per paragraph."""
+    points = np.frombuffer(layout.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return main_points(points, *_model()).tobytes().decode("utf-32-le", "surrogatepass")  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _model() -> tuple[Any, Any, Any]:
+    """Tables of characters and words, and both ensembles, for kernels."""
     model = weights()
-    words = (code_point_classes(), lower_case(), *model.words)
-    return np.flatnonzero(keep_lines(page.points, page.lines, page.boxes, words, model.first, model.second)).tolist()
+    return (code_point_classes(), lower_case(), model.words), model.first, model.second

@@ -24,10 +24,8 @@ of a page that has some, the rules of step 3 decide. Price: linear in the page; 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import lru_cache
 
-from data_pipeline.readers.line_model import LINE_KINDS, PageLines, main_lines, read_layout_lines, tag_weight
+from data_pipeline.readers.line_model import LINE_KINDS, main_layout_text, main_lines, read_layout_lines, tag_weight
 from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels.page_lines import NO_WEIGHT, PLACE
 
@@ -56,9 +54,7 @@ _MAYBE_NAMES = re.compile(
     r"meta)(?![^\s_-])",
     re.IGNORECASE,
 )
-_BULLET = re.compile(r"\s*(?:•|[0-9]{1,9}\.)\s*")
-_BULLET_SIZE = 10
-_KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with the pages' content
+_KNOWN_TAGS, _KNOWN_TAG_SIZE = 4096, 400  # more, and longer, are not remembered: memory must not grow with the content
 
 
 def main_text(page: str) -> str:
@@ -82,23 +78,30 @@ def mark_containers(page: str) -> str:
     It is put behind the opening tag, and before the closing one.
     """
     pieces = _TAG.split(page)
-    known: dict[str, str] = {}
-    for index in range(1, len(pieces), 2):
-        tag = pieces[index]
-        marked = known.get(tag)
-        if marked is None:
-            marked = known[tag] = _marked(tag)
-        pieces[index] = marked
+    pieces[1::2] = map(_KNOWN.__getitem__, pieces[1::2])
     return "".join(pieces)
 
 
-def _marked(tag: str) -> str:
-    if tag[1] in "aA" and tag[2].isspace():  # no two links are alike: nothing to be remembered
-        return tag + MARK + _LINK if "href" in tag or "href" in tag.lower() else tag
-    return _marked_container(tag) if len(tag) <= _KNOWN_TAG_SIZE else _marked_container.__wrapped__(tag)
+class _KnownTags(dict[str, str]):
+    """Tags with their marks.
+
+    A missing tag is marked, and remembered if others may be like it.
+    """
+
+    def __missing__(self, tag: str) -> str:
+        if tag[1] in "aA" and tag[2].isspace():  # no two links are alike
+            return tag + MARK + _LINK if "href" in tag or "href" in tag.lower() else tag
+        marked = _marked_container(tag)
+        if len(tag) <= _KNOWN_TAG_SIZE:
+            if len(self) >= _KNOWN_TAGS:
+                self.clear()
+            self[tag] = marked
+        return marked
 
 
-@lru_cache(maxsize=4096)
+_KNOWN = _KnownTags()
+
+
 def _marked_container(tag: str) -> str:
     found = _TAG_NAME.match(tag)
     assert found is not None, "the tag's pattern holds this one"
@@ -127,42 +130,10 @@ def _kind(name: str, names: str) -> str:
 
 def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
-    page = read_layout_lines(layout)
-    return _laid_out(page, main_lines(page))
+    return main_layout_text(layout)
 
 
 def own_places(layout: str) -> list[int]:
     """The numbers, from 0, of the lines that `choose` keeps."""
     page = read_layout_lines(layout)
     return [int(page.lines[line, PLACE]) for line in main_lines(page)]
-
-
-def _laid_out(page: PageLines, kept: Sequence[int]) -> str:
-    """Join lines and bullets, and remove the common indentation."""
-    out: list[str] = []
-    bullet, bullet_box = "", 0
-    for start, end, box, size, _, _, _, blank, _, _ in page.lines[kept].tolist():
-        text = page.text[start:end].rstrip()
-        if blank:
-            text = "\n" + text
-        if size <= _BULLET_SIZE and _BULLET.fullmatch(text):
-            bullet, bullet_box = text, box
-            continue
-        if bullet:
-            if bullet_box <= box:  # else its text was left out
-                text = f"{bullet} {text.lstrip()}"
-            bullet = ""
-        out.append(text)
-    laid_out = "\n".join(out).strip("\n")
-    return _dedented(laid_out) if laid_out.startswith(" ") else laid_out
-
-
-def _dedented(text: str) -> str:
-    """`textwrap.dedent` for stripped lines, ten times faster."""
-    lines = text.split("\n")
-    full = [line for line in lines if line]
-    first, last = min(full), max(full)  # what the two share, all share
-    margin = 0
-    while first[margin] == last[margin] and first[margin] in " \t":  # ends: no line is white space only
-        margin += 1
-    return "\n".join([line[margin:] for line in lines]) if margin else text

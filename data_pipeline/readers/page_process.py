@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ _PDF_SECONDS, _PDF_SECONDS_PER_MIB, _PDF_SECONDS_AT_MOST = 10.0, 10.0, 120.0
 _PDF_MEMORY_BYTES, _PDF_MEMORY_PER_BYTE = 512 << 20, 8
 _TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
 _KEPT_BYTES = 16 << 20
+_PIPE_BYTES = 1 << 18  # several pages pass at once, so that neither process wakes the other for each
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
 _HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of extraction and charset, CPU-seconds, bytes of memory
@@ -182,6 +184,8 @@ def _child() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=_PIPE_BYTES,
+            pipesize=_PIPE_BYTES,
         )
         assert child.stdout is not None, "it is a pipe"
         if child.stdout.read(len(_READY)) != _READY:
@@ -234,7 +238,8 @@ def serve() -> None:
     keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # to fault it in again costs half of a small page's time
     gc.freeze()  # what was loaded is here to stay
     start, ready = _address_space(), False
-    source, answers = sys.stdin.buffer, sys.stdout.buffer
+    source = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), _PIPE_BYTES)
+    answers = sys.stdout.buffer
     answers.write(_READY)
     answers.flush()
     with contextlib.suppress(EOFError):

@@ -21,10 +21,9 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.readers.html import decode_html
 from data_pipeline.readers.opt_out import HostRules, header_signals, host_rules, is_host_file, page_opt_out
@@ -46,8 +45,7 @@ _HOST_FILE = re.compile(rb"\r\nWARC-Target-URI:[^\r\n]*/(?:robots\.txt|ai\.txt|t
 _CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
-@dataclass(frozen=True)
-class _Response:
+class _Response(NamedTuple):
     """An HTTP response, understood."""
 
     url: str
@@ -61,8 +59,7 @@ class _Response:
     """The crawler says itself that it stored the start only (WARC-Truncated)."""
 
 
-@dataclass(frozen=True)
-class _Payload:
+class _Payload(NamedTuple):
     """The body of a chosen response, without its encodings."""
 
     place: int
@@ -181,17 +178,17 @@ def _understood(record: WarcRecord) -> _Response | str:
     http: Any = record.http_headers
     if http is None or http.status_code is None:
         return "warc_bad_http"
-    named = record.headers.get("WARC-Identified-Payload-Type") or ""
+    field = record.headers.get
     reader: Any = record.reader
     return _Response(
-        encodable((record.headers.get("WARC-Target-URI") or "").strip("<> ")),
-        encodable(record.headers.get("WARC-Date") or ""),
+        encodable((field("WARC-Target-URI") or "").strip("<> ")),
+        encodable(field("WARC-Date") or ""),
         int(http.status_code),
-        (record.http_content_type or named).strip().lower(),
+        (record.http_content_type or field("WARC-Identified-Payload-Type") or "").strip().lower(),
         record.http_charset or "",
         tuple(http.to_tuples()),
         bytes(reader.read()),
-        bool(record.headers.get("WARC-Truncated")),
+        bool(field("WARC-Truncated")),
     )
 
 

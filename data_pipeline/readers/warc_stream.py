@@ -17,10 +17,10 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from data_pipeline.readers.streams import TornStream, blocks, inflate_until_nonsense, is_bomb, open_source
 
@@ -41,8 +41,7 @@ _ZSTD_SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _ZSTD_DICTIONARY = 0x184D2A5D
 
 
-@dataclass(frozen=True)
-class RawRecord:
+class RawRecord(NamedTuple):
     """One record: its header and block as bytes, still to be understood."""
 
     place: int
@@ -105,27 +104,43 @@ class _DamagedError(Exception):
     """A member has no whole end."""
 
 
-_Unpack = Callable[[IO[bytes], int], Generator[bytes, None, int]]
-"""Yields the bytes of the member that begins at an offset, and returns where it ends; raises `_DamagedError`."""
+_Unpack = Callable[[IO[bytes], int], Iterator[tuple[bytes, int]]]
+"""Yields the pieces of the member that begins at an offset, the last one with the offset behind the member, others
+with 0; raises `_DamagedError`."""
 
 
 def _of_members(source: IO[bytes], unpack: _Unpack, magic: bytes) -> Iterator[RawRecord | TornRecord]:
     size = source.seek(0, 2)
     offset = _behind_padding(source, 0)
     while offset < size:
-        parser = _Parser(offset)
-        member = unpack(source, offset)
+        parser: _Parser | None = None
         try:
-            while True:
-                try:
-                    yield from parser.feed(next(member))
-                except StopIteration as end:
-                    yield from parser.finish(whole=True)
-                    offset = _behind_padding(source, end.value)
-                    break
+            for piece, end in unpack(source, offset):
+                if end and parser is None and (only := _only_record(piece, offset)):
+                    yield only
+                else:
+                    parser = parser or _Parser(offset)
+                    yield from parser.feed(piece)
+                    if end:
+                        yield from parser.finish(whole=True)
+            offset = _behind_padding(source, end)
         except _DamagedError:
-            yield from parser.finish(whole=False)
+            yield from (parser or _Parser(offset)).finish(whole=False)
             offset = _next_member(source, offset + 1, unpack, magic)
+
+
+def _only_record(data: bytes, place: int) -> RawRecord | None:
+    """The record of a member that holds one and nothing else.
+
+    Most members are so; `_Parser` would give the same, and takes as long as the decompression.
+    """
+    end = data.find(_GAP, 0, MAX_HEADER_BYTES) + len(_GAP)
+    if end < len(_GAP) or not data.startswith(_VERSION) or _START.search(data, 1, end):
+        return None
+    length = content_length(data[:end])
+    if length is None or length > MAX_BLOCK_BYTES or data[end + length :] != _GAP:
+        return None
+    return RawRecord(place, data[: end + length])
 
 
 def _behind_padding(source: IO[bytes], offset: int) -> int:
@@ -160,40 +175,43 @@ def _next_member(source: IO[bytes], offset: int, unpack: _Unpack, magic: bytes) 
         tail = data[1 - len(magic) :]
 
 
-def _is_record_start(member: Generator[bytes, None, int]) -> bool:
+def _is_record_start(member: Iterator[tuple[bytes, int]]) -> bool:
     start = b""
     try:
         while len(start) < len(_VERSION):
-            start += next(member)
+            start += next(member)[0]
     except (_DamagedError, StopIteration):
         return False
     return start.startswith(_VERSION)
 
 
-def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
+def _gunzip(source: IO[bytes], offset: int) -> Iterator[tuple[bytes, int]]:
     source.seek(offset)
-    inflater = zlib.decompressobj(31)
+    inflater, before = zlib.decompressobj(31), None
     packed = unpacked = 0
     while block := source.read(_STEP_BYTES):
         packed += len(block)
         while block:
-            before = inflater.copy()
+            if packed > _STEP_BYTES or unpacked:
+                before = inflater.copy()  # of 40 KiB: what a small member, decoded in one step, need not pay
             try:
                 piece = inflater.decompress(block, 16 * _STEP_BYTES)
             except zlib.error as error:
-                yield from inflate_until_nonsense(before, block)
+                pieces = inflate_until_nonsense(before or zlib.decompressobj(31), block)
+                yield from ((piece, 0) for piece in pieces)
                 raise _DamagedError from error
             unpacked += len(piece)
             if is_bomb(packed, unpacked):
                 raise _DamagedError
-            yield piece
             if inflater.eof:
-                return source.tell() - len(inflater.unused_data)
+                yield piece, source.tell() - len(inflater.unused_data)
+                return
+            yield piece, 0
             block = inflater.unconsumed_tail
-    yield inflater.flush()
-    if inflater.eof:
-        return source.tell()
-    raise _DamagedError
+    rest = inflater.flush()
+    yield rest, source.tell() if inflater.eof else 0
+    if not inflater.eof:
+        raise _DamagedError
 
 
 def _unzstd_with(dictionary: bytes) -> _Unpack:
@@ -202,7 +220,7 @@ def _unzstd_with(dictionary: bytes) -> _Unpack:
     known = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
     decompressor = zstandard.ZstdDecompressor(dict_data=known, max_window_size=1 << 27)
 
-    def unpack(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
+    def unpack(source: IO[bytes], offset: int) -> Iterator[tuple[bytes, int]]:
         source.seek(offset)
         frame = decompressor.decompressobj()
         packed = unpacked = 0
@@ -215,9 +233,10 @@ def _unzstd_with(dictionary: bytes) -> _Unpack:
             unpacked += len(piece)
             if is_bomb(packed, unpacked):
                 raise _DamagedError
-            yield piece
             if frame.eof:
-                return source.tell() - len(frame.unused_data)
+                yield piece, source.tell() - len(frame.unused_data)
+                return
+            yield piece, 0
         raise _DamagedError
 
     return unpack

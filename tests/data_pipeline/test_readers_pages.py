@@ -22,6 +22,7 @@ from data_pipeline.readers.pages import extraction
 from data_pipeline.readers.pages.extraction import Extraction
 from data_pipeline.readers.pages.formulas import latex_of_math
 from data_pipeline.readers.pages.kernels import page_model
+from data_pipeline.readers.pages.kernels.page_features import VECTOR
 from data_pipeline.readers.pages.page_markdown import NOTE, markdown
 from data_pipeline.readers.sources import TextSource
 from governance.errors import ConfigError
@@ -200,7 +201,7 @@ def walk(nodes, row):
     return np.float64(np.float32(nodes[node][1]))
 
 
-score_all = njit(lambda found, around, trees: page_model.score_lines(found, around, trees), error_model="numpy")
+score_all = njit(lambda columns, count, trees: page_model.score_lines(columns, count, trees), error_model="numpy")
 
 
 @settings(max_examples=30)
@@ -217,7 +218,9 @@ def test_all_tests_at_once_reach_the_leaf_that_a_walk_reaches(data):
     found = chosen[: data.draw(st.integers(0, 150))].astype(np.float32)
     read = line_model.read_weights({"names": {}, "words": {}, "first": trees, "second": trees})
     expected = [sum((walk(nodes, row) for nodes in grown), np.float64(0)) for row in found]
-    assert score_all(found[:, :3], found[:, 3:], read.first).tolist() == expected
+    columns = np.zeros((5, -(-len(found) // VECTOR) * VECTOR), np.float32)
+    columns[:, : len(found)] = found.T
+    assert score_all(columns, len(found), read.first).tolist() == expected
 
 
 def test_a_tree_with_more_leaves_than_bits_is_refused():

@@ -104,10 +104,10 @@ def label_page(page: dict[str, Any]) -> LabelledPage:
         tags.append(line_model.name_tokens(tag, names))
         return _FIRST_TAG + len(tags) - 1 - NO_WEIGHT
 
-    main_text._marked_container.cache_clear()
+    main_text._KNOWN.clear()
     with mock.patch.object(main_text, "tag_weight", number):
         layout = main_text.lay_out(decode_html(page["html"].encode("utf-8", "replace")))
-    main_text._marked_container.cache_clear()
+    main_text._KNOWN.clear()
     found = line_model.read_layout_lines(layout)
     texts = [found.line(place) for place in range(len(found.lines))]
     labels, weights = _label(page, texts)

@@ -45,12 +45,30 @@ INSIDE = 21
 SET = 32
 """Feature of a line of code, or of a table that is not the page's layout."""
 FEATURES = OWN + LEVELS * PER_LEVEL + NEIGHBOURS
+VECTOR = 16
+"""Lines that are scored at once."""
 _NOTICES = tuple(
     tuple(map(ord, words))
     for words in ("cookie", "©", "(c) 19", "(c) 20", "all rights reserved", "privacy policy", "terms of use")
 )
 _NOTICE_POINTS = np.array([point for words in _NOTICES for point in words], np.uint32)
 _NOTICE_ENDS = np.cumsum([len(words) for words in _NOTICES])
+_SECOND = np.zeros(256, np.int32)
+"""By the first letter of a notice, in either case, its second letter; -1 where the notice is one letter."""
+for _words in _NOTICES:
+    for _first in (chr(_words[0]), chr(_words[0]).upper()):
+        _SECOND[ord(_first)] = _words[1] if len(_words) > 1 else -1
+_FIELD = 12  # bits of each count of a line's characters; so many characters are counted before the fields are emptied
+_DIGIT, _UPPER, _COMMA, _STOP, _MARKED = (1 << _FIELD * place for place in range(5))
+_LETTERS, _COUNTED = np.zeros(256, np.int64), np.zeros(256, np.int64)
+"""Lower case and 1 for letters below 256, else 0; counts of each code point."""
+for _point, _letter in enumerate(map(chr, range(256))):
+    _lower = ord(_letter.lower())
+    _LETTERS[_point] = _lower + 1 if _letter.isalpha() else 0
+    _COUNTED[_point] = (
+        _DIGIT * ("0" <= _letter <= "9") + _UPPER * (_lower != _point) + _COMMA * (_letter == ",")
+        + _STOP * (_letter in ".!?") + _MARKED * (_letter in "|©@»")
+    )  # fmt: skip
 _NEVER, _MAYBE, _MAIN_LETTER, _CELL, _CODE = map(ord, "NYMCR")
 _FAR = 40
 TITLE, _HEADING = 3, 4
@@ -59,14 +77,27 @@ TITLE, _HEADING = 3, 4
 @part
 def is_notice(text, line, lower):  # type: ignore[no-untyped-def]
     """Return whether a short line is about cookies, copyright or terms."""
-    first, start, end = int64(0), line[START], line[END]
+    start, end = line[START], line[END]
     if line[SIZE] >= NOTICE_SIZE:
         return False
+    for i in range(start, end):
+        point = text[i]
+        if point > 255:
+            continue
+        second, after = _SECOND[point], lower[text[i + 1]] if i + 1 < end else 0
+        if second < 0 or (second == after and second and _begins_notice(text, i, end, lower)):
+            return True
+    return False
+
+
+@part
+def _begins_notice(text, start, end, lower):  # type: ignore[no-untyped-def]
+    first = int64(0)
     for last in _NOTICE_ENDS:
         size = last - first
-        for i in range(start, end - size + 1):
+        if start + size <= end:
             j = int64(0)
-            while j < size and lower[text[i + j]] == _NOTICE_POINTS[first + j]:
+            while j < size and lower[text[start + j]] == _NOTICE_POINTS[first + j]:
                 j += 1
             if j == size:
                 return True
@@ -165,36 +196,69 @@ def names_of(boxes, sums):  # type: ignore[no-untyped-def]
 
 
 @part
-def word_sum(text, start, end, classes, lower, words, weights):  # type: ignore[no-untyped-def]
+def word_sum(text, start, end, classes, lower, table):  # type: ignore[no-untyped-def]
     """Sum of the weights of a line's words, and their number.
 
-    `words` are sorted hashes.
+    `table` is that of `line_model.word_table`.
     """
     total, count, hashed = 0.0, int64(0), int64(0)
-    for i in range(start, end + 1):
-        if i < end and classes[text[i]] & LETTER:
-            hashed = hashed * 1_000_003 + lower[text[i]] + 1
+    for point in text[start:end]:
+        letter = int64(0)
+        if point < 256:
+            letter = _LETTERS[point]
+        elif classes[point] & LETTER:
+            letter = int64(lower[point]) + 1
+        if letter:
+            hashed = hashed * 1_000_003 + letter
         elif hashed:
             count += 1
-            place = np.searchsorted(words, hashed)
-            if place < len(words) and words[place] == hashed:
-                total += weights[place]
+            total += _word_weight(hashed, table)
             hashed = int64(0)
+    if hashed:
+        count += 1
+        total += _word_weight(hashed, table)
     return total, count
+
+
+@part
+def _word_weight(hashed, table):  # type: ignore[no-untyped-def]
+    words, weights = table
+    place = hashed & (len(words) - 1)
+    while words[place]:
+        if words[place] == hashed:
+            return weights[place]
+        place = (place + 1) & (len(words) - 1)
+    return 0.0
+
+
+@part
+def _counts(text, start, end, lower):  # type: ignore[no-untyped-def]
+    """Digits, capitals, commas, stops and marks of a line."""
+    digits, upper, commas, stops, marks = int64(0), int64(0), int64(0), int64(0), int64(0)
+    mask = (1 << _FIELD) - 1
+    for begin in range(start, end, mask):
+        fields = int64(0)
+        for point in text[begin : min(begin + mask, end)]:
+            if point < 256:
+                fields += _COUNTED[point]
+            else:
+                upper += lower[point] != point
+                commas += point == 0x3001 or point == 0xFF0C
+                stops += point == 0x3002
+                marks += point == 8250
+        digits += fields & mask
+        upper += (fields >> _FIELD) & mask
+        commas += (fields >> 2 * _FIELD) & mask
+        stops += (fields >> 3 * _FIELD) & mask
+        marks += (fields >> 4 * _FIELD) & mask
+    return digits, upper, commas, stops, marks
 
 
 @part
 def _own_features(row, text, line, classes, lower):  # type: ignore[no-untyped-def]
     start, end = strip(text, line[START], line[END], classes)
     size = end - start
-    digits, upper, commas, stops, marks = 0, 0, 0, 0, 0
-    for i in range(start, end):
-        point = text[i]
-        digits += 48 <= point <= 57
-        upper += lower[point] != point
-        commas += point == 44 or point == 0x3001 or point == 0xFF0C
-        stops += point == 46 or point == 33 or point == 63 or point == 0x3002
-        marks += point == 124 or point == 169 or point == 64 or point == 187 or point == 8250
+    digits, upper, commas, stops, marks = _counts(text, start, end, lower)
     last, first = text[end - 1], text[start]
     row[0], row[1] = line[SIZE], line[LINKS] / line[SIZE]
     row[2] = line[KIND] if line[KIND] else 1 if first == 0x2022 or is_bullet(text, start, end, classes) else 0
@@ -211,10 +275,14 @@ def _own_features(row, text, line, classes, lower):  # type: ignore[no-untyped-d
 
 @part
 def describe(text, lines, boxes, model):  # type: ignore[no-untyped-def]
-    """Features [n, FEATURES] of the lines."""
-    classes, lower, words, word_weights = model
+    """Features of the lines, a row each, with room for more lines.
+
+    [FEATURES, a multiple of `VECTOR`]
+    """
+    classes, lower, table = model
     count = len(lines)
-    found = np.zeros((count, FEATURES), float32)
+    columns = np.zeros((FEATURES, -(-count // VECTOR) * VECTOR), float32)
+    found = columns.T[:count]
     sums = sum_boxes(lines, boxes)
     dead = named_out(boxes, sums)
     inside, blocks = in_scope(lines, boxes, dead)
@@ -230,7 +298,7 @@ def describe(text, lines, boxes, model):  # type: ignore[no-untyped-def]
         line, row = lines[i], found[i]
         _own_features(row, text, line, classes, lower)
         if line[SIZE] <= SHORT:
-            row[10], row[11] = word_sum(text, line[START], line[END], classes, lower, words, word_weights)
+            row[10], row[11] = word_sum(text, line[START], line[END], classes, lower, table)
         row[12] = (line[NAMES] + names[line[BOX]]) / NAME_STEP
         row[13], row[14] = i / count, prose / whole
         row[15] = 1 - (prose + line[SIZE] * line[PROSE]) / whole
@@ -246,7 +314,7 @@ def describe(text, lines, boxes, model):  # type: ignore[no-untyped-def]
         _box_features(row, line[BOX], boxes, sums, whole)
     _look_back(found, lines)
     _neighbour_features(found)
-    return found
+    return columns
 
 
 @part

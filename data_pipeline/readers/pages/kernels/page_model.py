@@ -16,9 +16,11 @@ import numpy as np
 from numba import float32, float64, uint32
 
 from data_pipeline.readers.pages.kernels.page_features import (
+    FEATURES,
     INSIDE,
     SET,
     TITLE,
+    VECTOR,
     describe,
     is_notice,
     mark_prose,
@@ -33,6 +35,7 @@ from data_pipeline.readers.pages.kernels.page_lines import (
     PROSE,
     SIZE,
     read_layout,
+    write_lines,
 )
 from governance.kernels.compiled import kernel, part
 
@@ -48,7 +51,7 @@ _LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up t
 MOST_LEAVES = 32
 """Leaves of a tree at most: the bits of a set."""
 _ALL = (1 << MOST_LEAVES) - 1
-_BLOCK, _VECTOR = 64, 16  # lines at once, in the first cache; lines are counted up to whole vectors
+_BLOCK = 64  # lines at once, in the first cache
 _BIT_FACTOR, _BIT_SHIFT = 0x077CB531, 27  # each power of two times the factor (de Bruijn) begins with other bits
 _BIT_NUMBERS = np.zeros(MOST_LEAVES, np.uint8)
 for _bit in range(MOST_LEAVES):
@@ -56,20 +59,22 @@ for _bit in range(MOST_LEAVES):
 
 
 @part
-def add_trees(scores, columns, trees):  # type: ignore[no-untyped-def]
+def add_trees(scores, columns, begin, trees):  # type: ignore[no-untyped-def]
     """Add the leaves that lines reach to their scores.
 
-    `columns` has a row per feature and room for a block of lines. `trees` has the first test of each tree, the tests
+    The lines are those from number `begin` on.
+
+    `columns` has a row per feature, for whole vectors of lines. `trees` has the first test of each tree, the tests
     (feature, bound, the leaves that stay where the feature is above the bound) and the leaves of each tree.
     """
     starts, features, bounds, stays, leaves = trees
     left = np.empty(_BLOCK, uint32)
-    wide = -(-len(scores) // _VECTOR) * _VECTOR
+    wide = -(-len(scores) // VECTOR) * VECTOR
     for tree in range(len(starts) - 1):
         for i in range(wide):
             left[i] = uint32(_ALL)
         for test in range(starts[tree], starts[tree + 1]):
-            column, bound, stay = columns[features[test]], bounds[test], stays[test]
+            column, bound, stay = columns[features[test]][begin : begin + wide], bounds[test], stays[test]
             for i in range(wide):
                 left[i] &= stay if column[i] > bound else uint32(_ALL)
         for i in range(len(scores)):
@@ -78,19 +83,11 @@ def add_trees(scores, columns, trees):  # type: ignore[no-untyped-def]
 
 
 @part
-def score_lines(found, around, trees):  # type: ignore[no-untyped-def]
-    """Sums of trees for lines, a block at a time."""
-    count = len(found)
+def score_lines(columns, count, trees):  # type: ignore[no-untyped-def]
+    """Sums of trees for the first `count` lines."""
     scores = np.zeros(count, float64)
-    columns = np.zeros((found.shape[1] + around.shape[1], _BLOCK), float32)
     for begin in range(0, count, _BLOCK):
-        end = min(count, begin + _BLOCK)
-        for i in range(begin, end):
-            for feature in range(found.shape[1]):
-                columns[feature, i - begin] = found[i, feature]
-            for feature in range(around.shape[1]):
-                columns[found.shape[1] + feature, i - begin] = around[i, feature]
-        add_trees(scores[begin:end], columns, trees)
+        add_trees(scores[begin : begin + _BLOCK], columns, begin, trees)
     return scores
 
 
@@ -157,7 +154,7 @@ def read_lines(points, classes, lower):  # type: ignore[no-untyped-def]
 @kernel
 def describe_lines(text, lines, boxes, words):  # type: ignore[no-untyped-def]
     """Features of the lines, [n, FEATURES]."""
-    return describe(text, lines, boxes, words)
+    return describe(text, lines, boxes, words).T[: len(lines)]
 
 
 @kernel
@@ -169,16 +166,33 @@ def context_of_lines(lines, boxes, scores):  # type: ignore[no-untyped-def]
 @kernel
 def keep_lines(text, lines, boxes, words, first, second):  # type: ignore[no-untyped-def]
     """Return for each line whether it is main text."""
+    return choose_lines(text, lines, boxes, words, first, second)
+
+
+@kernel
+def main_points(points, words, first, second):  # type: ignore[no-untyped-def]
+    """The main text of a layout, as code points."""
+    text, lines, boxes = read_layout(points, words[0])
+    mark_prose(text, lines, words[1])
+    return write_lines(text, lines, choose_lines(text, lines, boxes, words, first, second), words[0])
+
+
+@part
+def choose_lines(text, lines, boxes, words, first, second):  # type: ignore[no-untyped-def]
+    """Return for each line whether it is main text."""
     count = len(lines)
     keeps = np.zeros(count, np.bool_)
     if not count:
         return keeps
     found = describe(text, lines, boxes, words)
-    scores = score_lines(found, np.empty((count, 0), float32), first)
-    second_scores = score_lines(found, context_of(lines, boxes, scores), second)
+    scores = score_lines(found, count, first)
+    columns = np.zeros((FEATURES + CONTEXT, found.shape[1]), float32)
+    columns[:FEATURES] = found
+    columns[FEATURES:, :count] = context_of(lines, boxes, scores).T
+    second_scores = score_lines(columns, count, second)
     for i in range(count):
         keeps[i] = second_scores[i] > (SURE if lines[i, SIZE] < LONG else LIKELY)
-    if _settle(keeps, lines, found):
+    if _settle(keeps, lines, found.T):
         _trim(keeps, text, lines, words[1])
     return keeps
 
