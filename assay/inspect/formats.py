@@ -57,6 +57,7 @@ _TABLES = ("csv", "tsv")
 _FIRST_RECORDS = 50
 _FOOTERS = 100
 _HEAD_BYTES = 4096
+_IDS_COMPARED = 10
 _MOST_LOOKED_AT = 200
 """Files of one ending that are opened to compare their fields."""
 
@@ -185,6 +186,22 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
         if records:
             return records
     return []
+
+
+def fields_of(inputs: InputFiles) -> dict[str, str]:
+    """Fields of files; no id where two of the first files share values of it.
+
+    Ids that count the rows of each file would quarantine the later files' rows as duplicates.
+    """
+    chosen = choose_fields(first_records(inputs))
+    seen: set[str] = set()
+    for file in inputs.files[:_IDS_COMPARED] if chosen.get("id") and len(inputs.files) > 1 else ():
+        rows = first_records(InputFiles(inputs.kind, inputs.ending, (file,), 0))
+        own = {str(row[chosen["id"]]) for row in rows if row.get(chosen["id"]) is not None}
+        if own & seen:
+            return {**chosen, "id": ""}
+        seen |= own
+    return chosen
 
 
 def has_long_line(inputs: InputFiles) -> bool:

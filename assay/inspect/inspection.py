@@ -23,7 +23,7 @@ from assay.inspect.formats import (
     WITHOUT_FIELDS,
     InputFiles,
     by_text_field,
-    choose_fields,
+    fields_of,
     find_inputs,
     first_records,
     has_long_line,
@@ -85,7 +85,7 @@ def inspect_path(
     readable = [group for group in inputs if group.kind != "megatron"]
     total = sum(group.text_bytes for group in readable)
     fraction = 1.0 if total <= sample_bytes * (1 + _TOLERANCE) else sample_bytes / total
-    fields = [choose_fields(first_records(group)) for group in readable]
+    fields = [fields_of(group) for group in readable]
     tables = [_formats(inputs, others, readable, fields)]
     tables += [_megatron(group) for group in inputs if group.kind == "megatron"]
     if not readable:

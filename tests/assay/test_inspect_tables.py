@@ -108,3 +108,17 @@ def test_shares_align_as_numbers_and_names_are_not_broken(tmp_path):
     page = str(as_page(shown))
     assert page.count('<td class="n">') == 4
     assert "<code>too_few_words</code>" in page
+
+
+def test_ids_that_count_the_rows_of_each_file_are_not_proposed(tmp_path):
+    for name, first in (("a", 0), ("b", 40)):
+        rows = [{"id": n, "text": prose(first + n)} for n in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect_path(tmp_path)
+    [source] = tomllib.loads(result.proposal)["data"]["sources"]
+    assert "id_field" not in source
+    funnel = next(table for table in result.tables if table.title.startswith("Funnel"))
+    assert funnel.rows[0][1:3] == (80, 80)
+    assert "id: id" not in as_text(result)
+    [source] = tomllib.loads(inspect_path(tmp_path / "a.jsonl").proposal)["data"]["sources"]
+    assert source["id_field"] == "id"
