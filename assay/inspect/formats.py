@@ -189,7 +189,7 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
 
 
 def fields_of(inputs: InputFiles) -> dict[str, str]:
-    """Fields of files; no id where two of the first files share values of it.
+    """Fields of files; no id where two files share one.
 
     Ids that count the rows of each file would quarantine the later files' rows as duplicates.
     """
@@ -205,7 +205,7 @@ def fields_of(inputs: InputFiles) -> dict[str, str]:
 
 
 def has_long_line(inputs: InputFiles) -> bool:
-    """Return whether a JSON Lines file begins with a line above the bound."""
+    """Return whether a JSON Lines file begins with too long a line."""
     heads = (next(_lines(file), b"") for file in inputs.files[:10] if inputs.kind == "jsonl")
     return any(len(head) > MAX_RECORD_BYTES for head in heads)
 

@@ -82,7 +82,7 @@ def _numeric(one: InspectTable) -> list[int]:
 
 
 def _head(value: str | int) -> Html | str:
-    """First cell of a row; a name such as `too_few_words` is not broken."""
+    """First cell of a row; a name with underscores is not broken."""
     text = str(value)
     return tag("code", text) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", text) else text
 

@@ -100,7 +100,7 @@ def column_reasons(name: str, bounds: ColumnBounds, batch: pa.RecordBatch) -> tu
 
 
 def _reason(name: str, bounds: ColumnBounds, value: Any) -> str | None:
-    """The reason to remove a value, "" to keep it, None if incomparable."""
+    """Reason to remove a value; "" to keep it, None if incomparable."""
     if bounds.present is not None:
         return "" if (value is not None) == bounds.present else f"column:{name}"
     fits = [

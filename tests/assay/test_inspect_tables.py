@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import random
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from assay.inspect import inspection
 from assay.inspect.formats import find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import Inspection, InspectTable, as_page, as_text
-from governance.errors import StorageError, storage_errors
+from governance.errors import MissingInput, StorageError, storage_errors
 
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
 
@@ -122,3 +123,11 @@ def test_ids_that_count_the_rows_of_each_file_are_not_proposed(tmp_path):
     assert "id: id" not in as_text(result)
     [source] = tomllib.loads(inspect_path(tmp_path / "a.jsonl").proposal)["data"]["sources"]
     assert source["id_field"] == "id"
+
+
+def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingInput, match="but a pipe or a device"):
+        inspect_path(tmp_path / "pipe")
+    (tmp_path / "two\nlines.txt").write_text("short")
+    assert r"two\nlines.txt#0" in as_text(inspect_path(tmp_path / "two\nlines.txt"))
