@@ -147,7 +147,7 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
 
 
 def _read_only(array: Any) -> Any:
-    """A read-only view: one compiled kernel serves arrays in memory and of files."""
+    """A read-only view, so that one kernel serves memory and files."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -332,10 +332,6 @@ def lz4_frame(data):
         return sink.getvalue().to_pybytes()
 
 
-def quick_xz(data):
-    return lzma.compress(data, preset=0)
-
-
 def wiki(texts):
     """A wiki's dump with a page for each text."""
     page = "<page><title>Page {}</title><ns>0</ns><id>{}</id><revision><text>{}</text></revision></page>\n"
@@ -373,7 +369,7 @@ def some(folder, ending, count=3, rows=130):
             head += b"WARC-Target-URI: http://a.example/%d\r\nContent-Length: %d\r\n\r\n"
             records = [(body + text.encode(), row) for row, text in enumerate(texts)]
             records = [head % (row, len(data)) + data + b"\r\n\r\n" for data, row in records]
-            pack = {".zst": zstandard.compress, ".xz": quick_xz}.get(path.suffix, bytes)
+            pack = {".zst": zstandard.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
             if ending != ".wacz":
                 path.write_bytes(pack(b"".join(records)))
                 continue
@@ -383,7 +379,7 @@ def some(folder, ending, count=3, rows=130):
                 out.writestr("archive/b.warc.gz", b"".join(map(gzip.compress, records[9:])))
         else:
             plain = "\n".join(texts).encode() if ending.startswith(".txt") else plain
-            packs = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": quick_xz, ".bz2": bz2.compress}
+            packs = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
             pack = packs.get(path.suffix, lz4_frame if path.suffix == ".lz4" else bytes)
             path.write_bytes(pack(plain))
     return folder

@@ -255,7 +255,7 @@ def _list_rows(lexicons: Lexicons, code: str) -> tuple[Row, ...]:
 
 
 def _list_scorers(lexicons: Lexicons, code: str) -> dict[str, Scorer]:
-    """A scorer for each word list of a language, as it is used."""
+    """A scorer for each word list of a language."""
     from governance.kernels.mentions import WEIGHT
 
     lexicon = lexicons.languages[code]
