@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from pretrain.initial_weights.start import InitialWeights, open_weights
 
 EXPORT = "export"
 """Kind of the statement on exported weights."""
+_CHECKPOINT = re.compile(r"checkpoint/[0-9a-f]+/manifest\.json")
 
 
 def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None) -> dict[str, Any] | None:
@@ -198,7 +200,7 @@ def _carried(run: LoadedRun, path: Path, digests: set[str]) -> JournalEntry:
     """The line of another root's journal that came with an export.
 
     Raises:
-        ManifestError: it was altered, its signer is not trusted, or it states other files.
+        ManifestError: it was altered, its signer is not trusted, it states other files, or is of another version.
     """
     try:
         line = read_whole(path).rstrip(b"\n")
@@ -209,6 +211,11 @@ def _carried(run: LoadedRun, path: Path, digests: set[str]) -> JournalEntry:
     verify_envelope(json.loads(line)["envelope"], journal_keys(_parents_keyring(run)), path.name)
     if entry.statement["predicate"].get("stage") != EXPORT or not _exports(entry, digests):
         raise ManifestError(f"{path.name} states other files")
+    origin, made_from = entry.statement["predicate"].get("origin"), filter(_is_checkpoint, entry.materials)
+    types = {"from": str, "verified": bool, "why": str}
+    known = isinstance(origin, Mapping) and all(isinstance(origin.get(name), type_) for name, type_ in types.items())
+    if not known or not all(_CHECKPOINT.fullmatch(item.path) for item in made_from):
+        raise ManifestError(f"{path.name} was written by another version")
     return entry
 
 

@@ -2,9 +2,10 @@
 
 A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
 from, as its inputs; the checkpoint of one that began with an export of this root is in its `run.origin`. What is behind
-any other folder of weights is a gap. One that goes on counts its tokens on: `stats.continued` states from how many.
-What is behind the tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root)
-is a start too. Verdicts and source files are not measured, and are skipped.
+any other folder of weights is a gap, and so is what is behind a checkpoint of another root, where this root has one of
+the same key and another digest. One that goes on counts its tokens on: `stats.continued` states from how many. What is
+behind the tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root) is a
+start too. Verdicts and source files are not measured, and are skipped.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ class _Walk:
                 continue
             if item.stage in (TRAIN, CHECKPOINT):
                 start = self._start(item, folder)
-                if start.artifact != own:
+                if start is None:
+                    gaps.append(item.path)
+                elif start.artifact != own:
                     starts[start] = None
                 continue
             data[folder] = None
@@ -124,14 +127,17 @@ class _Walk:
         used, before = self._used(manifest, own), manifest.stats.get("continued", {}).get("tokens", 0)
         return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked), before)
 
-    def _start(self, item: Input, folder: str) -> ParentModel:
+    def _start(self, item: Input, folder: str) -> ParentModel | None:
         """The training of a checkpoint.
 
-        A checkpoint that is gone has no record.
+        A checkpoint that is gone has no record. Returns None where this root's artifact of that key has another digest:
+        the parent is in another root, or was made anew since.
         """
+        checkpoint = self.find(folder)
+        if checkpoint is not None and checkpoint.digest != item.digest:
+            return None
         if item.stage == TRAIN:
             return ParentModel(folder, None)
-        checkpoint = self.find(folder)
         key = checkpoint.config.get("train_key") if checkpoint is not None else None
         if checkpoint is None or not isinstance(key, str):
             return ParentModel(folder, None)

@@ -19,7 +19,7 @@ from governance.energy.ledger import read_ledger
 from governance.errors import ManifestError
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import Manifest, read_manifest, write_manifest
-from governance.signing.dsse import create_key
+from governance.signing.dsse import create_key, private_key, sign
 from governance.stage import Runtime
 from tests.conftest import write_project, write_tales
 from tests.governance.attacked import flip
@@ -175,6 +175,15 @@ def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_p
     missing = json.loads(newest_report(root).read_text())["energy"]["views"]["missing"]
     assert missing == [start.artifact]
 
+    mine = read_manifest(folder / "root" / last["path"])  # keys are deterministic: the same recipe, other weights
+    write_manifest(mine.model_copy(update={"stats": {**mine.stats, "loss": 0.5}}), root)
+    found, _ = read_trainings([other], root)
+    assert {*found} == {other.folder}
+    assert (found[other.folder].starts, found[other.folder].gaps) == ((), (last["path"],))
+    graph = read_graph(root)
+    [parent] = [node for _, node in graph.ancestors(graph.find(other)) if node.path == last["path"]]
+    assert (parent.digest, parent.gone) == (last["digest"], "in another root")
+
 
 @pytest.mark.parametrize(
     ("case", "words"),
@@ -184,6 +193,10 @@ def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_p
         ("a torn line", "and export.journal.json is no line of a journal.jsonl"),
         ("another signer", "no trusted key signed this content"),
         ("no line", "states an export of these files"),
+        ({"origin": None}, "was written by another version"),
+        ({"origin": {"from": "a", "why": "b", "verified": "yes"}}, "was written by another version"),
+        ({"origin": {"from": "a", "verified": True}}, "was written by another version"),
+        ({"path": "checkpoint/../../there/manifest.json"}, "was written by another version"),
     ],
 )
 def test_weights_that_no_trusted_line_states_have_an_unknown_origin(family, tmp_path, case, words):
@@ -196,6 +209,12 @@ def test_weights_that_no_trusted_line_states_have_an_unknown_origin(family, tmp_
     elif case == "an altered line":
         payload = base64.b64decode(envelope["envelope"]["payload"]).replace(b"checkpoint/", b"checkpoinT/")
         envelope["envelope"]["payload"] = base64.b64encode(payload).decode()
+        line.write_text(json.dumps(envelope))
+    elif isinstance(case, dict):
+        signed = json.loads(base64.b64decode(envelope["envelope"]["payload"]))
+        changed = signed["predicate"]["materials"][0] if "path" in case else signed["predicate"]
+        changed |= case
+        envelope["envelope"] = sign(signed, private_key(folder / "key.pem"))
         line.write_text(json.dumps(envelope))
     elif case == "a torn line":
         line.write_bytes(line.read_bytes()[:-9])
