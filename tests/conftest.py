@@ -90,10 +90,13 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
 
 
 def as_if_apart(function, *arguments):
-    """Call a function on what a separate process would receive, and keep none of its changes of the environment."""
+    """Call a function on what a separate process would receive and return, in an environment of its own."""
     function, arguments = pickle.loads(pickle.dumps((function, arguments)))
     with unittest.mock.patch.dict(os.environ):
-        return function(*arguments)
+        try:
+            return pickle.loads(pickle.dumps(function(*arguments)))
+        except Exception as error:
+            raise pickle.loads(pickle.dumps(error)) from error
 
 
 def write_project(folder: Path) -> Path:

@@ -166,7 +166,7 @@ def _data(commands: Commands[Parser]) -> None:
     text = "index the corpus's texts, so that `assay trace-text` finds what is verbatim in them"
     command = add("index", "index", text)
     _config(command)
-    text = "text after which a shard of the index ends (default: 1GiB); to make it takes five times as much memory"
+    text = "text of a shard of the index (default: 1GiB); making one takes five times its text in memory"
     option(command, "--shard-size", size, "SIZE", text, default=1 << 30)
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")

@@ -83,7 +83,7 @@ def _numeric(one: InspectTable) -> list[int]:
 
 def _head(value: str | int) -> Html | str:
     """First cell of a row; a name with underscores is not broken."""
-    text = str(value)
+    text = number(value) if isinstance(value, int) else value
     return tag("code", text) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", text) else text
 
 

@@ -20,7 +20,7 @@ Price: that of the functions; a row group (8 MiB of text) is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +167,20 @@ def own_filters(
 
     def make(target: Path) -> Made:
         done = map_documents(recipe, _filter_shard, documents, [chain], digests, target, runtime)
-        return gathered(done, _nothing())
+        made = gathered(done, _nothing())
+        _warn_of_idle(filters, made.stats)
+        return made
 
-    made = run_stage(recipe, [documents.as_input()], runtime, make)
-    came = made.stats["documents_in"]
+    return run_stage(recipe, [documents.as_input()], runtime, make)
+
+
+def _warn_of_idle(filters: Sequence[OwnFilterConfig], stats: Mapping[str, Any]) -> None:
+    """Warn of filters that keep all documents, as none has a value to compare."""
+    came = stats["documents_in"]
     for one in filters:
-        if one.missing == "keep" and 0 < came == made.stats["without_value"].get(one.name):
+        if one.missing == "keep" and 0 < came == stats["without_value"].get(one.name):
             get_logger(__name__).warning(
                 "filter %s keeps all %s documents: none has a value in %r that its bounds compare with. Check the name "
                 "in `column` and in the sources' `columns`, and the type of the bounds",
                 one.name, f"{came:,}", one.column,
             )  # fmt: skip
-    return made

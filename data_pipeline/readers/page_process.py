@@ -18,6 +18,7 @@ bytes per byte. Measured: 390 pages of text per CPU-second; such a page is 2 to 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import io
 import json
@@ -185,9 +186,12 @@ def _child() -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=_PIPE_BYTES,
-            pipesize=_PIPE_BYTES,
         )
+        assert child.stdin is not None, "it is a pipe"
         assert child.stdout is not None, "it is a pipe"
+        with contextlib.suppress(OSError):  # a user's pipes are bounded in all (pipe(7), pipe-user-pages-soft)
+            for pipe in (child.stdin, child.stdout):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         if child.stdout.read(len(_READY)) != _READY:
             close()
             raise PipelineError(

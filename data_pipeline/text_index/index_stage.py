@@ -62,7 +62,7 @@ class TextIndexConfig(Section):
     """Size of an index shard."""
 
     shard_bytes: int = Field(default=1 << 30, gt=0, le=1_900_000_000)
-    """Bytes of text after which an index shard ends; to make it takes five times as much memory."""
+    """Bytes of text after which an index shard ends; making it takes five times its text in memory."""
 
 
 @dataclass(frozen=True)

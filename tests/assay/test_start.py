@@ -46,6 +46,7 @@ from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware, hardware_of
 from slurm.config import with_site
 
+APART = start._apart  # before the session's fixture asks in this process
 MIB = 1 << 20
 PLENTY = Hardware(Ranks(), "cpu", device_bytes=1 << 40, host_bytes=1 << 40)
 
@@ -357,3 +358,15 @@ def weights_of(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
     save_file({"other": np.zeros(1, np.float32)}, folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_separate_process_answers_and_refuses():
+    """A preflight's question to torch and DeepSpeed, as a command asks it; other tests ask in their own process."""
+    found = APART(start._ask_torch, "cpu", Ranks())
+    expected = hardware_of(Ranks(), device_of(Ranks(), "cpu"))
+    memory = {"device_bytes": 0, "host_bytes": 0}  # what is free changes
+    assert replace(found, **memory) == replace(expected, **memory)
+    assert found.host_bytes > 0
+    with pytest.raises(ConfigError, match="zero_optimisation"):
+        APART(start._pass, {"zero_optimisation": {}})

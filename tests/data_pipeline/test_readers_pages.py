@@ -156,6 +156,17 @@ def test_other_extractors_read_pages_in_the_same_process():
     assert read_pages([(page, "")], Extraction(structure="markdown"))[0].text.startswith("# Title")
 
 
+def test_a_user_with_many_pipes_reads_pages_too(monkeypatch):
+    """Linux refuses to enlarge pipes beyond a user's bound for all of them (pipe(7))."""
+
+    def refuse(pipe, command, size):
+        raise PermissionError(1, "Operation not permitted")
+
+    page_process.close()
+    monkeypatch.setattr(page_process.fcntl, "fcntl", refuse)
+    assert LONG in read_page(article("").encode()).text
+
+
 def test_an_extractor_that_is_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(extraction, "find_spec", lambda name: None)
     (tmp_path / "a.html").write_text(PROSE)

@@ -76,7 +76,7 @@ def metadata_block(evidence: Evidence) -> str:
     carbon = evidence.at("energy.footprint.figures.carbon_location")
     emissions: dict[str, Any] | None = None
     if carbon["value"] is None:
-        remarks.append(f"co2_eq_emissions: unknown; set {', '.join(carbon['needs'])}")
+        remarks.append(f"co2_eq_emissions: unknown; needs {', '.join(carbon['needs'])}")
     else:
         emissions = {
             "emissions": float(carbon["value"]),
