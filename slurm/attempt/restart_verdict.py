@@ -28,8 +28,8 @@ Cause = Literal["code", "data", "node", "network", "storage", "out of memory", "
 Action = Literal["go on", "elsewhere", "later", "stop"]
 TAIL_BYTES = 1 << 20
 """Bytes of a log that are read from its end."""
-_LINE = 4096
-"""Characters of a line that are read, so that a line of a mebibyte takes seconds."""
+_HALF_LINE = 2048
+"""Characters that are read from each end of a longer line, so that a line of a mebibyte takes seconds."""
 _CONTEXT_LINES = 80
 """Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
 _SURVIVED = 3
@@ -97,6 +97,14 @@ _NOT_SAID = re.compile(
     r"""\s{3}|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:(?:INFO|DEBUG|WARNING|NOTE)\b|assay: )|Warning: )"""
 )
 """Lines of source text, of a quotation, of a warning, of a report, or of our own job scripts ("assay: ...")."""
+_CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* .{,300}CANCELLED AT (?!.*DUE TO )")
+"""Slurm's line on a job or step that srun ended after a failure, or that somebody cancelled."""
+_ENDED_WITH_IT = re.compile(
+    r"srun: (?:error: \S+: tasks? [\d,-]+: Terminated|Job step aborted|Terminating|Force Terminated"
+    r"|forcing job termination)"
+)
+"""What srun writes when a step is cancelled."""
+_REASON_TO_LEAVE = re.compile(r"(?i)preempt|time ?limit|node failure|reclaim")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 Weights = Mapping[str, Mapping[str, float]]
@@ -145,10 +153,27 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
         return None
     if status in OF_STATUS:
         return Verdict(*OF_STATUS[status])
-    lines = [line[:_LINE] for line in text.splitlines()]
+    lines = [_shortened(line) for line in text.splitlines()]
     if state in _OF_STATE:
         cause, action = _OF_STATE[state]
         return Verdict(cause, action, node=_failed_node(lines) if cause == "node" else "")
+    # Slurm's line on a cancellation names no cause; with it, SIGTERM may be a user's scancel as well as a preemption.
+    telling = _without_cancellation(lines)
+    found = _of_log(telling)
+    unexplained = len(telling) < len(lines) and not any(map(_REASON_TO_LEAVE.search, telling))
+    return None if found is not None and found.cause == "preemption" and unexplained else found
+
+
+def _without_cancellation(lines: list[str]) -> list[str]:
+    """Lines without Slurm's on a cancellation that names no reason, and on the tasks that it ended."""
+    said = {line: _unlabelled(line)[1] for line in lines if "srun: " in line or "CANCELLED" in line}
+    if not any(map(_CANCELLED.match, said.values())):
+        return lines
+    return [line for line in lines if not any(of.match(said.get(line, "")) for of in (_CANCELLED, _ENDED_WITH_IT))]
+
+
+def _of_log(lines: list[str]) -> Verdict | None:
+    """The verdict that the lines of a log give."""
     best: tuple[_LogRule, str, str] | None = None
     for rule, rank, line in _errors(lines):
         if best is None or rule.rank < best[0].rank:
@@ -159,6 +184,13 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
             return guess
     rule, rank, line = best
     return Verdict(rule.cause, rule.action, line.strip(), _node_of(line, rank, lines))
+
+
+def _shortened(line: str) -> str:
+    """Both ends of a long line: an error is named first, and a long value may precede its message."""
+    if len(line) <= 2 * _HALF_LINE:
+        return line
+    return f"{line[:_HALF_LINE]} ... {line[-_HALF_LINE:]}"
 
 
 def tail_of(path: Path, most: int = TAIL_BYTES, start: int = 0) -> str:

@@ -133,6 +133,72 @@ def test_words_decide_where_no_message_does():
     assert verdict_of("zyx: error 48151: qwv", 1) is None
 
 
+TRACED = 'Traceback (most recent call last):\n  File "/opt/run/train.py", line 9, in step\n    x()\n'
+
+
+@given(before=st.integers(0, 9000), after=st.integers(0, 1500))
+def test_an_error_is_read_at_both_ends_of_its_line(before, after):
+    line = f"RuntimeError: {'x ' * (before // 2)}CUDA out of memory. Tried{' y' * (after // 2)}"
+    assert verdict_of(TRACED + line, 1).cause == "out of memory"
+    assert verdict_of(f"{TRACED}torch.OutOfMemoryError: {'x ' * before}", 1).cause == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "cause", "action"),
+    [
+        ("OSError: [Errno 22] Invalid argument", "code", "go on"),
+        ("OSError: [Errno 95] Operation not supported: '/scratch/x'", "code", "go on"),
+        ("OSError: a copy is required: [Errno 5] Input/output error", "storage", "later"),
+        ("RuntimeError: connection is required to be reset by peer", "network", "later"),
+        ("RuntimeError: unsupported answer: Connection refused", "network", "later"),
+        ("RuntimeError: the state must be whole: Connection closed by the store", "network", "later"),
+        ("RuntimeError: this GPU is unsupported", "code", "stop"),
+        ("RuntimeError: flash attention is required", "code", "stop"),
+    ],
+)
+def test_a_general_phrase_decides_after_storage_and_network(said, cause, action):
+    found = verdict_of(TRACED + said, 1)
+    assert (found.cause, found.action) == (cause, action)
+
+
+@pytest.mark.parametrize(
+    ("said", "of_the_node"),
+    [
+        ("FATAL: kernel too old runtime", False),
+        ("FATAL: while mounting: no such file", False),
+        ("FATAL:    driver not loaded", False),
+        ("docker: Error response from daemon: mounts denied.", False),
+        ("FATAL:   container creation failed: mount /a->/a error: while mounting /a: permission denied", True),
+        ("FATAL:   while mounting image /x.sif: failed to find loop device", True),
+        ("nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown", True),
+        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", True),
+        ("enroot-nsenter: failed to create user namespace: Operation not permitted", True),
+    ],
+)
+def test_the_phrases_of_a_container_runtime_leave_a_node_out(said, of_the_node):
+    found = verdict_of(said, 255)
+    ruled = found is not None and not found.by_words
+    assert (ruled and (found.cause, found.action) == ("node", "elsewhere")) == of_the_node
+
+
+CANCELLED = "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-05T07:16:01{} ***"
+SIGTERM = f"{TRACED}torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+
+
+@pytest.mark.parametrize("label", ["", "0: "])
+@pytest.mark.parametrize("rest", ["", "srun: error: n1: task 0: Terminated", SIGTERM])
+def test_a_cancellation_without_a_reason_is_no_preemption(label, rest):
+    """A user's scancel: nothing decides, and a job that Slurm shows as cancelled is not requeued."""
+    begun = "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n"
+    plain = f"{begun}{label}{CANCELLED.format('')}\n{rest}"
+    assert verdict_of(plain, 143) is None
+    assert verdict_of(f"{plain}\n{OOM}", 143).cause == "out of memory"
+    assert verdict_of(f"{plain}\n{CANCELLED.format(' DUE TO TIME LIMIT')}", 143).cause == "preemption"
+    assert verdict_of(f"{plain}\nsrun: error: Node failure on n7", 143).node == "n7"
+    assert verdict_of(SIGTERM, 143).cause == "preemption"
+    assert verdict_of(f"The node is preempted\n{SIGTERM}\n{CANCELLED.format('')}", 143).cause == "preemption"
+
+
 @pytest.mark.parametrize(
     "warning",
     [
