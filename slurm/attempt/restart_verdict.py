@@ -29,7 +29,10 @@ Action = Literal["go on", "elsewhere", "later", "stop"]
 TAIL_BYTES = 1 << 20
 """Bytes of a log that are read from its end."""
 _HALF_LINE = 2048
-"""Characters that are read from each end of a longer line, so that a line of a mebibyte takes seconds."""
+"""Characters that are read from each end of a longer line.
+
+So a line of a mebibyte takes no longer.
+"""
 _CONTEXT_LINES = 80
 """Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
 _SURVIVED = 3
@@ -98,12 +101,12 @@ _NOT_SAID = re.compile(
 )
 """Lines of source text, of a quotation, of a warning, of a report, or of our own job scripts ("assay: ...")."""
 _CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* .{,300}CANCELLED AT (?!.*DUE TO )")
-"""Slurm's line on a job or step that srun ended after a failure, or that somebody cancelled."""
+"""Slurm's line on a job that somebody, or srun after a failure, ended."""
 _ENDED_WITH_IT = re.compile(
     r"srun: (?:error: \S+: tasks? [\d,-]+: Terminated|Job step aborted|Terminating|Force Terminated"
     r"|forcing job termination)"
 )
-"""What srun writes when a step is cancelled."""
+"""Lines of srun on a step that is cancelled."""
 _REASON_TO_LEAVE = re.compile(r"(?i)preempt|time ?limit|node failure|reclaim")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?:/[\w.@+-]+){2,}")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -165,7 +168,7 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
 
 
 def _without_cancellation(lines: list[str]) -> list[str]:
-    """Lines without Slurm's on a cancellation that names no reason, and on the tasks that it ended."""
+    """Lines but for those on a cancellation without a reason."""
     said = {line: _unlabelled(line)[1] for line in lines if "srun: " in line or "CANCELLED" in line}
     if not any(map(_CANCELLED.match, said.values())):
         return lines
@@ -187,7 +190,10 @@ def _of_log(lines: list[str]) -> Verdict | None:
 
 
 def _shortened(line: str) -> str:
-    """Both ends of a long line: an error is named first, and a long value may precede its message."""
+    """Both ends of a long line.
+
+    An error is named at the beginning, and a long value may precede its message.
+    """
     if len(line) <= 2 * _HALF_LINE:
         return line
     return f"{line[:_HALF_LINE]} ... {line[-_HALF_LINE:]}"
