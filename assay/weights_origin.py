@@ -2,8 +2,8 @@
 
 A parent checkpoint (`train.continue_from`) is checked against the journal of its own root, by the keys that this run
 trusts; so are checkpoints that are evaluated or exported. A folder of weights (`train.initial_weights`) has no journal:
-it counts where this root's journal states it as the export of a checkpoint of this root, where the line of another
-root's journal that `assay export` left in it does so by those keys, or where the hub listed its files. Anything else
+it counts where this root's journal states it as the export of a checkpoint of this root, where the statement that
+`assay export` left in it for other roots does so by those keys, or where the hub listed its files. Anything else
 trains, and the training's record (`run.origin`) and page one of the report name it as not verified; a policy with
 `verified_origin` refuses it.
 
@@ -41,7 +41,7 @@ from governance.regular_files import read_whole
 from governance.signing.dsse import verify_envelope
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
-from governance.signing.journal_lines import JournalEntry, parse_line
+from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
 from pretrain.distillation.teacher import named_teacher
@@ -168,20 +168,18 @@ def _folder_origin(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[
         for entry in entries
         if entry.kind == EXPORT and _exports(entry, digests) and any(item.digest in ours for item in entry.materials)
     ]
-    stated, unstated = (
-        f"the {JOURNAL} of this root",
-        f"no line of this root's {JOURNAL} states an export of these files",
-    )
+    unstated = f"no line of this root's {JOURNAL} states an export of these files"
+    stated, fault = f"the {JOURNAL} of this root", ""
     if not exports and (weights.folder.path / STATEMENT).exists():
         try:
             exports, stated = [_carried(run, weights.folder.path / STATEMENT, digests)], f"its {STATEMENT}"
         except ManifestError as error:
-            unstated += f", and {error}"
+            fault = f", and {error}"
     if not exports:
         if (of_hub := weights.of_hub) is not None:
             why = of_hub.unverified(files)
-            return _origin(name, not why, why or f"listed by {HUB} as {of_hub.address}")
-        return _origin(name, False, unstated)
+            return _origin(name, not why, (why or f"listed by {HUB} as {of_hub.address}") + fault)
+        return _origin(name, False, unstated + fault)
     entry = next((one for one in exports if one.statement["predicate"]["origin"]["verified"]), exports[0])
     origin, made_from = entry.statement["predicate"]["origin"], filter(_is_checkpoint, entry.materials)
     why = f"stated by {stated} as an export"
@@ -197,19 +195,22 @@ def _exports(entry: JournalEntry, digests: set[str]) -> bool:
 
 
 def _carried(run: LoadedRun, path: Path, digests: set[str]) -> JournalEntry:
-    """The line of another root's journal that came with an export.
+    """The statement from another root that came with an export.
 
     Raises:
         ManifestError: it was altered, its signer is not trusted, it states other files, or is of another version.
     """
     try:
-        line = read_whole(path).rstrip(b"\n")
-    except (OSError, ValueError) as error:
+        envelope = json.loads(read_whole(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path.name} cannot be read ({error})") from error
-    if (entry := parse_line(line, 0)) is None:
-        raise ManifestError(f"{path.name} is no line of a {JOURNAL}")
-    verify_envelope(json.loads(line)["envelope"], journal_keys(_parents_keyring(run)), path.name)
-    if entry.statement["predicate"].get("stage") != EXPORT or not _exports(entry, digests):
+    content, _ = verify_envelope(envelope, journal_keys(_parents_keyring(run)), path.name)
+    entry = JournalEntry(0, "", EXPORT, "", content)
+    try:
+        stated = content["predicate"].get("stage") == EXPORT and _exports(entry, digests)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{path.name} was written by another version") from error
+    if not stated:
         raise ManifestError(f"{path.name} states other files")
     origin, made_from = entry.statement["predicate"].get("origin"), filter(_is_checkpoint, entry.materials)
     types = {"from": str, "verified": bool, "why": str}

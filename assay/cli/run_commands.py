@@ -326,7 +326,7 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
     from data_pipeline.tokens.chat_template import CHATML
-    from governance.files import sha256_file, write_bytes
+    from governance.files import sha256_file, write_json
     from governance.hub_client import push, require_name
     from governance.stage import read_artifact
     from pretrain.export.huggingface import ExportFacts
@@ -362,9 +362,10 @@ def export(arguments: Arguments) -> None:
         for path in sorted(arguments.target.glob("*.safetensors"))
     }
     made_from = [*(one.as_input() for one in (manifest, *others)), artifacts["tokenizer"].as_input()]
-    loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
+    journal = loaded.journal(runtime.root)
+    journal.state("export", subjects, made_from, origin=origin)
     # With the weights, so that a run in another root knows what is behind them.
-    write_bytes(arguments.target / STATEMENT, loaded.journal(runtime.root).line_about(subjects) + b"\n")
+    write_json(arguments.target / STATEMENT, journal.sign_apart("export", subjects, made_from, origin=origin))
     form = "adapter in PEFT's format" if arguments.adapter else "Hugging Face folder"
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as {form}", folder=arguments.target)
     auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"

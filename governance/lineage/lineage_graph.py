@@ -43,6 +43,8 @@ class Node:
     """Further facts from its statement."""
     manifest: Manifest | None = field(default=None, compare=False)
     """None: it is a source or no artifact, or is not in the root (any more)."""
+    unstated: bool = field(default=False, compare=False)
+    """Its root has a journal, which states nothing of it."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -54,7 +56,7 @@ class Node:
         """Reason why an artifact is not here; "" if it is."""
         if self.manifest is not None or self.stage in SOURCES or not self.path.endswith(FILE_NAME):
             return ""
-        return "removed since" if self.facts else "in another root"  # of which this root's journal states nothing
+        return "in another root" if self.unstated else "removed since"
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -116,15 +118,17 @@ def read_graph(root: Path) -> Graph:
     """
     nodes: dict[tuple[str, str], Node] = {}
     parents: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
+    has_journal = (root / JOURNAL).exists()
 
     def add(node: Node, made_from: Iterable[Input]) -> None:
         nodes[node.key] = node
         inputs = list(made_from)
         for item in inputs:
-            nodes.setdefault((item.path, item.digest), Node(item.stage, item.path, item.digest))
+            unstated = Node(item.stage, item.path, item.digest, unstated=has_journal)
+            nodes.setdefault(unstated.key, unstated)
         parents[node.key] = tuple(dict.fromkeys((item.path, item.digest) for item in inputs))
 
-    for entry in read_journal(root / JOURNAL, ())[0] if (root / JOURNAL).exists() else []:
+    for entry in read_journal(root / JOURNAL, ())[0] if has_journal else []:
         add(*_stated(entry))
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
         try:

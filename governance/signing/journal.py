@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
-from governance.errors import ManifestError, MissingInput
+from governance.errors import ManifestError
 from governance.files import append_line, locked, running_sha256, sha256_bytes
 from governance.hooks import SignLine
 from governance.log import get_logger
@@ -337,17 +337,17 @@ class Journal:
         self._append(CLOCK, make)
         return count
 
-    def line_about(self, subjects: Mapping[str, str]) -> bytes:
-        """The last line about exactly these subjects, byte for byte.
+    def sign_apart(self, kind: str, subjects: Mapping[str, str], materials: Iterable[Input], **facts: Any) -> Any:
+        """Envelope of a statement for readers without this journal.
+
+        It says nothing of the root's other files, as each line does. Nothing is appended.
 
         Raises:
-            MissingInput: no line is.
+            ConfigError: the signing key cannot be read, or its certificate does not hold now.
         """
-        for line in reversed(lines_of(self._bytes(0) if self.path.exists() else b"")):
-            entry = parse_line(line, 0)
-            if entry is not None and entry.subjects == subjects:
-                return line
-        raise MissingInput(f"{self.path}: has no line about {', '.join(sorted(subjects))}")
+        time, signer = now(), self._signer or self._key()
+        refuse_expired(signer, time)
+        return sign(provenance(subjects, materials, {"stage": kind, "signed_at": time, **facts}), signer)
 
     def _is_stated(self, subjects: Mapping[str, str], seal: str = "") -> bool:
         return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())

@@ -4,7 +4,7 @@
     model.safetensors                                    or model-0000i-of-0000N.safetensors with an index
     tokenizer.json                                       compared with the tokenizer of the token shards
     README.md, LICENSE*, NOTICE*, USE_POLICY*            card and terms, carried on into an export's card
-    export.journal.json                                  the journal's line on an export, for runs in other roots
+    export.statement.json                                a signed statement on an export, for runs in other roots
 
 The digest of the folder is that of its files' names and digests, without the journal's line: it has the same weights.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 FIELD = "train.initial_weights"
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
-STATEMENT = "export.journal.json"
-"""The line of a journal that states the weights as an export."""
+STATEMENT = "export.statement.json"
+"""The envelope of a statement on the weights as an export."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _TERMS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[^/]*", re.IGNORECASE)
 _CARD_FACTS = ("license", "license_name", "license_link", "language", "base_model", "datasets")

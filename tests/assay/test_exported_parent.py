@@ -145,7 +145,7 @@ def origin_of(run: Path, *more: str) -> dict:
 
 
 def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_path, serve_hub, monkeypatch, capsys):
-    """The line of the journal goes with the weights to the hub and back: sources are found through both roots."""
+    """The statement goes with the weights to the hub and back: sources are found through both roots."""
     from huggingface_hub import constants
 
     folder, _, student, _ = family
@@ -158,7 +158,7 @@ def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_p
     last = student.stats["checkpoint"]
     [weights] = [item for item in other.inputs if item.stage == "file"]
     assert other.run["origin"] == {
-        "from": "tiny", "verified": True, "why": "stated by its export.journal.json as an export",
+        "from": "tiny", "verified": True, "why": "stated by its export.statement.json as an export",
         "exports": {weights.digest: [{"stage": "checkpoint", **last}]},
     }  # fmt: skip
     capsys.readouterr()
@@ -188,35 +188,35 @@ def test_an_export_that_was_pushed_is_a_parent_in_another_root_too(family, tmp_p
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("altered weights", "and export.journal.json states other files"),
-        ("an altered line", "no trusted key signed this content"),
-        ("a torn line", "and export.journal.json is no line of a journal.jsonl"),
+        ("altered weights", "and export.statement.json states other files"),
+        ("an altered statement", "no trusted key signed this content"),
+        ("a torn statement", "and export.statement.json cannot be read"),
         ("another signer", "no trusted key signed this content"),
-        ("no line", "states an export of these files"),
+        ("no statement", "states an export of these files"),
         ({"origin": None}, "was written by another version"),
         ({"origin": {"from": "a", "why": "b", "verified": "yes"}}, "was written by another version"),
         ({"origin": {"from": "a", "verified": True}}, "was written by another version"),
         ({"path": "checkpoint/../../there/manifest.json"}, "was written by another version"),
     ],
 )
-def test_weights_that_no_trusted_line_states_have_an_unknown_origin(family, tmp_path, case, words):
+def test_weights_that_no_trusted_statement_names_have_an_unknown_origin(family, tmp_path, case, words):
     folder, *_ = family
     run = elsewhere(folder, tmp_path)
-    line = tmp_path / "exported" / "export.journal.json"
+    line = tmp_path / "exported" / "export.statement.json"
     envelope = json.loads(line.read_bytes())
+    assert b"energy." not in base64.b64decode(envelope["payload"])  # the growing files that each journal line names
     if case == "altered weights":
         flip(tmp_path / "exported" / "model.safetensors")
-    elif case == "an altered line":
-        payload = base64.b64decode(envelope["envelope"]["payload"]).replace(b"checkpoint/", b"checkpoinT/")
-        envelope["envelope"]["payload"] = base64.b64encode(payload).decode()
+    elif case == "an altered statement":
+        payload = base64.b64decode(envelope["payload"]).replace(b"checkpoint/", b"checkpoinT/")
+        envelope["payload"] = base64.b64encode(payload).decode()
         line.write_text(json.dumps(envelope))
     elif isinstance(case, dict):
-        signed = json.loads(base64.b64decode(envelope["envelope"]["payload"]))
+        signed = json.loads(base64.b64decode(envelope["payload"]))
         changed = signed["predicate"]["materials"][0] if "path" in case else signed["predicate"]
         changed |= case
-        envelope["envelope"] = sign(signed, private_key(folder / "key.pem"))
-        line.write_text(json.dumps(envelope))
-    elif case == "a torn line":
+        line.write_text(json.dumps(sign(signed, private_key(folder / "key.pem"))))
+    elif case == "a torn statement":
         line.write_bytes(line.read_bytes()[:-9])
     elif case == "another signer":
         for name in ("key.pem", "key.pem.pub"):
@@ -232,10 +232,30 @@ def test_weights_that_no_trusted_line_states_have_an_unknown_origin(family, tmp_
         assert origin_of(run, 'governance.parent_keys=["their-key.pem.pub"]')["verified"]
 
 
+def test_weights_that_the_hub_listed_are_known_and_their_bad_statement_is_named(
+    family, tmp_path, serve_hub, monkeypatch
+):
+    from huggingface_hub import constants
+
+    run = elsewhere(family[0], tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    (tmp_path / "exported" / "export.statement.json").write_text("{}")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "exported").iterdir()}
+    server = serve_hub("lab/tiny", files)
+    for module in ("assay.weights_origin", "pretrain.initial_weights.hub_weights"):
+        monkeypatch.setattr(f"{module}.HUB", server.url)
+    run.write_text(CHILD.replace('weights = "exported"', 'weights = "hf://lab/tiny"'))
+    found = origin_of(run)
+    assert found["verified"]
+    assert found["why"].startswith(f"listed by {server.url} as hf://lab/tiny@")
+    assert ", and export.statement.json: " in found["why"]
+
+
 def test_the_energy_behind_unknown_weights_is_named_as_missing(family, tmp_path):
     folder, *_ = family
     elsewhere(folder, tmp_path)
-    (tmp_path / "exported" / "export.journal.json").unlink()
+    (tmp_path / "exported" / "export.statement.json").unlink()
     child = run_of(tmp_path, "child.toml", tmp_path / "root")
     found, _ = read_trainings([child], tmp_path / "root")
     assert (found[child.folder].gaps, found[child.folder].starts) == (("exported",), ())

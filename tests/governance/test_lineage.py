@@ -179,6 +179,11 @@ def test_trace_shows_the_verdict_and_what_was_removed_since(finished, tmp_path, 
     output = capsys.readouterr().out
     assert "removed since" in output
     assert "file " in output  # the journal still knows the way
+    (tmp_path / "root" / JOURNAL).unlink()
+    assert main(["governance", "trace", str(train)]) == 0
+    output = capsys.readouterr().out
+    assert "removed since" in output
+    assert "in another root" not in output  # nothing tells the two apart
 
 
 def test_found_adds_nothing_and_a_head_is_in_the_run(finished):
