@@ -175,7 +175,7 @@ def own_filters(
 
 
 def _warn_of_idle(filters: Sequence[OwnFilterConfig], stats: Mapping[str, Any]) -> None:
-    """Warn of filters that keep all documents, as none has a value to compare."""
+    """Warn of filters that find no value to compare in any document."""
     came = stats["documents_in"]
     for one in filters:
         if one.missing == "keep" and 0 < came == stats["without_value"].get(one.name):

@@ -369,4 +369,4 @@ def test_a_separate_process_answers_and_refuses():
     assert replace(found, **memory) == replace(expected, **memory)
     assert found.host_bytes > 0
     with pytest.raises(ConfigError, match="zero_optimisation"):
-        APART(start._pass, {"zero_optimisation": {}})
+        APART(start._pass, {"train_batch_size": 1, "zero_optimisation": {}})
