@@ -56,6 +56,8 @@ from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
 from pretrain.evaluation.tasks import open_tasks
 from pretrain.loss_spikes import Diverged
+from pretrain.preflight.compatibility import faults_of
+from pretrain.preflight.hardware import Hardware
 
 if TYPE_CHECKING:
     from pretrain.metrics.run_identity import MirrorTable
@@ -203,9 +205,15 @@ def _launch(
 ) -> None:
     """Train in `processes` ranks of this machine, and raise as they do.
 
-    The ranks run no actions of the gate: this process does, once for all of them and their restarts.
+    The ranks run no actions of the gate: this process does, once for all of them and their restarts. A start that they
+    would refuse, such as a batch that does not divide, is refused before they have imported torch.
     """
     folder = training_folder(run, artifacts, runtime)
+    if not (folder / FILE_NAME).exists():
+        device = run.config.engine.device
+        place = Hardware(Ranks(0, processes, 0, processes), None if device == "auto" else device)
+        if faults := faults_of(run.config.recipe, run.settings, place):
+            raise ConfigError("\n".join(faults))
     argv = ["train", *argv, "--set", "governance.actions=[]"]
     status = launch(processes, argv, restarts=run.config.engine.restarts, progress_of=partial(progress_in, folder))
     with report_decision(run, artifacts, runtime, when_open=False):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from assay import pipeline
 from assay import start_preflight as start
 from assay.cli.main import main
 from assay.config import load_run
@@ -270,6 +271,9 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(pr
     assert corpus_figures(small, runtime)[2] is None
     with pytest.raises(ConfigError, match="is not a multiple"):
         refuse_start(run, runtime, lambda: three)
+    monkeypatch.setattr(pipeline, "launch", lambda *words, **named: pytest.fail("the ranks would take 20 s to refuse"))
+    with pytest.raises(ConfigError, match="is not a multiple"):
+        pipeline._launch(run, artifacts, runtime, 3, ())
     folder = training_folder(run, artifacts, runtime)
     folder.mkdir(parents=True)
     (folder / FILE_NAME).touch()
