@@ -62,10 +62,12 @@ def main(argv: list[str] | None = None) -> int:
         end_with_parent(int(launcher), signal.SIGTERM)
     _mute_repeated_warnings(launcher)
     try:
-        set_up_logging(read_ranks().rank, **verbosity)
+        ranks = read_ranks()
+        set_up_logging(ranks.rank, **verbosity)
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
-        with _one_object() if getattr(arguments, "json", False) else contextlib.nullcontext():
+        prints = ranks.first or arguments.command not in ("run", "train")  # tasks of `srun` may prepare, each its own
+        with _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext():
             refuse_missing(arguments)
             with importing():
                 commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
@@ -91,7 +93,7 @@ def _mute_repeated_warnings(launcher: str) -> None:
         get_logger(name).setLevel(logging.ERROR if launcher else logging.NOTSET)
 
 
-def _one_object() -> contextlib.AbstractContextManager[object]:
+def _one_object(prints: bool) -> contextlib.AbstractContextManager[object]:
     from assay.cli.output import one_object
 
-    return one_object(_INTERRUPTED, _INTERRUPTED_STATUS)
+    return one_object(_INTERRUPTED, _INTERRUPTED_STATUS, prints)

@@ -35,11 +35,11 @@ def say(line: str, **values: Any) -> None:
 
 
 @contextlib.contextmanager
-def one_object(interrupted: str, interrupted_status: int) -> Iterator[None]:
+def one_object(interrupted: str, interrupted_status: int, prints: bool = True) -> Iterator[None]:
     """Collect the values and print them as one JSON object.
 
     An error is in it, and passed on. NaN and infinities, which JSON does not have, become null. `interrupted` is the
-    message of a Ctrl-C.
+    message of a Ctrl-C. Without `prints`, as on all ranks of a training but the first, nothing is printed.
     """
     _RESULT.append({})
     try:
@@ -53,8 +53,9 @@ def one_object(interrupted: str, interrupted_status: int) -> Iterator[None]:
         raise
     finally:
         found = _RESULT.pop()
-        text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-        sys.stdout.write(text + "\n")
+        if prints:
+            text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+            sys.stdout.write(text + "\n")
 
 
 def _error(name: str, message: str, status: int) -> dict[str, Any]:

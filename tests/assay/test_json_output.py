@@ -144,3 +144,14 @@ def test_one_of_several_ranks_prints_the_training(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(run_commands, "load", lambda *_: (None, Runtime(tmp_path)))
     run_commands.train(parser().parse_args(["train", str(tmp_path / "run.toml")]))
     assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_rank_of_a_training_prints_for_all(rank, tmp_path, capsys, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert main(["train", str(tmp_path / "x.toml"), "--json"]) == 66
+    printed = capsys.readouterr().out
+    assert printed == "" if rank else json.loads(printed)["error"]["exit_code"] == 66
+    assert main(["data", "show", str(tmp_path / "x.toml"), "--json"]) == 66  # each task of srun prepares its own
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 66
