@@ -49,6 +49,7 @@ from governance.errors import ConfigError, PipelineError, StorageError
 from governance.gate.policy import Policy, load_policy
 from governance.manifest import Manifest
 from governance.parallel import close_pool
+from governance.reports.html.markup import visible
 from governance.stage import Runtime
 
 SAMPLE_BYTES = 500_000_000
@@ -115,7 +116,8 @@ def inspect_path(
         sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read."
         scale = total / size if size else 1.0
         kept = replace(kept, documents=int(kept.documents * scale), bytes=int(kept.bytes * scale))
-    proposal = proposed_run(path, usable, sets, kept, [cause.line for cause in causes])
+    left_out = _left_out(inputs, [group for group, _ in usable], others)
+    proposal = proposed_run(path, usable, sets, kept, [cause.line for cause in causes], left_out)
     return Inspection(path, sampled, tuple(tables), proposal, tuple(causes))
 
 
@@ -176,9 +178,31 @@ def _formats(
             long = has_long_line(group)
             named = f"{_LONG_LINE if long else 'no field of text'}: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
-    unread = ", ".join(f"{ending} {count:,}" for ending, count in Counter(others).most_common(8))
-    note = f"Not read: {unread}." if unread else ""
+    note = f"Not read: {_endings(others)}." if others else ""
     return InspectTable("Formats and fields", ("format", "files", "size", "fields"), tuple(rows), note)
+
+
+def _left_out(inputs: Sequence[InputFiles], usable: Sequence[InputFiles], others: Mapping[str, int]) -> list[str]:
+    """Files that the proposed run does not read, with the reason."""
+    lines = []
+    for group in inputs:
+        if any(group is one for one in usable):
+            continue
+        why = "no field holds text; name it (text_field) in a source of your own"
+        if group.kind == "megatron":
+            why = "token files; import them with: assay data import PREFIX"
+        elif has_long_line(group):
+            why = _LONG_LINE
+        more = f" and {len(group.files) - 1:,} more" if len(group.files) > 1 else ""
+        lines.append(f"{visible(str(group.files[0]))}{more} ({group.kind}): {why}".replace("\n", "\\n"))
+    if others:
+        lines.append("of no known format, or unreadable: " + _endings(others))
+    return lines
+
+
+def _endings(others: Mapping[str, int]) -> str:
+    """The most frequent endings of files that were not read, with their counts."""
+    return ", ".join(f"{visible(ending)} {count:,}" for ending, count in Counter(others).most_common(8))
 
 
 def _megatron(group: InputFiles) -> InspectTable:

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from governance.reports.html.markup import Html, number, table, tag, visible
+from governance.reports.html.markup import Child, Html, number, table, tag, visible
 from governance.reports.sections.page import runs_page
 from governance.reports.terminal import aligned
 
@@ -15,6 +15,8 @@ _WIDTH = 60
 _LINE = 116
 _ROWS = 12
 _NUMBER = re.compile(r"[0-9][0-9.,]*( %| MB)?")
+_JOINT = re.compile(r"(?<=[_=/:])(?=\w)")
+"""Place where a long name may be broken."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,17 @@ def _numeric(one: InspectTable) -> list[int]:
     return [at for at in range(len(one.head)) if all(_NUMBER.fullmatch(str(row[at])) for row in one.rows)]
 
 
-def _head(value: str | int) -> Html | str:
-    """First cell of a row; a name with underscores is not broken."""
-    text = number(value) if isinstance(value, int) else value
-    return tag("code", text) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", text) else text
+def _head(value: str | int) -> Child:
+    """First cell of a row; a name with underscores is not broken, where the screen is wide."""
+    inner = _breakable(value)
+    return tag("code", inner) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", str(value)) else inner
+
+
+def _breakable(value: str | int) -> Child:
+    """Cell of a page: a name that is too long for its column breaks between its words, not within one."""
+    if isinstance(value, int):
+        return number(value)
+    return [part for piece in _JOINT.split(value) for part in (piece, tag("wbr"))][:-1]
 
 
 def _cell(value: str | int) -> str:
@@ -98,8 +107,7 @@ def as_page(result: Inspection) -> str:
     if result.sampled:
         parts.append(tag("p", result.sampled, class_="note"))
     for one in result.tables:
-        cells = [[_head(row[0]), *(number(value) if isinstance(value, int) else value for value in row[1:])]
-                 for row in one.rows]  # fmt: skip
+        cells = [[_head(row[0]), *map(_breakable, row[1:])] for row in one.rows]
         parts += [tag("section", table(one.title, one.head, cells, _numeric(one)), tag("p", one.note, class_="note"))]
     if result.proposal:
         parts += [tag("h2", "Proposed run's file"), tag("pre", result.proposal)]

@@ -48,10 +48,11 @@ def proposed_run(
     sets: Sequence[EvaluationSet],
     kept: KeptTexts,
     causes: Sequence[str],
+    left_out: Sequence[str] = (),
 ) -> str:
     """Write the run's file for these files.
 
-    Each of `causes` would close a gate.
+    Each of `causes` would close a gate; each of `left_out` names files that are in no source.
     """
     parts = [
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
@@ -64,6 +65,9 @@ def proposed_run(
     if causes:
         parts += ["# Gates that would close, so that nothing would be trained (`assay init` writes a policy to edit):"]
         parts += [textwrap.fill(cause, 110, initial_indent="# - ", subsequent_indent="#   ") for cause in causes]
+    if left_out:
+        parts += ["# Left out, so that no document comes from them:"]
+        parts += [textwrap.fill(line, 110, initial_indent="# - ", subsequent_indent="#   ") for line in left_out]
     parts += [""]
     for number, (group, fields) in enumerate(usable):
         section = source_section(number, group, fields, _patterns(group, path))

@@ -108,7 +108,7 @@ def test_shares_align_as_numbers_and_names_are_not_broken(tmp_path):
     ]
     page = str(as_page(shown))
     assert page.count('<td class="n">') == 4
-    assert "<code>too_few_words</code>" in page
+    assert "<code>too_<wbr>few_<wbr>words</code>" in page  # a long name breaks between its words only
 
 
 def test_ids_that_count_the_rows_of_each_file_are_not_proposed(tmp_path):
@@ -123,6 +123,21 @@ def test_ids_that_count_the_rows_of_each_file_are_not_proposed(tmp_path):
     assert "id: id" not in as_text(result)
     [source] = tomllib.loads(inspect_path(tmp_path / "a.jsonl").proposal)["data"]["sources"]
     assert source["id_field"] == "id"
+
+
+def test_the_proposed_file_names_what_it_leaves_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": prose(n)}) + "\n" for n in range(40)))
+    for name in ("b.csv", "c.csv"):
+        (tmp_path / name).write_text("n,m\n1,2\n3,4\n")
+    (tmp_path / "d.png").write_bytes(b"not text")
+    proposal = inspect_path(tmp_path).proposal
+    head = " ".join(line.lstrip("#").strip() for line in proposal.partition("[[data.sources]]")[0].splitlines())
+    assert "Left out, so that no document comes from them:" in head
+    assert f"{tmp_path}/b.csv and 1 more (csv): no field holds text; name it (text_field)" in head
+    assert "of no known format, or unreadable: .png 1" in head
+    [source] = tomllib.loads(proposal)["data"]["sources"]
+    assert source["paths"] == [f"{tmp_path}/**/*.jsonl"]
+    assert "Left out" not in inspect_path(tmp_path / "a.jsonl").proposal
 
 
 def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
