@@ -38,6 +38,8 @@ _STYLE = """
 .maps figcaption{font-size:.78rem;color:var(--soft);line-height:1.3;margin-top:.2rem}
 .map{aspect-ratio:1;background:var(--card);border:1px solid var(--line);shape-rendering:crispEdges}
 .maps figcaption b{color:var(--ink);font-weight:600}
+.named{display:none}
+@media (max-width:60rem){.many .named{display:inline}}@media (max-width:40rem){.mid .named{display:inline}}
 code.token{white-space:pre-wrap;background:var(--faint);border-radius:.2rem;padding:0 .15rem}
 @media print{.tokens span{print-color-adjust:exact;-webkit-print-color-adjust:exact}.map{break-inside:avoid}}
 """
@@ -73,6 +75,11 @@ def _token(one: Mapping[str, Any]) -> Html:
     return tag("code", tag("bdi", one["text"].replace("\n", "↵")), class_="token")
 
 
+def _headed(name: str, value: int | str) -> list[Child]:
+    """First cell of a row whose value alone says nothing; the name shows where a row becomes a block."""
+    return [tag("span", f"{name} ", class_="named"), str(value)]
+
+
 def _attribution(text: Mapping[str, Any]) -> Html:
     found, tokens = text["attribution"], text["tokens"]
     note: list[Child] = [
@@ -93,7 +100,7 @@ def _attribution(text: Mapping[str, Any]) -> Html:
         )
     drawn = [part for name, column in zip(names, columns, strict=True) for part in _coloured(name, tokens, column)]
     rows = [
-        [str(place), _token(token), *(f"{column[place]:+.3g}" for column in columns)]
+        [_headed("place", place), _token(token), *(f"{column[place]:+.3g}" for column in columns)]
         for place, token in enumerate(tokens)
     ]
     listed = table("Contributions, nats", ["place", "token", *names], rows, numeric=range(2, 2 + len(names)))
@@ -127,7 +134,7 @@ def _attention(text: Mapping[str, Any]) -> Html:
             drawn = tag("div", [_map(head, patterns[layer][head["head"]], group) for head in mine], class_="maps")
             parts.append(fold(f"Maps of layer {layer}", drawn, open_=len(heads) <= _OPEN_MAPS))
     rows = [
-        [f"{head['layer']}.{head['head']}", f"{head['entropy']:.3f}", _percent(head["entropy_share"]),
+        [_headed("head", f"{head['layer']}.{head['head']}"), f"{head['entropy']:.3f}", _percent(head["entropy_share"]),
          *(_percent(head[name]) for name in ("to_first", "to_previous", "to_itself"))]
         for head in heads
     ]  # fmt: skip
@@ -192,7 +199,7 @@ def _lens(text: Mapping[str, Any]) -> Html:
         best = position["likeliest"][-1][0]
         rows.append(
             [
-                str(place),
+                _headed("place", place),
                 _token(text["tokens"][place]),
                 _token(best),
                 share(best["probability"]),
@@ -209,7 +216,8 @@ def _activations(text: Mapping[str, Any]) -> Html:
     for row in text["activations"]:
         stream, inner = row["residual"], row.get("inner")
         rows.append(
-            [str(row["blocks"]), compact(stream["rms"]), compact(stream["largest"]), str(stream["largest_channel"]),
+            [_headed("after blocks:", row["blocks"]), compact(stream["rms"]), compact(stream["largest"]),
+             str(stream["largest_channel"]),
              compact(stream["kurtosis"]), *(compact(row[name]["rms"]) if name in row else "–"
                                             for name in ("attention", "feed_forward")),
              share(inner["zeros"]) if inner else "–"]
@@ -266,7 +274,8 @@ def _pruning(found: Mapping[str, Any]) -> Html:
     parts = [
         tag("h2", "Head pruning"), tag("p", note, class_="note"),
         chart("Validation loss without heads", [Curve("loss", curve, "a", True)], "heads removed", "nats per token"),
-        table("Cost of removed heads", ["heads removed", "loss", "cost", "standard error"], _cost_rows(found),
+        table("Cost of removed heads", ["heads removed", "loss", "cost", "standard error"],
+              [[_headed("heads removed:", row[0]), *row[1:]] for row in _cost_rows(found)],
               numeric=(1, 2, 3), shown=len(found["rows"])),
         table("Importance of heads", ["layer.head", "importance, nats per token", "removed as number"], heads,
               numeric=(1, 2)),

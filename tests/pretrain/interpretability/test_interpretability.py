@@ -306,6 +306,7 @@ def test_the_page_needs_nothing_and_escapes_all(name, monkeypatch):
     assert not tags.found & {"script", "img", "link", "iframe"}
     assert set(tags.addresses) == {"#main"}
     assert "<bdi>↵</bdi>" in page
+    assert '<span class="named">after blocks: </span>1</th>' in page  # shown where a row is a block
     assert '<code class="token"><bdi>\n' not in page
     assert not any(mark in page for mark in ("\u202e", "\x00", "\ud800", "url("))
     lines = interpretation_lines({**values, "induction": None})
