@@ -205,15 +205,11 @@ def _launch(
 ) -> None:
     """Train in `processes` ranks of this machine, and raise as they do.
 
-    The ranks run no actions of the gate: this process does, once for all of them and their restarts. A start that they
-    would refuse, such as a batch that does not divide, is refused before they have imported torch.
+    The ranks run no actions of the gate: this process does, once for all of them and their restarts.
     """
     folder = training_folder(run, artifacts, runtime)
     if not (folder / FILE_NAME).exists():
-        device = run.config.engine.device
-        place = Hardware(Ranks(0, processes, 0, processes), None if device == "auto" else device)
-        if faults := faults_of(run.config.recipe, run.settings, place):
-            raise ConfigError("\n".join(faults))
+        _refuse_ranks(run, processes)
     argv = ["train", *argv, "--set", "governance.actions=[]"]
     status = launch(processes, argv, restarts=run.config.engine.restarts, progress_of=partial(progress_in, folder))
     with report_decision(run, artifacts, runtime, when_open=False):
@@ -237,6 +233,14 @@ def _launch(
         failed = PipelineError(f"the training processes ended with status {status}; see their messages above")
         failed.exit_code = status
         raise failed
+
+
+def _refuse_ranks(run: LoadedRun, processes: int) -> None:
+    """Refuse what the ranks would, such as a batch that does not divide, before they have imported torch."""
+    device = run.config.engine.device
+    place = Hardware(Ranks(0, processes, 0, processes), None if device == "auto" else device)
+    if faults := faults_of(run.config.recipe, run.settings, place):
+        raise ConfigError("\n".join(faults))
 
 
 def _tables(
