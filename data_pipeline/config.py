@@ -72,7 +72,7 @@ class DataConfig(Section):
             if without := [source.name for source in self.sources if config.by not in kept_columns(source)]:
                 raise ValueError(
                     f'mix.by names {config.by!r}, which is neither "source" nor in `columns` of the source(s) '
-                    f"{', '.join(without)}; correct it, or keep the column"
+                    f"{', '.join(without)}; correct it, or keep the column (sources keep: {self._kept_names()})"
                 )
             return self
         for field in ("weights", "max_epochs_of", "source_quotas"):
@@ -164,9 +164,14 @@ class DataConfig(Section):
             if without := [source.name for source in self.sources if name not in kept_columns(source)]:
                 raise ValueError(
                     f"mix.quality names {name!r}, which is neither a classifier ({known}) nor in `columns` of the "
-                    f"source(s) {', '.join(without)}; correct it, or keep the column"
+                    f"source(s) {', '.join(without)}; correct it, or keep the column (sources keep: "
+                    f"{self._kept_names()})"
                 )
         return self
+
+    def _kept_names(self) -> str:
+        """Names of the columns that any source keeps."""
+        return ", ".join(dict.fromkeys(name for one in self.sources for name in kept_columns(one))) or "none"
 
     @model_validator(mode="after")
     def _preferences_exist(self) -> DataConfig:

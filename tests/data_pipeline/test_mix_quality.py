@@ -302,7 +302,10 @@ def test_rules_of_an_interrupted_older_run_are_decided_anew(tmp_path):
 @pytest.mark.parametrize(
     ("quality", "words"),
     [
-        ({"score": "fluency"}, r"'fluency', which is neither a classifier \(quality\) nor in `columns` of .* crawl"),
+        (
+            {"score": "fluency"},
+            r"which is neither a classifier \(quality\) nor in .* crawl; .*\(sources keep: fluency\)",
+        ),
         ({"score": "quality", "topic": "quality"}, r'write a list: topic = \["quality", ...\]'),
         ({"score": "quality", "topic": ["law"]}, r"lists 'law', which is not a classifier"),
         ({"score": "quality", "drop": 0.6, "top": 0.4}, "leave nothing between them"),
