@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from governance.config import Section, canonical_json, read_toml, validate
-from governance.errors import ConfigError
+from governance.errors import ConfigError, near_path
 from governance.files import sha256_bytes
 from governance.gate.gate_expectations import NEEDS, Expectation
 from governance.signing.dsse import key_id, public_key
@@ -281,6 +281,9 @@ def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]
     above = path.parent / name
     if above.resolve() in children:
         raise ConfigError(f"{path}: parent = {name!r}: is this policy itself, or one that it is the parent of")
+    if not above.exists():
+        hint = near_path(above) or " Give the path of the parent's file; assay init FOLDER writes the shipped policy."
+        raise ConfigError(f"{path}: parent = {name!r}: {above}: no such file.{hint}")
     return _load(above, children).model_dump(mode="json")
 
 

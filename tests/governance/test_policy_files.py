@@ -75,6 +75,7 @@ def test_a_policy_inherits_what_it_does_not_say(tmp_path):
     ("child", "words"),
     [
         ('name = "x"\ninherit = true\n', "names a parent"),
+        ('name = "x"\nparent = "abvoe.toml"\n', "below.toml: parent = 'abvoe.toml': .*Did you mean .*above.toml"),
         ('name = "x"\nparent = "above.toml"\ninherit = "yes"\n', "inherit = 'yes'"),
         ('name = "x"\nparent = "above.toml"\ninherit = true\n' + 2 * '[[gate]]\nid = "a.b"\n', "2 times"),
         ('name = "x"\nparent = "above.toml"\ninherit = true\n[[gate]]\nid = "a.new"\n', "suite"),
