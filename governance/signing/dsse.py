@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError, ManifestError, near_path
 from governance.files import sha256_bytes, write_bytes, write_json, write_private
 from governance.log import get_logger
 from governance.regular_files import read_whole
@@ -109,6 +109,19 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
     write_json(certificate_path(path), sign(statement({name: key_id(public)}, CERTIFICATE, predicate), root))
 
 
+def key_bytes(path: Path, fix: str = "") -> bytes:
+    """The bytes of a key's file.
+
+    Raises:
+        ConfigError: it does not exist; `fix` says what to do where no file has a similar name.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file.{near_path(path) or fix}") from error
+
+
 def read_pem(path: Path, kind: str, command: str) -> object:
     """The private key in a PEM file, of any type.
 
@@ -118,7 +131,7 @@ def read_pem(path: Path, kind: str, command: str) -> object:
     from cryptography.hazmat.primitives import serialization
 
     try:
-        return serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return serialization.load_pem_private_key(key_bytes(path, f" Make one: {command}"), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is not a readable {kind} in PEM ({error}). Make one: {command}") from error
 
@@ -167,7 +180,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
+        key = serialization.load_pem_public_key(key_bytes(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is not a readable public key in PEM ({error}).") from error
     if not isinstance(key, Ed25519PublicKey):

@@ -74,9 +74,9 @@ def model_key(path: Path) -> EllipticCurvePrivateKey:
     if not path.exists():
         create_model_key(path)
         get_logger(__name__).info("made a model key at %s; others verify with %s", path, public_path(path))
-    key = read_pem(path, "model key", "assay governance keygen --model")
+    key = read_pem(path, "model key", "assay governance keygen --model PATH")
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise ConfigError(f"{path}: is not an EC P-256 key. Make one: assay governance keygen --model")
+        raise ConfigError(f"{path}: is not an EC P-256 key. Make one: assay governance keygen --model PATH")
     return key
 
 

@@ -25,6 +25,7 @@ from governance.signing.dsse import (
     statement,
     verify_envelope,
 )
+from governance.signing.model_bundles import by_key
 
 
 def said(moment="2026-06-15T12:00:00Z"):
@@ -126,3 +127,10 @@ def test_keygen_makes_private_keys_that_only_their_owner_reads(tmp_path, capsys)
     assert main([*words[:3], str(tmp_path / "y.pem"), "--root-key", str(tmp_path / "none.pem")]) == 78
     assert not (tmp_path / "none.pem").exists()
     assert not (tmp_path / "y.pem").exists()
+
+
+@pytest.mark.parametrize("read", [public_key, by_key])
+def test_a_public_key_that_is_not_there_is_named_with_the_nearest(read, tmp_path):
+    (tmp_path / "model.pem.pub").touch()
+    with pytest.raises(ConfigError, match=r"modl\.pem\.pub: no such file\. Did you mean .*/model\.pem\.pub\?"):
+        read(tmp_path / "modl.pem.pub")
