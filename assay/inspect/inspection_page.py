@@ -83,10 +83,10 @@ def _numeric(one: InspectTable) -> list[int]:
     return [at for at in range(len(one.head)) if all(_NUMBER.fullmatch(str(row[at])) for row in one.rows)]
 
 
-def _head(value: str | int) -> Child:
-    """First cell of a row; a name with underscores is not broken, where the screen is wide."""
-    inner = _breakable(value)
-    return tag("code", inner) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", str(value)) else inner
+def _head(value: str | int) -> Html | str:
+    """First cell of a row; a name with underscores is not broken."""
+    text = number(value) if isinstance(value, int) else value
+    return tag("code", text) if re.fullmatch(r"[a-z0-9_.]{1,30}[_.][a-z0-9_.]+", text) else text
 
 
 def _breakable(value: str | int) -> Child:

@@ -108,7 +108,9 @@ def test_shares_align_as_numbers_and_names_are_not_broken(tmp_path):
     ]
     page = str(as_page(shown))
     assert page.count('<td class="n">') == 4
-    assert "<code>too_<wbr>few_<wbr>words</code>" in page  # a long name breaks between its words only
+    assert "<code>too_few_words</code>" in page
+    long = InspectTable("Worst", ("reason", "evidence"), (("x", "a_share=0.5"),))
+    assert "<td>a_<wbr>share=<wbr>0.5</td>" in as_page(Inspection(tmp_path, "", (long,), ""))  # between its words
 
 
 def test_ids_that_count_the_rows_of_each_file_are_not_proposed(tmp_path):
