@@ -4,12 +4,14 @@ import re
 
 from assay.cli.main import main
 from governance.manifest import Manifest, read_manifest
+from governance.reports.documents.corpus_documents import PURPOSES
 from governance.reports.facts.report_facts import facts
-from governance.reports.facts.stage_counts import stage_tables
+from governance.reports.facts.stage_counts import removals, stage_tables
 from governance.reports.html.markup import join
 from governance.reports.sections import corpus_sections
 from governance.reports.sections.page import page
 from governance.reports.terminal import show_corpus
+from governance.stage_order import CORPUS_STAGES
 
 HOSTILE = "<b>x</b>\x1b[2J"
 
@@ -150,3 +152,18 @@ def test_a_made_corpus_shows_them(project, capsys):
     found = facts(artifacts, {}, project / "made")
     assert "redact: personal data" in page(found)
     assert found["counts"][-2]["rows"] == [["email", "replace", 1, "tales 1"]]
+
+
+def test_a_document_without_a_copy_is_removed_once():
+    """`mix` counts it, and `encode`, which reads the documents before the plan, again."""
+    gone = {"mix_quota": 6, "other": 1}
+    rows = [{"stage": "mix", "removed": {"mix_quota": 6}}, {"stage": "encode", "removed": gone}]
+    assert [(row["stage"], reason, count) for row, reason, count in removals(rows)] == [
+        ("mix", "mix_quota", 6), ("encode", "other", 1),
+    ]  # fmt: skip
+    assert sum(count for _, _, count in removals(rows[1:])) == 7
+
+
+def test_the_disclosure_names_the_purpose_of_each_step_that_counts_documents():
+    others = {"tokenizer", "pack"}
+    assert {row.name for row in CORPUS_STAGES} - others <= PURPOSES.keys()

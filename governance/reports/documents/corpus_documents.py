@@ -20,7 +20,7 @@ from functools import partial
 from governance.reports.documents.corpus_facts import personal_findings, shares_of
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, joined
 from governance.reports.documents.markdown import filled, table
-from governance.reports.facts.stage_counts import licence_words
+from governance.reports.facts.stage_counts import licence_words, removals
 from governance.reports.html.markup import number, share, size
 
 
@@ -38,12 +38,7 @@ def datasheet(evidence: Evidence) -> str:
             if row["documents"]
         ],
         funnel=[[row["stage"], *(number(row[name]) for name in counts)] for row in stages],
-        reasons=[
-            [row["stage"], reason, number(count)]
-            for row in stages
-            for reason, count in row["removed"].items()
-            if count
-        ],
+        reasons=[[row["stage"], reason, number(count)] for row, reason, count in removals(stages) if count],
         personal=[
             {**row, "rows": [[number(cell) if isinstance(cell, int) else str(cell) for cell in line]
                              for line in row["rows"]]}
@@ -91,8 +86,7 @@ def training_content(evidence: Evidence) -> str:
 
 def _removed(evidence: Evidence, reason: str = "") -> str | None:
     """Documents removed for a reason, or for any; None if uncounted."""
-    stages = [row["removed"] for row in evidence.found["funnel"]]
-    counts = [count for by in stages for name, count in by.items() if reason in ("", name)]
+    counts = [count for _, name, count in removals(evidence.found["funnel"]) if reason in ("", name)]
     return number(sum(counts)) if counts or not reason else None
 
 
@@ -107,6 +101,7 @@ PURPOSES = {
     "substrings": "to remove repeated passages",
     "decontaminate": "to remove texts of evaluation sets",
     "redact": "to mask personal information and credentials",
+    "mix": "to choose how often each document is read, by source, language or quality",
     "encode": "to turn text into tokens",
 }
 """Purpose of each step that passes documents on."""

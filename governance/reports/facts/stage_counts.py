@@ -63,6 +63,18 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
 
 
+def removals(funnel: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+    """Stage's row, reason and documents of each removal.
+
+    `mix` and `encode` both count the documents of which a plan has no copy; these are listed once.
+    """
+    planned = any(row["stage"] == "mix" for row in funnel)
+    for row in funnel:
+        for reason, count in row["removed"].items():
+            if not (planned and row["stage"] == "encode" and reason == "mix_quota"):
+                yield row, reason, count
+
+
 def _reader_tables(ingest: Manifest) -> Iterator[Table]:
     rows = [
         (source, reason, count)

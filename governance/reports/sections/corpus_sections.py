@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count, licence_words
+from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, licence_words, removals
 from governance.reports.facts.synthetic_facts import energy_words
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -176,9 +176,12 @@ def _own(name: str, kept: int, came: int) -> Bar:
 def _removed_table(facts: Mapping[str, Any]) -> Html:
     rows = facts["funnel"]
     lines = [
-        (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / came)])
-        for row, came in ((row, row["documents_in"] or 1) for row in rows)
-        for reason, count in by_count(row["removed"])
+        (
+            count,
+            [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / (row["documents_in"] or 1))],
+        )
+        for row, reason, count in removals(rows)
+        if count
     ]
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
