@@ -80,6 +80,7 @@ def test_gx_judges_with_its_own_arguments(one, status, observed):
     ("one", "words"),
     [
         (gate("expect_nothing"), "has no expectation 'expect_nothing'"),
+        (gate("expect_column_sum_to_be_betwen"), "did you mean 'expect_column_sum_to_be_between'"),
         (gate("expect_column_sum_to_be_between", column="words", min_value=1, bogus=2), "extra fields not permitted"),
         (gate("expect_column_sum_to_be_between", column="words", min_value="much"), "min_value"),
         (gate("expect_column_sum_to_be_between", min_value=1), "column"),

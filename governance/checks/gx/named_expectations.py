@@ -15,6 +15,7 @@ observed value or counted rows.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -52,7 +53,10 @@ def build(gate: Gate, index: int) -> Any:
         ValueError: GX does not know the name or refuses an argument, or there is no constraint.
     """
     from great_expectations.exceptions import ExpectationNotFoundError
-    from great_expectations.expectations.registry import get_expectation_impl
+    from great_expectations.expectations.registry import (
+        get_expectation_impl,
+        list_registered_expectation_implementations,
+    )
 
     arguments = dict(gate.kwargs)
     if taken := sorted(set(arguments) & RESERVED):
@@ -60,7 +64,9 @@ def build(gate: Gate, index: int) -> Any:
     try:
         kind = own_class(gate) if ":" in gate.gx else get_expectation_impl(gate.gx)
     except ExpectationNotFoundError as error:
-        raise ValueError(f"Great Expectations has no expectation {gate.gx!r}") from error
+        near = difflib.get_close_matches(gate.gx, list_registered_expectation_implementations(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Great Expectations has no expectation {gate.gx!r}{hint}") from error
     fields = set(kind.__fields__)
     if gate.column:
         arguments["column"] = gate.column
