@@ -236,7 +236,11 @@ def _launch(
 
 
 def _refuse_ranks(run: LoadedRun, processes: int) -> None:
-    """Refuse what the ranks would, such as a batch that does not divide, before they have imported torch."""
+    """Refuse what the ranks would refuse, before they import torch.
+
+    Raises:
+        ConfigError: such as a batch that does not divide.
+    """
     device = run.config.engine.device
     place = Hardware(Ranks(0, processes, 0, processes), None if device == "auto" else device)
     if faults := faults_of(run.config.recipe, run.settings, place):

@@ -201,7 +201,7 @@ def _left_out(inputs: Sequence[InputFiles], usable: Sequence[InputFiles], others
 
 
 def _endings(others: Mapping[str, int]) -> str:
-    """The most frequent endings of files that were not read, with their counts."""
+    """Most frequent endings of unread files, with their counts."""
     return ", ".join(f"{visible(ending)} {count:,}" for ending, count in Counter(others).most_common(8))
 
 

@@ -90,7 +90,7 @@ def _head(value: str | int) -> Html | str:
 
 
 def _breakable(value: str | int) -> Child:
-    """Cell of a page: a name that is too long for its column breaks between its words, not within one."""
+    """Cell of a page; a long name breaks between its words."""
     if isinstance(value, int):
         return number(value)
     return [part for piece in _JOINT.split(value) for part in (piece, tag("wbr"))][:-1]

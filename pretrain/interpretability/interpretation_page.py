@@ -76,7 +76,7 @@ def _token(one: Mapping[str, Any]) -> Html:
 
 
 def _headed(name: str, value: int | str) -> list[Child]:
-    """First cell of a row whose value alone says nothing; the name shows where a row becomes a block."""
+    """First cell of a row, named where the row becomes a block."""
     return [tag("span", f"{name} ", class_="named"), str(value)]
 
 
