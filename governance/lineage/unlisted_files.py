@@ -40,20 +40,21 @@ _BY_RULE = re.compile(
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(answers|carbon)\.json | slurm/attempts/[^/]+\.made       # a cache, a forecast's choice, lines of progress
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
-    | (train/{_KEY}/)?wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
+    | (train/{_KEY}/)?wandb/(.+\.wandb\.sync(ed|state)|(wandb/)?latest-run/.+) # marks of a sync, a run's second name
     """
 )
 _EMPTY = re.compile(r"(journal|commit)\.lock")
 _LATEST = re.compile(r"report/latest\.(html|json)")  # second names of a report's files
 TO_ROOT, TO_ROOT_FROM_LATEST = "../../", "../"  # in links of a report, and of its second name
-RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
+RECORD = re.compile(rf"[a-z_-]+/records/{_KEY}([0-9a-f]{{{64 - KEY_LENGTH}}})?(\.[^/]+)?")
+"""Record of a shard, or of a join, whose name is the key of its artifact (`mix`)."""
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/(digests|hub-[0-9a-f]{{16}})\.json|checkpoint/{_KEY}/model\.sig"
 )
 _MIRROR = "wandb/"  # W&B's runs of the data and of the gate
 _LINKED = re.compile(rf"((?:train/{_KEY}/)?wandb/)(?:.+)")
 _DIGESTS = "fetch/digests.json"
-_NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS, "fetch/hub-*.json")
+_NOTES = ("*/records/" + "[0-9a-f]" * KEY_LENGTH + "*", _DIGESTS, "fetch/hub-*.json")
 _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
 
 
@@ -171,7 +172,7 @@ def _is_signed(path: Path, name: str, signer: NoteSigner) -> bool:
     """
     if _content(path, name, signer) is not None:
         return True
-    for note in path.parent.glob(f"{path.name[:64]}.*.json"):
+    for note in path.parent.glob(f"{path.name.partition('.')[0]}.*.json"):
         content = _content(note, f"{name.rpartition('/')[0]}/{note.name}", signer)
         facts = content.get(path.name) if isinstance(content, dict) else None
         if isinstance(facts, dict) and facts.get("sha256") == sha256_file(path):

@@ -27,7 +27,7 @@ def twice(tmp_path_factory):
     """A corpus made, audited, and made again under another bound, and the way back."""
     folder = tmp_path_factory.mktemp("twice") / "project"
     folder.mkdir()
-    (folder / "run.toml").write_text(CONFIG)
+    (folder / "run.toml").write_text(f"{CONFIG}\n[data.mix]\nmax_epochs = 2\n")  # its record is named by the artifact
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(40))
     write_tales(folder / "b.jsonl", range(40, 44))
@@ -85,9 +85,10 @@ def test_a_dry_run_lists_and_changes_nothing(copy, capsys):
     found = json.loads(capsys.readouterr().out)
     assert sorted(path for path in (copy / "made").rglob("*")) == before
     kept = {one["artifact"] for one in found["candidates"] if one["kept_for"] == "this run"}
-    assert {name.partition("/")[0] for name in kept} == {"ingest", "clean", "dedup", "redact", "tokenizer", "encode"}
+    stages = {"ingest", "clean", "dedup", "redact", "tokenizer", "mix", "encode"}
+    assert {name.partition("/")[0] for name in kept} == stages
     assert kept | {one["artifact"] for one in found["candidates"] if not one["kept_for"]} == artifacts(copy)
-    assert found["free"] == 10, "five stages of each of two superseded corpora"
+    assert found["free"] == 12, "six stages of each of two superseded corpora"
     assert found["bytes"] > 0
 
 
@@ -103,7 +104,7 @@ def test_what_is_free_goes_and_the_rest_verifies(copy, capsys):
     assert run(copy, "data", "clean-up", 22, "--execute", "--keep", named, "--json") == 0
     freed = json.loads(capsys.readouterr().out)["bytes"]
     left = artifacts(copy)
-    assert len(earlier - left) == 5, "one of the two superseded corpora"
+    assert len(earlier - left) == 6, "one of the two superseded corpora"
     assert named.relative_to(copy / "made").as_posix() in left
     after = disk(copy)
     assert abs(size - after - freed) < 20_000, "what is freed is what was promised; the journal has grown"
@@ -125,7 +126,7 @@ def test_an_audited_corpus_stays_with_all_that_it_rests_on(copy, capsys):
     judged = {path for path in artifacts(copy)}
     assert run(copy, "data", "clean-up", 22, "--execute") == 0
     left = artifacts(copy)
-    assert len(judged - left) == 5, "of three corpora one has neither a verdict nor is this run's"
+    assert len(judged - left) == 6, "of three corpora one has neither a verdict nor is this run's"
     assert {name for name in left if name.startswith(("audit", "bias"))}
     assert verified(copy, capsys)[0] == 0
 
@@ -248,7 +249,7 @@ def test_an_unreadable_manifest_stops_the_plan(copy, capsys):
     assert read_manifest(path).stage == "clean"
     path.write_text("torn")
     assert run(copy, "data", "clean-up", 22, "--execute") == 65
-    assert len(artifacts(copy)) == 16
+    assert len(artifacts(copy)) == 19
 
 
 RUN, OLD, OTHER = "a" * 16, "f" * 16, "b" * 16
