@@ -394,6 +394,7 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
         f"{first.folder}/documents/.1.txt.tmp~node~4711~0123abcd",  # its writer was killed
         "dedup/fedcba9876543210/documents/0.txt",  # an artifact that is not finished
         "slurm/logs/x-1.log", "slurm/answers.json", "slurm/carbon.json", "slurm/attempts/7_3.made",
+        *(f"train/{'a' * 16}/wandb/wandb/offline-run-1-x/run-x.wandb.{mark}" for mark in ("synced", "syncstate")),
     ]  # fmt: skip
     foreign = [
         f"{first.folder}/documents/1.txt", f"{first.folder}/notes.md", "notes.md", "planted/x", "clean/records/x.json",
