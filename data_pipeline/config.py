@@ -132,7 +132,7 @@ class DataConfig(Section):
             if without := [name for name in config.columns if name not in kept_columns(source)]:
                 raise ValueError(
                     f"encode.classification reads {without[0]!r}, which is not in `columns` of the source "
-                    f"{source.name}; keep the column there, or correct its name"
+                    f"{source.name}; keep the column there, or correct its name (sources keep: {self._kept_names()})"
                 )
         if self.encode.loss_on != "all" or self.mix is not None:
             raise ValueError("encode.classification excludes encode.loss_on = 'answers' and [data.mix]; remove them")

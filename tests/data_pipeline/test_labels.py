@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.config import DataConfig
 from data_pipeline.documents import DOCUMENT_SCHEMA, with_kept_columns, write_table
 from data_pipeline.tokens.encode import EncodeConfig, encode
 from data_pipeline.tokens.labels import ClassificationConfig, assign_folds, refuse_overlap, split_documents
@@ -242,3 +243,10 @@ def test_a_test_text_of_the_training_set_is_refused():
     assert "t1 is in training as d7\n" in str(error.value)
     assert "t2 is in training as d4 (similarity" in str(error.value)
     refuse_overlap((["t0"], pa.array(test[:1])), ([f"d{n}" for n in range(20)], pa.array(train)))
+
+
+def test_a_column_that_is_not_kept_is_met_with_those_that_are():
+    source = {"type": "jsonl", "name": "notes", "licence": "MIT", "paths": ["a.jsonl"], "columns": ["label", "date"]}
+    values = {"sources": [source], "encode": {"classification": {"label": "lable", "labels": ["storm", "calm"]}}}
+    with pytest.raises(ConfigError, match=r"reads 'lable', .* of the source notes; .*\(sources keep: label, date\)"):
+        validate({**values, "pack": {"sequence_length": 64, "min_used_share": 0}}, DataConfig, "run.toml")
