@@ -103,5 +103,6 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what the tests need"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	@# Much of it is never imported: what is, Python compiles then.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,ray]'
 	@touch $@

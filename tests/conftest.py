@@ -23,15 +23,19 @@ from tests.hub_server import HubRepository, HubServer
 hypothesis.settings.register_profile("assay", deadline=None)  # tests check truth, not speed
 hypothesis.settings.load_profile("assay")
 
+# torch.compile else builds and loads four programs with each empty cache, half a CPU-minute, to learn that this
+# processor can run what its compiler writes. Ranks and commands inherit it.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 # Files that take a minute or more, most first: started first, no process ends long after the others. On a new machine
 # `test_every_stage.py` compiles the kernels (75 CPU-seconds). No file before it needs any, so that a cluster which is
 # tested at the same time has compiled them, and none between it and the whole way, so that none is compiled twice.
 LONGEST = (
-    "test_compiled.py", "test_layouts.py", "test_resuming.py", "test_faults.py", "test_engine_state.py",
-    "test_offload_files.py", "test_wandb_server.py", "test_hangs.py", "test_every_stage.py", "test_docs.py",
-    "test_train.py", "test_own_training_code.py", "test_whole_way.py",
-    "test_quickstart.py", "test_no_network.py", "test_release.py", "test_pages.py",
-    "test_gathering.py", "test_training_memory.py", "test_bias_coverage.py", "test_trajectories.py",
+    "test_compiled.py", "test_layouts.py", "test_random_runs.py", "test_resuming.py", "test_faults.py",
+    "test_engine_state.py", "test_expert_parallel.py", "test_offload_files.py", "test_wandb_server.py", "test_hangs.py",
+    "test_every_stage.py", "test_docs.py", "test_train.py", "test_own_training_code.py", "test_whole_way.py",
+    "test_quickstart.py", "test_no_network.py", "test_pages.py", "test_soak.py", "test_ray_cluster.py",
+    "test_release.py", "test_gathering.py", "test_training_memory.py", "test_bias_coverage.py", "test_trajectories.py",
     "test_width_transfer.py", "test_compile_signal.py", "test_prepare_shares.py", "test_bias_stage.py",
     "test_impact.py", "test_checks_shards.py",
     "test_whole_run.py", "test_limits.py", "test_arrays.py",

@@ -1,8 +1,8 @@
 """The presets' settings at once: torch.compile in bf16 at each ZeRO stage, with activation checkpointing.
 
 `test_gathering.py` has the others of stage 3: nothing recomputed (the 7b preset) and selectively (13b). On two ranks,
-in one start: the pieces that one case compiles are there for the next (TORCHINDUCTOR_CACHE_DIR), and Dynamo's state is
-cleared between cases, else the ninth shape of a function would run uncompiled without a warning.
+in one start: the pieces that one case or test compiles are there for the next, and Dynamo's state is cleared between
+cases, else the ninth shape of a function would run uncompiled without a warning.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ test_compiled.on_two_ranks(pathlib.Path({!r}))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
-        well, messages = run_ranks(folder, ["-c", SCRIPT.format(str(folder))], 2, timeout=900.0)
+    well, messages = run_ranks(folder, ["-c", SCRIPT.format(str(folder))], 2, timeout=900.0)
     assert well, messages[-6000:]
     return json.loads((folder / "found.json").read_text())
 
