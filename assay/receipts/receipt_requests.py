@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from assay.impact import steps_that_read
 from assay.receipts.corpus_names import corpus_tree, shards_of
 from assay.receipts.nearest_document import WORDS, nearest_document
-from data_pipeline.documents import REMOVED_SCHEMA, read_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table
 from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
 from governance.errors import AlteredFile, ConfigError, GateClosed, ManifestError, MissingInput
@@ -29,7 +29,7 @@ from governance.lineage.attest import (
     refuse_unstated,
 )
 from governance.log import get_logger
-from governance.manifest import KEY_LENGTH, Manifest, read_manifest
+from governance.manifest import KEY_LENGTH, Manifest, Output, read_manifest
 from governance.receipts import verify_receipt
 from governance.receipts.name_tree import NameTree, head_of, open_names
 from governance.receipts.receipt import receipt
@@ -272,25 +272,36 @@ def _filters(tokens: Manifest, root: Path) -> list[str]:
 def _removals(request: ReceiptRequest, tokens: Manifest, root: Path) -> Iterator[str]:
     """Stage and reason of each removed document that matches.
 
-    The evidence may name another document.
+    The evidence may name another document. A document that was kept and not encoded is one of which the mixture has no
+    copy, or one of a test set.
     """
-    column = _COLUMNS[request.kind]
-    value = sha256_bytes(request.value.encode("utf-8")) if column == "sha256" else request.value
     for made in _corpora(tokens, root):
         for output in made.listed("removed"):
-            if not (root / output.path).exists():
-                get_logger(__name__).warning("%s: is gone; it may have held the document", root / output.path)
-                continue
-            with intact(output, root) as path:
-                table = read_table(path, REMOVED_SCHEMA, [column, "reason"])
-            if column == "url":
-                host = value.partition("://")[2].partition("/")[0]
-                table = table.filter(pc.match_substring(table["url"], host, ignore_case=True))
-                hits = [row for row in table.to_pylist() if normalise_url(row["url"]) == value]
-            else:
-                hits = table.filter(pc.equal(table[column], value)).to_pylist()
-            for row in hits:
+            for row in _matches(request, output, root, ["reason"]):
                 yield f"{made.stage}: {row['reason']}"
+    reasons = [reason for reason, count in tokens.stats.get("removed", {}).items() if count]
+    encoded = documents_of(tokens, root)[0]
+    stage = "mix" if any(item.stage == "mix" for item in tokens.inputs) else tokens.stage
+    for output in encoded.listed("documents") if encoded is not None and reasons else ():
+        for _ in _matches(request, output, root, []):
+            yield f"{stage}: {' or '.join(reasons)}"
+
+
+def _matches(request: ReceiptRequest, output: Output, root: Path, more: list[str]) -> list[dict[str, Any]]:
+    """Rows of a shard's documents that the request names."""
+    column = _COLUMNS[request.kind]
+    value = sha256_bytes(request.value.encode("utf-8")) if column == "sha256" else request.value
+    if not (root / output.path).exists():
+        get_logger(__name__).warning("%s: is gone; it may have held the document", root / output.path)
+        return []
+    with intact(output, root) as path:
+        table = read_table(path, REMOVED_SCHEMA if more else DOCUMENT_SCHEMA, [column, *more])
+    if column == "url":
+        host = value.partition("://")[2].partition("/")[0]
+        table = table.filter(pc.match_substring(table["url"], host, ignore_case=True))
+        return [row for row in table.to_pylist() if normalise_url(row["url"]) == value]
+    found: list[dict[str, Any]] = table.filter(pc.equal(table[column], value)).to_pylist()
+    return found
 
 
 def explain(found: dict[str, Any]) -> str:
