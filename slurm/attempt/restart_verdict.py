@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from governance.files import shipped_table
 
@@ -35,6 +35,8 @@ So a line of a mebibyte takes no longer.
 """
 _CONTEXT_LINES = 80
 """Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
+_QUOTED_LINES = 6
+"""Lines after "Last error:" in which NCCL's own message is accepted."""
 _SURVIVED = 3
 _LAST_ERRORS = 12
 """Errors at the end of a log whose words are weighed."""
@@ -58,7 +60,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _LogRule:
-    speaker: str
+    speakers: frozenset[str]
     patterns: re.Pattern[str]
     cause: Cause
     action: Action
@@ -87,8 +89,11 @@ _FRAME = re.compile(r'  File "[^"]+", line \d+|[│|] \S+:\d+ in |╭─+ Traceb
 """A frame of a traceback, of Python or of `rich`."""
 _TRACEBACK = "Traceback (most recent call last)"
 _IGNORED = re.compile(r"Exception ignored in")
+_AS_NCCL = "n:0:0 [0] NCCL WARN "
+"""Head of a warning of NCCL."""
 _PROGRESS = re.compile(
     r"train: step [\d,]+,|\bstep[ =:]{1,9}[\d,]{1,20}\b.{0,300}?\bloss|iteration {1,9}\d+/"
+    r"|\b(?:it|iter|epoch|batch|update)[ =:]{1,9}\[?[\d,]{1,20}(?:/\d{1,20})?\b.{0,300}?\bloss"
     r"|\d%\|.{0,300}?\| {0,9}\d+/\d|\{'loss': |Epoch:? \["
 )
 """Lines of progress. Repetitions are bounded."""
@@ -97,7 +102,7 @@ _ERROR = re.compile(
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
 )
 _NOT_SAID = re.compile(
-    r"""\s{3}|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:(?:INFO|DEBUG|WARNING|NOTE)\b|assay: )|Warning: )"""
+    r"""\s{3}|\s*#|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:(?:INFO|DEBUG|WARNING|NOTE)\b|assay: )|Warning: )"""
 )
 """Lines of source text, of a quotation, of a warning, of a report, or of our own job scripts ("assay: ...")."""
 _CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* .{,300}CANCELLED AT (?!.*DUE TO )")
@@ -123,9 +128,15 @@ def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...], 
         return re.compile("|".join(lists.get(pattern, pattern) for pattern in patterns))
 
     speakers = {name: compiled(patterns) for name, patterns in written["speakers"].items()}
-    messages = [{**message, "patterns": compiled(message["patterns"])} for message in written["messages"]]
     weights = {of: dict(map(_weighed, text.split())) for of, text in written.get("words", {}).items()}
-    return speakers, tuple(_LogRule(**message) for message in messages), weights
+    return speakers, tuple(_rule(message, compiled(message["patterns"])) for message in written["messages"]), weights
+
+
+def _rule(message: Mapping[str, Any], patterns: re.Pattern[str]) -> _LogRule:
+    """A rule of `[[messages]]`; its speaker is a name or a list of names."""
+    speaker = message["speaker"]
+    speakers = frozenset([speaker] if isinstance(speaker, str) else speaker)
+    return _LogRule(speakers, patterns, message["cause"], message["action"], message["rank"])
 
 
 def _weighed(pair: str) -> tuple[str, float]:
@@ -220,6 +231,7 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
     frames: dict[str, int] = {}
     ignored: set[str] = set()
     reports: list[int] = []
+    quoted: dict[str, int] = {}
     for number, line in enumerate(lines):
         rank, said = _unlabelled(line)
         if _PROGRESS.search(said):
@@ -228,8 +240,14 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
             frames[rank] = number
         elif _IGNORED.match(said):
             ignored.add(rank)
-        elif rule := _rule_for(said, traced=number - frames.get(rank, -_CONTEXT_LINES) < _CONTEXT_LINES):
-            if rule.speaker == "exception" and rank in ignored:  # raised while an object was deleted
+        elif said.startswith("Last error:"):
+            quoted[rank] = number
+        elif rule := _rule_for(
+            said,
+            traced=number - frames.get(rank, -_CONTEXT_LINES) < _CONTEXT_LINES,
+            of_nccl=number - quoted.get(rank, -_CONTEXT_LINES) < _QUOTED_LINES,
+        ):
+            if "exception" in rule.speakers and rank in ignored:  # raised while an object was deleted
                 ignored.discard(rank)
                 frames.pop(rank, None)
             else:
@@ -298,8 +316,19 @@ def _unlabelled(line: str) -> tuple[str, str]:
     return rank, line[end:]
 
 
-def _rule_for(said: str, *, traced: bool) -> _LogRule | None:
-    """The rule that a line meets, of those of its speaker."""
+def _rule_for(said: str, *, traced: bool, of_nccl: bool) -> _LogRule | None:
+    """The rule that a line meets, of those of its speaker.
+
+    Args:
+        said: The line without labels.
+        traced: A frame of a traceback is near: the line may be its exception.
+        of_nccl: "Last error:" is near: the line may be what NCCL warned of.
+    """
+    return (_rule_of(_AS_NCCL + said, traced=traced) if of_nccl else None) or _rule_of(said, traced=traced)
+
+
+def _rule_of(said: str, *, traced: bool) -> _LogRule | None:
+    """The rule of the speaker by whose beginning a line is known."""
     for speaker, head in _SPEAKERS.items():
         if (found := head.match(said)) and (traced or speaker not in ("exception", "detail")):
             rest = said[found.end() :]
@@ -309,8 +338,8 @@ def _rule_for(said: str, *, traced: bool) -> _LogRule | None:
 
 def _speaks(rule: _LogRule, speaker: str) -> bool:
     """Return whether a rule is for a speaker."""
-    return rule.speaker == speaker or (
-        rule.speaker == "exception" and speaker in ("torch", "native", "detail") and rule.rank != 3
+    return speaker in rule.speakers or (
+        "exception" in rule.speakers and speaker in ("torch", "native", "detail") and rule.rank != 3
     )
 
 
