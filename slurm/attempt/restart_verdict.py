@@ -227,7 +227,15 @@ def tail_of(path: Path, most: int = TAIL_BYTES, start: int = 0) -> str:
 
 def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
     """Rule, rank and line of each error not survived."""
-    found: deque[tuple[int, _LogRule, str, str]] = deque()
+    found, reports = _said(lines)
+    for number, rule, rank, line in found:
+        if sum(report > number for report in reports) < _SURVIVED:
+            yield rule, rank, line
+
+
+def _said(lines: list[str]) -> tuple[list[tuple[int, _LogRule, str, str]], list[int]]:
+    """Errors by number of line, with rule, rank and line; numbers of lines of progress."""
+    found: list[tuple[int, _LogRule, str, str]] = []
     frames: dict[str, int] = {}
     ignored: set[str] = set()
     reports: list[int] = []
@@ -254,9 +262,7 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
                 found.append((number, rule, rank, line))
         elif said.startswith("terminate called"):
             frames[rank] = number
-    for number, rule, rank, line in found:
-        if sum(report > number for report in reports) < _SURVIVED:
-            yield rule, rank, line
+    return found, reports
 
 
 def last_errors(lines: list[str]) -> list[str]:

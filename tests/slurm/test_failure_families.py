@@ -1,4 +1,4 @@
-"""The verdict on what software is known to print: every message of its families, and the same words where they mean nothing."""
+"""The verdict on families of messages of known software, and on the same words where they mean nothing."""
 
 import tomllib
 from collections.abc import Iterator
