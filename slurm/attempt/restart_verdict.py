@@ -133,7 +133,7 @@ def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...], 
 
 
 def _rule(message: Mapping[str, Any], patterns: re.Pattern[str]) -> _LogRule:
-    """A rule of `[[messages]]`; its speaker is a name or a list of names."""
+    """A rule of `[[messages]]`, by one speaker or a list of them."""
     speaker = message["speaker"]
     speakers = frozenset([speaker] if isinstance(speaker, str) else speaker)
     return _LogRule(speakers, patterns, message["cause"], message["action"], message["rank"])
@@ -234,7 +234,7 @@ def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
 
 
 def _said(lines: list[str]) -> tuple[list[tuple[int, _LogRule, str, str]], list[int]]:
-    """Errors by number of line, with rule, rank and line; numbers of lines of progress."""
+    """Errors as number, rule, rank and line; numbers of lines of progress."""
     found: list[tuple[int, _LogRule, str, str]] = []
     frames: dict[str, int] = {}
     ignored: set[str] = set()
