@@ -1,11 +1,10 @@
 """Random trainings on 1, 2 and 4 ranks at random stages: equal bits, and replays as if a document had never been."""
 
 import json
+import os
 import random
 
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from tests.pretrain.rank_runs import run_ranks
 
@@ -84,18 +83,17 @@ if os.environ["RANK"] == "0":
 
 
 @pytest.mark.slow
-@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
-@given(seed=st.integers(0, (1 << 32) - 1))
-def test_random_runs_have_equal_bits_on_any_ranks_and_replays_equal_those_that_never_held(tmp_path_factory, seed):
-    chance, folder, found = random.Random(seed), tmp_path_factory.mktemp("random"), {}
-    kinds = [*chance.sample(KINDS[:4], 2), chance.choice(KINDS[4:])]
+def test_random_runs_have_equal_bits_on_any_ranks_and_replays_equal_those_that_never_held(tmp_path):
+    """Four runs in each start of the ranks; the draws are new each time, but in CI."""
+    chance, found = random.Random(7 if os.environ.get("CI") else None), {}
+    kinds = [*chance.sample(KINDS[:4], 3), chance.choice(KINDS[4:])]
     runs = {str(number): random_run(kind, chance) for number, kind in enumerate(kinds)}
-    (folder / "runs.json").write_text(json.dumps(runs))
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
     for ranks in (1, 2, 4):
-        (folder / str(ranks)).mkdir()
-        well, output = run_ranks(folder / f"logs{ranks}", ["-c", RANKS.format(folder=str(folder))], ranks)
-        assert well, output[-6000:]
-        found[ranks] = json.loads((folder / str(ranks) / "found.json").read_bytes())
+        (tmp_path / str(ranks)).mkdir()
+        well, output = run_ranks(tmp_path / f"logs{ranks}", ["-c", RANKS.format(folder=str(tmp_path))], ranks)
+        assert well, (runs, output[-6000:])
+        found[ranks] = json.loads((tmp_path / str(ranks) / "found.json").read_bytes())
     for name, made in runs.items():
         one, two, four = (found[ranks][name] for ranks in (1, 2, 4))
         if made["rank_invariant"]:
