@@ -189,7 +189,7 @@ def _lens(text: Mapping[str, Any]) -> Html:
         parts.append(chart("Cross entropy of the text's next tokens", drawn, "blocks", "nats per token"))
     drawn = [Curve("divergence", curves[1], "b", True)]
     parts.append(chart("Divergence from the model's output", drawn, "blocks", "nats"))
-    rows = [
+    rows: list[list[Child]] = [
         [str(blocks), [[_token(one), f" {share(one['probability'])} "] for one in likeliest]]
         for blocks, likeliest in enumerate(positions[-1]["likeliest"])
     ]
