@@ -10,9 +10,9 @@ holds for checkpoints that were removed since, too, which the journal knows. A d
 trained on; the answer says where it ended and, for a duplicate, which document replaced it: that document's text may
 be the same.
 
-Price: 16 bytes per document of every token shard are read, and for a URL (or a document that no shard has) the columns
-id and url of every document shard; per hit a handful of integers. The command first hashes the token shards and packed
-rows (`require_whole_shards`), at 1.5 GB/s.
+Price: 16 bytes per document of every token shard are read, the columns id and url of every ingested document, id and
+reason of every removed one; per hit a handful of integers. All these files are hashed, at 1.5 GB/s: token shards and
+packed rows first (`require_whole_shards`), the others as they are read (`takedown.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from governance.config import validate
 from governance.errors import AlteredFile, MissingInput
 from governance.lineage.lineage_graph import Graph, Node, describe_node, read_graph
 from governance.manifest import Manifest, output_fault
+from governance.stage_order import CORPUS_STAGES
 from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.config.training import TrainConfig
 from pretrain.data.batch_size import batch_sizes
@@ -43,7 +44,7 @@ from pretrain.data.sampler import RowSampler, sampler_of
 ROLES = ("train", "validation")
 _CHECKPOINT = "checkpoint"
 _PACKED = "pack"
-_TOKENS = ("encode", "megatron", _PACKED)
+_READ = ("megatron", *(row.name for row in CORPUS_STAGES))
 
 Rows = npt.NDArray[np.int64]
 
@@ -110,6 +111,7 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
     Raises:
         MissingInput: a root has no artifact, or nothing in them is known by that name.
         ManifestError: a shard is torn.
+        AlteredFile: a shard of documents is not as its manifest says.
     """
     graphs = {root: read_graph(root) for root in dict.fromkeys(roots)}
     for root, graph in graphs.items():
@@ -144,14 +146,14 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
 
 
 def require_whole_shards(roots: Iterable[Path]) -> None:
-    """Raise where token shards or packed rows were altered.
+    """Raise where token shards, packed rows or manifests were altered.
 
     Raises:
         AlteredFile: names the file: in it, a document may have lost its name.
     """
     for root in roots:
         for node in read_graph(root).nodes.values():
-            if node.manifest is None and node.stage in _TOKENS and (root / node.path).exists():
+            if node.manifest is None and node.stage in _READ and (root / node.path).exists():
                 raise AlteredFile(
                     f"{root / node.path}: is not the manifest that the journal states. Put it back; see: assay "
                     "governance verify ROOT"

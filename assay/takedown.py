@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from data_pipeline.tokens.mix import copies_in_words, document_hash, read_plan_r
 from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, document_identity
 from data_pipeline.urls import normalise_url
 from governance.errors import ConfigError
+from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.verified_files import intact
 
 Roots = Mapping[Path, Sequence[Manifest]]
 """The artifacts that are there, by root."""
@@ -39,15 +42,18 @@ def find_documents(request: str, roots: Roots) -> FoundDocuments:
 
     A repository may be followed by a path in it.
 
+    Each shard is compared with its digest as it is read, except token shards, which `impact.py` compares.
+
     Raises:
         ConfigError: it is the path of a file without documents.
         ManifestError: a shard is torn.
+        AlteredFile: a shard is not as its manifest says: in it, a document may have lost its name.
     """
     path = _shard(request, roots)
     if path is not None and path.suffix == SUFFIX:
         held = TokenShard.open(path).identities
         return FoundDocuments(frozenset(row.tobytes() for row in held), (), len(held) > 0)
-    read = set(_matching_ids(request, roots) if path is None else read_table(path, columns=["id"])["id"].to_pylist())
+    read = set(_matching_ids(request, roots) if path is None else _ids_in(path, roots))
     written = dict(_written_from(read or {request}, roots))
     read |= set(written)
     ids = read or {request}  # the ingested documents may be gone; a shard still has identities
@@ -65,11 +71,27 @@ def _shard(request: str, roots: Roots) -> Path | None:
     return None
 
 
+def _ids_in(path: Path, roots: Roots) -> list[str]:
+    """Ids of the documents of a shard, which a manifest may list."""
+    outputs = [(one, root) for root, made in roots.items() for manifest in made for one in manifest.outputs]
+    same = [(one, root) for one, root in outputs if Path(one.path).name == path.name and (root / one.path).exists()]
+    with contextlib.ExitStack() as reading:
+        for output, root in same:
+            if path.samefile(root / output.path):
+                reading.enter_context(intact(output, root))
+        return read_table(path, columns=["id"])["id"].to_pylist()  # type: ignore[no-any-return]
+
+
 def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest, Path]]:
+    """Files of a role, each unaltered while it is read."""
     for root, manifests in roots.items():
         for manifest in manifests:
-            if not stage or manifest.stage == stage:
-                yield from ((manifest, path) for path in manifest.files(role, root) if path.exists())
+            for output in manifest.listed(role) if not stage or manifest.stage == stage else ():
+                if not (root / output.path).exists():
+                    get_logger(__name__).warning("%s: is gone; it may have held the document", root / output.path)
+                    continue
+                with intact(output, root) as path:
+                    yield manifest, path
 
 
 def _matching_ids(request: str, roots: Roots) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.documents import read_table
+from data_pipeline.documents import read_groups
 from data_pipeline.tokens.encode import FEATURES_SCHEMA, SPLITS
 from data_pipeline.tokens.token_shards import IDENTITY_BYTES, SUFFIX, TokenShard
 from data_pipeline.trace import documents_of
@@ -25,7 +25,8 @@ from governance.signing.journal import Journal
 from governance.stage import Runtime
 from governance.verified_files import guarded
 
-_COLUMNS = ("id", "split", "tokens", "licence", "content", "raw", "address")
+_NAMED = ("id", "split", "tokens", "licence", "content", "raw", "address")
+_SCHEMA = pa.schema([FEATURES_SCHEMA.field(name) for name in _NAMED])
 _SINCE = 6  # the version of `encode` that writes them
 
 
@@ -67,20 +68,24 @@ def read_names(tokens: Manifest, root: Path) -> CorpusNames:
     identities, held, names, licences, shard_tokens = [], [], [], [], []
     count = 0
     for path in tokens.files("token_features", root):
-        table = read_table(path, FEATURES_SCHEMA, list(_COLUMNS)).combine_chunks()
+        table = pa.concat_tables(read_groups(path, _SCHEMA)).combine_chunks()
         trains = pc.equal(table["split"], SPLITS[0]).to_numpy()
         shard_tokens.append(int(table["tokens"].to_numpy()[trains].sum()))
         ids = np.ascontiguousarray(sha256_lanes(*text_buffers(table["id"]))[:, :IDENTITY_BYTES])
+        copies = np.stack([trains, ~trains], axis=1).astype(np.int64)
         # By the first 8 bytes: two documents of a shard that share them (once in 10^9 shards) would count as copies.
-        _, firsts, rows = np.unique(ids.view("<u8")[:, 0], return_index=True, return_inverse=True)
-        held.append(np.stack([np.bincount(rows[of], minlength=len(firsts)) for of in (trains, ~trains)], axis=1))
-        ids = np.take(ids, firsts, axis=0)
-        table = table.select(["licence", "content", "raw", "address"]).take(pa.array(firsts))
+        heads = ids.view("<u8")[:, 0]
+        ordered = np.sort(heads)
+        if np.any(ordered[1:] == ordered[:-1]):  # rare, and dear
+            _, firsts, rows = np.unique(heads, return_index=True, return_inverse=True)
+            copies = np.stack([np.bincount(rows[of], minlength=len(firsts)) for of in (trains, ~trains)], axis=1)
+            ids, table = np.take(ids, firsts, axis=0), table.take(pa.array(firsts))
+        held.append(copies)
         identities.append(ids)
         coded = pc.dictionary_encode(table["licence"].combine_chunks())
         known = [licence_words.setdefault(word, len(licence_words)) for word in coded.dictionary.to_pylist()]
         licences.append(np.array(known, np.int64)[coded.indices.to_numpy()])
-        numbers = np.arange(count, count + len(firsts))
+        numbers = np.arange(count, count + len(ids))
         contents, raw, addresses = (_bytes_of(table[name]) for name in ("content", "raw", "address"))
         given = np.flatnonzero(np.bitwise_or(*addresses.view("<u8").T))
         names += [
@@ -89,7 +94,7 @@ def read_names(tokens: Manifest, root: Path) -> CorpusNames:
             (KINDS["raw text"], raw, numbers),
             (KINDS["url"], np.take(addresses, given, axis=0), numbers[given]),
         ]
-        count += len(firsts)
+        count += len(ids)
     kinds = [np.full(len(found), kind, np.uint8) for kind, found, _ in names]
     copies = np.concatenate(held)
     return CorpusNames(

@@ -13,18 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.kernels.buffers import Bytes
+from governance.kernels.code_points import byte_at
 from governance.kernels.compiled import inlined, kernel
 from governance.kernels.sha256_lanes import LANES, ROUNDS, START, compress
 
 _BLIND_BITS, _LEAF_BITS, _STUB_BITS = 8 * (4 + 32 + 16), 8 * (1 + 16 + 16 + 20), 8 * (4 + 24)
 
 Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.uint32]
 
 
 def lone_nodes(
     tags: tuple[Words, Words], leaves: Bytes, levels: npt.NDArray[np.int64], prefix: bytes, widths: Sequence[int]
-) -> Bytes:
-    """The hash of each lone name, [names, 24].
+) -> Numbers:
+    """The hash of each lone name as six numbers.
+
+    The result is [names + 1, 6]; its last row is zeros, for a place without names.
 
     Args:
         tags: uint64 [names], the halves of each.
@@ -34,9 +38,29 @@ def lone_nodes(
         widths: bits of each stub; 64 in all, at most.
     """
     numbers = np.frombuffer(prefix, ">u4").astype(np.uint32)
-    held = np.ascontiguousarray(leaves).view(">u4").astype(np.uint32).reshape(len(leaves), 5)
-    found = _hash(*tags, held, levels, numbers, np.array(widths, np.int64), START, ROUNDS)
-    return found.astype(">u4").view(np.uint8).reshape(len(leaves), 24)  # type: ignore[no-any-return]
+    held = constant(leaves)
+    return _hash(*tags, held, levels, numbers, np.array(widths, np.int64), START, ROUNDS)  # type: ignore[no-any-return]
+
+
+def constant(rows: Bytes) -> Bytes:
+    """The bytes of rows, read-only.
+
+    So a kernel has one compiled form, whether or not its rows may be written.
+    """
+    flat = np.ascontiguousarray(rows).reshape(-1).view()
+    flat.flags.writeable = False
+    return flat
+
+
+@inlined
+def number_at(data: Any, place: Any) -> Any:
+    """Four bytes as a big-endian number."""
+    return np.uint32(
+        (np.uint32(byte_at(data, place)) << np.uint32(24))
+        | (np.uint32(byte_at(data, place + 1)) << np.uint32(16))
+        | (np.uint32(byte_at(data, place + 2)) << np.uint32(8))
+        | np.uint32(byte_at(data, place + 3))
+    )
 
 
 @inlined
@@ -60,18 +84,21 @@ def block_digest(words: Any, used: Any, bits: Any, start: Any, constants: Any, s
     for lane in range(LANES):
         words[15, lane] = np.uint32(bits)
     for row in range(8):
+        value = start[row]  # read once: the compiler cannot know that `state` is elsewhere
         for lane in range(LANES):
-            state[row, lane] = start[row]
+            state[row, lane] = value
     compress(words, state, constants)
     for row in range(8):
+        value = start[row]
         for lane in range(LANES):
-            state[row, lane] = np.uint32(state[row, lane] + start[row])
+            state[row, lane] = np.uint32(state[row, lane] + value)
 
 
 @kernel
 def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type: ignore[no-untyped-def]
     count = len(high)
-    out = np.empty((count, 6), np.uint32)
+    out = np.empty((count + 1, 6), np.uint32)
+    out[count] = 0
     words = np.zeros((64, LANES), np.uint32)
     state = np.zeros((8, LANES), np.uint32)
     stream = np.zeros((14, LANES), np.uint32)  # what a leaf's message holds after its first byte
@@ -83,10 +110,11 @@ def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type:
             stream[4, lane], stream[5, lane] = np.uint32(high[name] >> np.uint64(32)), np.uint32(high[name])
             stream[6, lane], stream[7, lane] = np.uint32(low[name] >> np.uint64(32)), np.uint32(low[name])
             for row in range(5):
-                stream[8 + row, lane] = leaves[name, row]
+                stream[8 + row, lane] = number_at(leaves, 20 * name + 4 * row)
         for row in range(9):
+            value = prefix[row]
             for lane in range(LANES):
-                words[row, lane] = prefix[row]
+                words[row, lane] = value
         for row in range(4):
             for lane in range(LANES):
                 words[9 + row, lane] = stream[4 + row, lane]

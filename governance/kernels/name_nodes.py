@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from governance.kernels.buffers import Bytes
 from governance.kernels.compiled import kernel
-from governance.kernels.lone_names import Words, block_digest
+from governance.kernels.lone_names import Numbers, Words, block_digest, constant, number_at
 from governance.kernels.sha256_lanes import LANES, ROUNDS, START
 
 Integers = npt.NDArray[np.int64]
@@ -27,14 +27,11 @@ def name_tags(prefix: bytes, kinds: Bytes, names: Bytes) -> tuple[Words, Words]:
         kinds: [names].
         names: [names, 16].
     """
-    held = np.ascontiguousarray(names).view(">u4").astype(np.uint32).reshape(len(names), 4)
     numbers = np.frombuffer(prefix, ">u4").astype(np.uint32)
-    return _tags(numbers, kinds, held, START, ROUNDS)  # type: ignore[no-any-return]
+    return _tags(numbers, kinds, constant(names), START, ROUNDS)  # type: ignore[no-any-return]
 
 
-def sums_of_names(
-    starts: Integers, documents: Integers, copies: Integers, held_out: Integers, licences: Integers
-) -> tuple[Integers, Integers, Integers]:
+def sums_of_names(starts: Integers, documents: Integers, facts: Integers) -> tuple[Integers, Integers, Integers]:
     """Copies of each name, and its least and largest licence.
 
     Copies, and those held out, are [names, 2]; the others numbers of licences.
@@ -42,11 +39,20 @@ def sums_of_names(
     Args:
         starts: [names + 1], name i has the documents `documents[starts[i]:starts[i + 1]]`, at least one.
         documents: their numbers.
-        copies: [documents].
-        held_out: [documents].
-        licences: [documents].
+        facts: [documents, 3], copies, those held out, licence.
     """
-    return _sums(starts, documents, copies, held_out, licences)  # type: ignore[no-any-return]
+    return _sums(starts, documents, facts)  # type: ignore[no-any-return]
+
+
+def leaves_of_names(sums: Integers, licences: Integers, digests: Bytes) -> Bytes:
+    """The leaf of each name, [names, 20].
+
+    Args:
+        sums: [names, 2], copies and those held out.
+        licences: [names], rows of `digests`.
+        digests: [licences, 12].
+    """
+    return _leaves(sums, licences, constant(digests))  # type: ignore[no-any-return]
 
 
 def lone_levels(high: Words, depth: int) -> Integers:
@@ -61,7 +67,7 @@ def lone_levels(high: Words, depth: int) -> Integers:
     return _levels(high, depth)  # type: ignore[no-any-return]
 
 
-def joined_nodes(high: Words, levels: Integers, hashes: Bytes, depth: int) -> Bytes:
+def joined_nodes(high: Words, levels: Integers, hashes: Numbers, depth: int) -> Bytes:
     """The hash of each node of one level with names below.
 
     They are in order, [nodes, 24].
@@ -69,11 +75,10 @@ def joined_nodes(high: Words, levels: Integers, hashes: Bytes, depth: int) -> By
     Args:
         high: first halves of the tags, ascending and distinct.
         levels: as `lone_levels`.
-        hashes: of the lone names, [names, 24].
+        hashes: of the lone names, [names + 1, 6], see `lone_nodes`; overwritten.
         depth: up to 63.
     """
-    held = np.ascontiguousarray(hashes).view(">u4").astype(np.uint32).reshape(len(hashes), 6)
-    found = _joined(high, levels, held, depth, START, ROUNDS)
+    found = _joined(high, levels, hashes, depth, START, ROUNDS)
     return found.astype(">u4").view(np.uint8).reshape(len(found), 24)  # type: ignore[no-any-return]
 
 
@@ -86,12 +91,13 @@ def _tags(prefix, kinds, names, start, constants):  # type: ignore[no-untyped-de
     for first in range(0, count, LANES):
         lanes = min(LANES, count - first)
         for row in range(4):
+            value = prefix[row]
             for lane in range(LANES):
-                words[row, lane] = prefix[row]
+                words[row, lane] = value
         for lane in range(lanes):
             before = np.uint32(kinds[first + lane])
             for row in range(4):
-                value = names[first + lane, row]
+                value = number_at(names, 16 * (first + lane) + 4 * row)
                 words[4 + row, lane] = np.uint32(before << np.uint32(24)) | np.uint32(value >> np.uint32(8))
                 before = value
             words[8, lane] = np.uint32(before << np.uint32(24)) | np.uint32(0x80 << 16)
@@ -103,18 +109,31 @@ def _tags(prefix, kinds, names, start, constants):  # type: ignore[no-untyped-de
 
 
 @kernel
-def _sums(starts, documents, copies, held_out, licences):  # type: ignore[no-untyped-def]
+def _sums(starts, documents, facts):  # type: ignore[no-untyped-def]
     count = len(starts) - 1
     sums, least, most = np.zeros((count, 2), np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
     for name in range(count):
-        least[name] = most[name] = licences[documents[starts[name]]]
+        least[name] = most[name] = facts[documents[starts[name]], 2]
         for place in range(starts[name], starts[name + 1]):
             document = documents[place]
-            sums[name, 0] += copies[document]
-            sums[name, 1] += held_out[document]
-            least[name] = min(least[name], licences[document])
-            most[name] = max(most[name], licences[document])
+            sums[name, 0] += facts[document, 0]
+            sums[name, 1] += facts[document, 1]
+            least[name] = min(least[name], facts[document, 2])
+            most[name] = max(most[name], facts[document, 2])
     return sums, least, most
+
+
+@kernel
+def _leaves(sums, licences, digests):  # type: ignore[no-untyped-def]
+    count = len(licences)
+    out = np.empty((count, 20), np.uint8)
+    for name in range(count):
+        for half in range(2):
+            for place in range(4):
+                out[name, 4 * half + place] = np.uint8(sums[name, half] >> (24 - 8 * place))
+        for place in range(12):
+            out[name, 8 + place] = digests[12 * licences[name] + place]
+    return out
 
 
 @kernel
@@ -173,17 +192,22 @@ def _joined(high, levels, nodes, depth, start, constants):  # type: ignore[no-un
                 other = here[place + 1] if place + 1 < kept else one
                 pair = other != one and high[other] >> np.uint64(64 - level) == way ^ np.uint64(1)
                 pair = pair and way & np.uint64(1) == 0
-                # One byte, then both hashes; a side without names is zeros.
-                before = np.uint32(1)
-                for row in range(12):
-                    value = np.uint32(0)
+                # One byte, then both hashes; a side without names is the row of zeros.
+                left, right = count, count
+                if way & np.uint64(1) == 0:
+                    left = one
                     if pair:
-                        value = nodes[one, row] if row < 6 else nodes[other, row - 6]
-                    elif way & np.uint64(1) == 0 and row < 6:
-                        value = nodes[one, row]
-                    elif way & np.uint64(1) == 1 and row >= 6:
-                        value = nodes[one, row - 6]
+                        right = other
+                else:
+                    right = one
+                before = np.uint32(1)
+                for row in range(6):
+                    value = nodes[left, row]
                     words[row, lanes] = np.uint32(before << np.uint32(24)) | np.uint32(value >> np.uint32(8))
+                    before = value
+                for row in range(6):
+                    value = nodes[right, row]
+                    words[6 + row, lanes] = np.uint32(before << np.uint32(24)) | np.uint32(value >> np.uint32(8))
                     before = value
                 words[12, lanes] = np.uint32(before << np.uint32(24)) | np.uint32(0x80 << 16)
                 above[joined] = one

@@ -143,7 +143,7 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
         leaves: uint8 [names, 20].
         secret: 32 bytes that blind the leaves.
     """
-    depth = max(0, len(high).bit_length() - 1 - _BUCKET_BITS)
+    depth = depth_of(len(high))
     nodes = np.zeros((2 << depth, NODE_BYTES), np.uint8)
     edges = np.arange(1 << depth, dtype=np.uint64) << np.uint64(64 - depth) if depth else np.zeros(1, np.uint64)
     bounds = np.append(np.searchsorted(high, edges), len(high))
@@ -158,6 +158,11 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
         made[~pairs.any(axis=1)] = 0
         nodes[1 << level : 2 << level] = made
     return BlindedTree(high, low, leaves, nodes, depth, secret)
+
+
+def depth_of(names: int) -> int:
+    """Levels below the root that are kept for so many names."""
+    return max(0, names.bit_length() - 1 - _BUCKET_BITS)
 
 
 def _hash(kind: int, *columns: Hashes) -> Hashes:

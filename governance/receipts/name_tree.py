@@ -1,15 +1,16 @@
 """Stage "receipts": the tree over the names of a token corpus.
 
-Its files, besides `head.json` (corpus, names, root, salt), which the journal states in a line of its own:
+Its files, besides `head.json` (corpus, names, root, salt), which the journal states in a line of its own, are of the
+form of `mapped_arrays.py`:
 
-    high.npy, low.npy   uint64 [names]       the halves of each tag, ascending
-    leaves.npy          uint8 [names, 20]    copies, held-out copies and licence, see `verify_receipt.leaf_value`
-    nodes.npy           uint8 [nodes, 24]    the upper levels of the tree
-    starts.npy          uint64 [names + 1]   the documents of name i are `documents[starts[i]:starts[i + 1]]`
-    documents.npy       uint32 [entries]     numbers of documents
-    identities.npy      uint8 [documents, 16]
-    licences.json       the licences that leaves name by a digest
-    secret.bin          what blinds the leaves
+    names.bin       high, low    uint64 [names]       the halves of each tag, ascending
+                    leaves       uint8 [names, 20]    copies, held-out copies, licence: `verify_receipt.leaf_value`
+                    nodes        uint8 [nodes, 24]    the upper levels of the tree
+                    secret       uint8 [32]           what blinds the leaves
+    documents.bin   starts       uint64 [names + 1]   the documents of name i: `documents[starts[i]:starts[i + 1]]`
+                    documents    uint32 [entries]     numbers of documents
+                    identities   uint8 [documents, 16]
+                    licences     uint8 [bytes]        the licences that leaves name by a digest, a list in JSON
 
 The secret is a hash over all tags: it is known to whoever has the whole corpus, and to nobody else, and the same corpus
 gives the same tree. Copy this artifact nowhere that the corpus itself may not go.
@@ -23,7 +24,6 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,19 @@ import numpy.typing as npt
 
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError, read_errors
-from governance.files import atomic_file, running_sha256, sha256_bytes, write_bytes, write_json
-from governance.kernels.name_nodes import name_tags, sums_of_names
+from governance.files import running_sha256, sha256_bytes, write_json
+from governance.kernels.name_nodes import leaves_of_names, name_tags, sums_of_names
 from governance.manifest import Manifest, Output, describe, output_fault
-from governance.receipts.blinded_tree import LEAF_BYTES, BlindedTree, Words, build
+from governance.receipts.blinded_tree import LEAF_BYTES, NODE_BYTES, BlindedTree, Words, build, depth_of
+from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.verify_receipt import KINDS, leaf_value
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 STAGE = "receipts"
-VERSION = 3
-HEAD = "head.json"
-_SALTS = 16
-_ARRAYS = ("high", "low", "leaves", "nodes", "starts", "documents", "identities")
+VERSION = 4
+HEAD, NAMES, DOCUMENTS = "head.json", "names.bin", "documents.bin"
+_SALTS, _SECRET_BYTES = 16, 32
+_OF_NAMES, _OF_DOCUMENTS = ("high", "low", "leaves"), ("starts", "documents", "identities", "licences")
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -97,7 +98,7 @@ class NameTree:
         """
         leaf = bytes(self.tree.leaves[place])
         if leaf[8:] not in self.licences:
-            raise ManifestError("leaves.npy of the receipts: was altered. Remove the folder of the tree, and ask again")
+            raise ManifestError(f"{NAMES} of the receipts: was altered. Remove the folder of the tree, and ask again")
         copies, held_out = (int.from_bytes(part, "big") for part in (leaf[:4], leaf[4:8]))
         return {"copies": copies, "held_out": held_out, "licence": self.licences[leaf[8:]]}
 
@@ -123,7 +124,7 @@ def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtim
     def make(folder: Path) -> Made:
         names = read()
         salt, entries = _sorted_tags(names, tokens.digest)
-        arrays, words = _grouped(names, *entries)
+        arrays = _grouped(names, *entries)
         hash_all = running_sha256()
         hash_all.update(b"assay receipts secret")
         for name in ("high", "low"):
@@ -131,14 +132,11 @@ def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtim
         secret = hash_all.digest()
         tree = build(arrays["high"], arrays["low"], arrays["leaves"], secret)
         head = {"corpus": tokens.digest, "names": len(arrays["high"]), "root": tree.root.hex(), "salt": salt}
-        for name, array in {**arrays, "nodes": tree.nodes}.items():
-            with atomic_file(folder / f"{name}.npy") as file:
-                np.save(file, array)
-        write_bytes(folder / "secret.bin", secret)
-        write_json(folder / "licences.json", words)
+        upper = {"nodes": tree.nodes, "secret": np.frombuffer(secret, np.uint8)}
+        write_arrays(folder / NAMES, {name: arrays[name] for name in _OF_NAMES} | upper)
+        write_arrays(folder / DOCUMENTS, {name: arrays[name] for name in _OF_DOCUMENTS})
         write_json(folder / HEAD, head)
-        files = [*(f"{name}.npy" for name in _ARRAYS), "secret.bin", "licences.json", HEAD]
-        outputs = [describe(folder / name, runtime.root) for name in files]
+        outputs = [describe(folder / name, runtime.root) for name in (NAMES, DOCUMENTS, HEAD)]
         return Made(outputs, {**head, "documents": len(names.identities), "shard_tokens": list(names.shard_tokens)})
 
     return run_stage(recipe, [tokens.as_input()], runtime, make, alone=True)
@@ -157,20 +155,28 @@ def open_names(made: Manifest, root: Path) -> NameTree:
             here: a proof from altered files does not lead to the root.
     """
     folder = root / made.folder
-    unproven = [made.named(name) for name in (HEAD, "starts.npy", "documents.npy", "identities.npy", "licences.json")]
+    unproven = [made.named(name) for name in (HEAD, DOCUMENTS)]
     if faults := [f"{output.path}: {fault}" for output in unproven if (fault := output_fault(output, root))]:
         raise ManifestError(f"{folder}: is not the tree that was made: {'; '.join(faults)}. Remove it, and ask again")
     with read_errors(folder):
-        load = partial(np.load, mmap_mode="r")
-        arrays = {name: load(folder / f"{name}.npy") for name in _ARRAYS}
-        head, words = (json.loads((folder / name).read_bytes()) for name in (HEAD, "licences.json"))
-        secret = (folder / "secret.bin").read_bytes()
-        depth = len(arrays["nodes"]).bit_length() - 2
-        tree = BlindedTree(arrays["high"], arrays["low"], arrays["leaves"], arrays["nodes"], depth, secret)
+        of_names, of_documents = map_arrays(folder / NAMES), map_arrays(folder / DOCUMENTS)
+        head = json.loads((folder / HEAD).read_bytes())
+        if {name: (array.dtype.str, array.shape) for name, array in of_names.items()} != _forms(head["names"]):
+            raise ValueError(f"{NAMES} has another form")  # nothing has hashed it
+        high, low, leaves, nodes = (of_names[name] for name in (*_OF_NAMES, "nodes"))
+        tree = BlindedTree(high, low, leaves, nodes, depth_of(len(high)), bytes(of_names["secret"]))
         if tree.root.hex() != made.stats["root"] or head["root"] != made.stats["root"]:
             raise ValueError("its root is not the one in its manifest")
-        licences = {_licence(word)[8:]: word for word in words}
-        return NameTree(tree, head, licences, *(arrays[name] for name in ("starts", "documents", "identities")))
+        starts, documents, identities, words = (of_documents[name] for name in _OF_DOCUMENTS)
+        licences = {_licence(word)[8:]: word for word in json.loads(bytes(words))}
+        return NameTree(tree, head, licences, starts, documents, identities)
+
+
+def _forms(names: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array of `names.bin`."""
+    rows = {"leaves": (names, LEAF_BYTES), "nodes": (2 << depth_of(names), NODE_BYTES), "secret": (_SECRET_BYTES,)}
+    halves = dict.fromkeys(("high", "low"), ("<u8", (names,)))
+    return {**halves, **{name: ("|u1", shape) for name, shape in rows.items()}}
 
 
 def _licence(words: str) -> bytes:
@@ -206,27 +212,27 @@ def _in_order(high: Words) -> Integers:
     return order
 
 
-def _grouped(names: CorpusNames, high: Any, low: Any, documents: Integers) -> tuple[dict[str, Any], list[str]]:
+def _grouped(names: CorpusNames, high: Any, low: Any, documents: Integers) -> dict[str, Any]:
     """Arrays of the distinct names, and the licences that leaves name."""
     begins = np.append(True, high[1:] != high[:-1])[: len(high)]
     starts = np.append(np.flatnonzero(begins), len(high))
     words = list(names.licence_words)
-    leaves = np.zeros((len(starts) - 1, LEAF_BYTES), np.uint8)
+    leaves = np.zeros((0, LEAF_BYTES), np.uint8)
     if len(high):
-        counts, least, most = sums_of_names(starts, documents, names.copies, names.held_out, names.licences)
+        facts = np.stack([names.copies, names.held_out, names.licences], axis=1)
+        sums, least, most = sums_of_names(starts, documents, facts)
         for place in np.flatnonzero(least != most).tolist():
             numbers = names.licences[documents[starts[place] : starts[place + 1]]]
             words.append(" AND ".join(sorted({words[number] for number in numbers.tolist()})))
             least[place] = len(words) - 1
-        leaves[:, :8] = counts.astype(">u4").view(np.uint8).reshape(-1, 8)
-        digests = np.frombuffer(b"".join(_licence(word)[8:] for word in words), np.uint8).reshape(-1, LEAF_BYTES - 8)
-        leaves[:, 8:] = np.take(digests, least, axis=0)
-    arrays = {
+        digests = np.frombuffer(b"".join(_licence(word)[8:] for word in words), np.uint8).reshape(len(words), -1)
+        leaves = leaves_of_names(sums, least, digests)
+    return {
         "high": np.ascontiguousarray(high[begins]),
         "low": np.ascontiguousarray(low[begins]),
         "leaves": leaves,
         "starts": starts.astype(np.uint64),
         "documents": documents.astype(np.uint32),
-        "identities": names.identities,
+        "identities": np.ascontiguousarray(names.identities),
+        "licences": np.frombuffer(json.dumps(list(dict.fromkeys(words))).encode("ascii"), np.uint8),
     }
-    return arrays, list(dict.fromkeys(words))

@@ -26,6 +26,7 @@ from assay.weights_origin import weights_origin
 from data_pipeline.tokens.token_shards import TokenShard, document_identity
 from governance.errors import GateClosed
 from governance.manifest import describe, read_manifest, write_manifest
+from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.name_tree import name_tree
 from governance.receipts.verify_receipt import name_of
 from governance.signing import journal_lines
@@ -171,10 +172,10 @@ def exchanged_identities(folder):
 
 def array_of_the_tree(name, change):
     def attack(folder):
-        path = only(folder, f"receipts/*/{name}.npy")
-        array = np.load(path)
-        change(array)
-        np.save(path, array)
+        path = only(folder, "receipts/*/names.bin")
+        arrays = {name: array.copy() for name, array in map_arrays(path).items()}
+        change(arrays[name])
+        write_arrays(path, arrays)
 
     return attack
 
@@ -202,9 +203,9 @@ STORY, SHORT_STORY = "stories/stories.jsonl#0", "stories/stories.jsonl#40"
 ANSWERED = {
     "a tree without a document": (names_without(STORY), STORY, 77, "receipts/"),
     "... before it was made": (names_without(STORY), STORY, 77, "has no statement of it"),
-    "documents of the names": (flipped("receipts/*/identities.npy"), STORY, 65, "identities.npy: has"),
+    "documents of the names": (flipped("receipts/*/documents.bin"), STORY, 65, "documents.bin: has"),
     "copies in the tree": (array_of_the_tree("leaves", no_copies), STORY, 65, "a shard was altered"),
-    "licences in the tree": (array_of_the_tree("leaves", no_licence), STORY, 65, "leaves.npy"),
+    "licences in the tree": (array_of_the_tree("leaves", no_licence), STORY, 65, "names.bin of the"),
     "nodes of the tree": (array_of_the_tree("nodes", no_siblings), STORY, 65, "was altered: proof"),
     "the document's identity in a shard": (other_identity("encode/*/train/*stories*", STORY), STORY, 65, "altered"),
     "identities exchanged": (exchanged_identities, STORY, 65, ".tokens: has sha256"),

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from governance.kernels.sha256_lanes import sha256_lanes
 from governance.manifest import Manifest
 from governance.receipts import verify_receipt
 from governance.receipts.blinded_tree import build
+from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.name_tree import CorpusNames, name_tree, open_names
 from governance.receipts.receipt import receipt
 from governance.receipts.verify_receipt import KINDS, faults, leaf_value, name_of, root_of_proof
@@ -231,6 +233,35 @@ def test_bad_trees_and_keys_are_refused(corpus, tmp_path):
     alone = tree_of([b"\1" * 16])
     with pytest.raises(PipelineError, match="without showing another name"):
         alone.prove(b"\1" * 15 + b"\2")  # 120 bits in common: by chance once in 2**32
+
+
+@settings(max_examples=20)
+@given(st.dictionaries(st.sampled_from("abcd"), st.tuples(st.sampled_from(["<u8", "<u4", "|u1"]), st.integers(0, 40))))
+def test_arrays_of_one_file_are_those_that_were_written(tmp_path_factory, forms):
+    path = tmp_path_factory.mktemp("arrays") / "some.bin"
+    given = {name: np.arange(3 * count).astype(kind).reshape(count, 3) for name, (kind, count) in forms.items()}
+    write_arrays(path, given)
+    found = map_arrays(path)
+    assert list(found) == list(given)
+    for name, array in given.items():
+        assert (found[name].dtype, found[name].ctypes.data % 64 * found[name].size) == (array.dtype, 0)
+        assert np.array_equal(found[name], array)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="its header states"):
+        map_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"{", b'{"high": 3}', b'{"high": ["<u8", [9]]}', b'{"high": ["<f8", [1]]}', b'{"high": ["|O", [1]]}'],
+)
+def test_an_altered_header_of_the_names_is_named(corpus, tmp_path, header):
+    _, _, made, root = corpus
+    copied = Path(shutil.copytree(root, tmp_path / "root"))
+    path = copied / made.folder / "names.bin"
+    path.write_bytes(header.ljust(1024) + path.read_bytes()[1024:])
+    with pytest.raises(ManifestError, match="Remove its folder"):
+        open_names(made, copied)
 
 
 def test_the_verifier_runs_alone(corpus, tmp_path):

@@ -41,6 +41,7 @@ def test_causes_are_counted_by_job(tmp_path):
     page = str(cluster({"cluster": found}))
     assert "the &lt;disk&gt; is full" in page
     assert "was not read" in page
+    assert "no line is signed by itself" in page  # nothing else of the report says on whose word the causes are
 
 
 def test_both_meters_and_their_difference_are_shown(tmp_path):

@@ -15,6 +15,10 @@ from governance.files import read_lines
 from governance.reports.facts.citations import cite
 from governance.reports.html.markup import UNKNOWN, Html, energy, foreign, join, number, table, tag
 
+_UNSIGNED = (
+    "Attempts and the scheduler's accounting are on the word of the jobs and of whoever asked Slurm: the journal "
+    "states these lines as they grow, and no line is signed by itself. No energy or verdict rests on them."
+)
 _KILLED = "killed without a record of its end, most often with its node"
 
 
@@ -74,7 +78,7 @@ def cluster(facts: Mapping[str, Any]) -> Html:
     if data is None:
         return tag("p", "This run was not submitted to a cluster.", class_="note")
     lines = [[row["job"], foreign(row["cause"]), number(row["count"])] for row in data["causes"]]
-    totals = f"{data['jobs']:,} jobs; {data['attempts']:,} attempts of jobs and array tasks."
+    totals = f"{data['jobs']:,} jobs; {data['attempts']:,} attempts of jobs and array tasks. {_UNSIGNED}"
     return join([
         tag("p", totals, class_="note"),
         table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
