@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.opt_out import meta_signals
@@ -41,6 +41,20 @@ def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage
     if text:
         return HtmlPage(text, False, meta_signals(page))
     return HtmlPage(_fallback(page), True, meta_signals(page))
+
+
+def extract_several(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | None]:
+    """Main text of several pages (bytes, charset); None where it is empty.
+
+    For these, `extract` looks for other text.
+    """
+    from data_pipeline.readers.main_text import main_texts
+
+    decoded = [decode_html(data, charset) for data, charset in pages]
+    texts = main_texts(decoded)
+    return [
+        HtmlPage(text, False, meta_signals(page)) if text else None for page, text in zip(decoded, texts, strict=True)
+    ]
 
 
 def _fallback(page: str) -> str:

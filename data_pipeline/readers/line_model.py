@@ -12,9 +12,10 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,10 +164,12 @@ def main_lines(page: PageLines) -> list[int]:
     return np.flatnonzero(keep_lines(page.points, page.lines, page.boxes, *_model())).tolist()
 
 
-def main_layout_text(layout: str) -> str:
-    """The main text of a layout, one line per paragraph."""
-    points = np.frombuffer(layout.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return main_points(points, *_model()).tobytes().decode("utf-32-le", "surrogatepass")  # type: ignore[no-any-return]
+def main_layout_texts(layouts: Sequence[str]) -> list[str]:
+    """The main text of each layout, one line per paragraph."""
+    points = np.frombuffer("".join(layouts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    found, ends = main_points(points, np.cumsum([*map(len, layouts)], dtype=np.int64), *_model())
+    text, bounds = found.tobytes().decode("utf-32-le", "surrogatepass"), [0, *ends.tolist()]
+    return [text[begin:end] for begin, end in pairwise(bounds)]
 
 
 @functools.cache

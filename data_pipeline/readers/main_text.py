@@ -24,8 +24,9 @@ of a page that has some, the rules of step 3 decide. Price: linear in the page; 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from data_pipeline.readers.line_model import LINE_KINDS, main_layout_text, main_lines, read_layout_lines, tag_weight
+from data_pipeline.readers.line_model import LINE_KINDS, main_layout_texts, main_lines, read_layout_lines, tag_weight
 from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels.page_lines import NO_WEIGHT, PLACE
 
@@ -65,11 +66,24 @@ def main_text(page: str) -> str:
     return choose(lay_out(page))
 
 
+def main_texts(pages: Sequence[str]) -> list[str]:
+    """Main text of each page, as `main_text` has it.
+
+    Each step goes over all pages: code and tables of one step stay in the cache.
+    """
+    marked = [mark_containers(page) for page in pages]
+    return main_layout_texts([_laid_out(page) for page in marked])
+
+
 def lay_out(page: str) -> str:
     """The visible text of a page in lines, with its marks."""
+    return _laid_out(mark_containers(page))
+
+
+def _laid_out(marked: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
-    return str(extract_plain_text(mark_containers(page), alt_texts=False, skip_elements=list(_SKIPPED)))
+    return str(extract_plain_text(marked, alt_texts=False, skip_elements=list(_SKIPPED)))
 
 
 def mark_containers(page: str) -> str:
@@ -130,7 +144,7 @@ def _kind(name: str, names: str) -> str:
 
 def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
-    return main_layout_text(layout)
+    return main_layout_texts([layout])[0]
 
 
 def own_places(layout: str) -> list[int]:

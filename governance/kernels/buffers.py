@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from numba import njit
 
 from governance.errors import ManifestError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
@@ -66,6 +69,8 @@ def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
     Raises:
         ManifestError: a text is null; the schema of a shard allows none.
     """
+    import pyarrow as pa  # the process of pages, which uses this file's tables, has no need of it
+
     if texts.null_count:
         raise ManifestError(f"{texts.null_count} text(s) are null; a document's text may be empty, not null")
     if isinstance(texts, pa.ChunkedArray):

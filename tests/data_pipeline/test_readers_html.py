@@ -303,8 +303,10 @@ def test_a_page_made_to_be_slow_is_given_up_and_the_next_is_read(impatient, name
     assert read_html(PARAGRAPHS.encode(), "f.html").text.split("\n\n") == PROSE
 
 
-def test_a_slow_page_costs_none_of_its_neighbours(impatient):
-    slow = SLOW["attributes"].encode()
+@pytest.mark.parametrize("name", SLOW)  # read among the small pages, and by itself
+def test_a_slow_page_costs_none_of_its_neighbours(impatient, name):
+    slow = SLOW[name].encode()
+    assert (len(slow) <= page_process._SMALL_BYTES) == (name == "unclosed formatting")
     pages = [(PARAGRAPHS.encode(), ""), (slow, ""), (b"<p>caf\xe9", "latin-1"), (slow, "")]
     first, second, third, fourth = read_pages(pages)
     assert first.text.split("\n\n") == PROSE
@@ -381,6 +383,25 @@ def test_a_child_that_cannot_start_is_reported(monkeypatch):
     monkeypatch.setattr(page_process, "_CHILD", "raise SystemExit(1)")
     with pytest.raises(PipelineError, match="resiliparse"):
         read_page(b"<p>x")
+
+
+PAGES = (
+    PARAGRAPHS.encode(),
+    PARAGRAPHS.replace("<p>", "<p>🦉 ").encode(),
+    PARAGRAPHS.encode("utf-16"),
+    f"<meta name=robots content=noai><p>{PROSE[0]}".encode(),
+    f"<p>{PROSE[0]} Caf\xe9 &#xD800;".encode("latin-1"),
+    b"<nav><a href=x>Home</a></nav>",
+    b"<noscript>Enable JavaScript</noscript>",
+    b"",
+    b"x" * (page_process._SMALL_BYTES + 1),
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(PAGES) | st.binary(max_size=50).map(b"<p>".__add__), max_size=12))
+def test_pages_read_together_are_as_each_is_alone(pages):
+    assert read_pages([(page, "latin-1") for page in pages]) == [read_pages([(page, "latin-1")])[0] for page in pages]
 
 
 @settings(max_examples=100)
