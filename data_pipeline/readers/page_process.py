@@ -4,7 +4,7 @@ Signals do not interrupt a parser's native code, and parsers are quadratic in wh
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
 the child arms, for each page, a timer of its own CPU time whose signal ends it, and a limit of its address space. This
 process sees the pipe close, says why, and starts the next child when it is needed. Small pages are read together, step
-by step, within the bounds of one of them: page by page takes 1.6 times as long, since the code and tables of one step
+by step, within the bounds of one of them: page by page takes 1.4 times as long, since the code and tables of one step
 push those of the others out of the processor's caches. Where one of them exceeds the bounds, each is read again by
 itself. Depth alone is not a danger: a million nested elements are read in 3 s.
 
