@@ -303,7 +303,7 @@ def _replies(pages: Sequence[_PageRequest]) -> list[tuple[object, bytes]]:
 
 
 def _read_together(pages: Sequence[_PageRequest]) -> Sequence[HtmlPage | None]:
-    """Main text of small pages; None for each that is to be read alone."""
+    """Main text of small pages; None: to be read alone."""
     from data_pipeline.readers.html import extract_several
 
     _bound_memory(_address_space() + min(page.memory for page in pages))
