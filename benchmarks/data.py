@@ -3,9 +3,10 @@
     ASSAY_TEST_DATA=... python benchmarks/data.py [--quick] [GROUP ...]
 
 Groups: chain truth_duplicates truth_personal_data names_and_places truth_contamination truth_web truth_languages
-truth_rules code rates classifiers memory same_digest. Rivals are installed from the package index into
-`~/.cache/assay/rivals` (or $ASSAY_RIVALS). Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them
-within one run. Prints a line per goal and exits 1 when one falls short.
+truth_rules truth_fineweb code rates classifiers memory same_digest. Rivals are installed from the package index into
+`~/.cache/assay/rivals` (or $ASSAY_RIVALS). `truth_fineweb` needs apt and a folder for its pages, $ASSAY_PAGES; without
+them it is skipped. Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them within one run. Prints a
+line per goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.measures.data import (
     data_sameness,
     data_speed,
     data_truth,
+    fineweb_example,
     names_and_places,
     source_code,
     structure,
@@ -39,6 +41,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages(), *structure.kept_structure()],
         "truth_languages": lambda: [*data_truth.languages(), *data_truth.help_pages()],
         "truth_rules": lambda: data_rules.rules(quick),
+        "truth_fineweb": lambda: fineweb_example.example(quick),
         "code": lambda: source_code.code(quick),
         "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.pdf_pages(), *data_speed.trafilatura()],
         "classifiers": lambda: data_speed.fasttext_rates(quick),

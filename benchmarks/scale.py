@@ -18,8 +18,9 @@ verdict on the labelled logs of tests/slurm: those from which its rules and weig
 one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
-another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
-the process that runs the stages (it trains the tokenizer and decides over the whole corpus). Goals: time per byte on
+another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process
+without pages of files, which the system drops on demand, and, for information, that of the process that runs the stages
+(it trains the tokenizer and decides over the whole corpus), with them. Goals: time per byte on
 the largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a
 tenth from the second size on.
 """
@@ -112,27 +113,31 @@ def measure(size_bytes: int) -> Figures:
 
 
 def child(folder: Path) -> None:
-    """Run the command; print its CPU-seconds, the peak of its own process, and the largest peak of a worker, in MB."""
+    """Run the command; print its CPU-seconds, the peak of its own process, and a worker's without files, in MB."""
     running = subprocess.Popen(
         prepare_words(folder, "root"), cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    own = worker = 0.0
+    own = 0.0
+    workers: dict[str, tuple[float, float]] = {}
     while running.poll() is None:
-        own = max(own, _peak_mb(running.pid))
+        own = max(own, _peak_mb(str(running.pid)))
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
-        with contextlib.suppress(OSError):
-            worker = max([worker, *(_peak_mb(int(pid)) for pid in children.read_text().split())])
+        with contextlib.suppress(OSError, ValueError):
+            for pid in children.read_text().split():
+                peak, alone = workers.get(pid, (0.0, 0.0))
+                if (now := _peak_mb(pid)) > peak:  # the kernel keeps the peak of all pages
+                    workers[pid] = now, max(alone, now - status_mb("RssFile", pid))
         time.sleep(0.1)
     if running.returncode:
         raise SystemExit(running.returncode)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(spent.ru_utime + spent.ru_stime, own, worker)
+    print(spent.ru_utime + spent.ru_stime, own, max((alone for _, alone in workers.values()), default=0.0))
 
 
-def _peak_mb(pid: int) -> float:
+def _peak_mb(pid: str) -> float:
     """Peak memory of a process, 0 if it is over; it only rises, so polling misses at most the last moment."""
     with contextlib.suppress(OSError, ValueError):
-        return status_mb("VmHWM", str(pid))
+        return status_mb("VmHWM", pid)
     return 0.0
 
 

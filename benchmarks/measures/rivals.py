@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
+FINEWEB = (*DATATROVE, "trafilatura", "lxml_html_clean", "fasttext-numpy2-wheel", "fasteners")
 SCANCODE = ("scancode-toolkit==32.5.0", "pluggy<1.6")  # a newer pluggy refuses its plug-ins
 LENS = ("transformer_lens==4.3.0", "torch>=2.7", "transformers>=5,<6")
 JOEYNMT = ("joeynmt==2.3.0", "torch>=2.7", "importlib_metadata")  # it imports the last, and does not declare it
@@ -49,6 +51,25 @@ def decisions(documents: Path, made: Path) -> None:
     python = environment("datatrove", DATATROVE)
     script = HERE / "rivals" / "datatrove_rules.py"
     subprocess.run([str(python), str(script), str(documents), str(made)], check=True)
+
+
+def fineweb_example(pages: Path, task: int) -> list[dict[str, Any]]:
+    """Decisions of datatrove's example `fineweb.py` on pages, so many to a task: `rivals/datatrove_fineweb.py`."""
+    from data_pipeline.filters.language import model_path
+
+    python = environment("fineweb", FINEWEB)
+    script = HERE / "rivals" / "datatrove_fineweb.py"
+    lines = pages.read_text(encoding="utf-8").splitlines(keepends=True)
+
+    def decide(start: int) -> list[str]:
+        part, made = pages.with_name(f"pages{start}.jsonl"), pages.with_name(f"decisions{start}.jsonl")
+        part.write_text("".join(lines[start : start + task]), encoding="utf-8")
+        subprocess.run([str(python), str(script), str(part), str(made), str(model_path())], check=True)
+        return made.read_text(encoding="utf-8").splitlines()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(decide, range(0, len(lines), task)))
+    return [json.loads(line) for part in parts for line in part]
 
 
 def licences(folder: Path) -> dict[str, str]:

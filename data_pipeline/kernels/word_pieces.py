@@ -5,7 +5,8 @@ follows spaCy's published rules for English without its list of exceptions: 1 or
 
 A run between white space is cut so:
 
-- each opening or closing mark (punctuation or symbol, but -/\@|^~) is a piece; a run of full stops is one. A full stop
+- each opening or closing mark of `AFFIXES`, each symbol (So) and each currency sign is a piece; a run of full stops is
+  one. But = and § do not close, + % and currency signs only behind a digit, and + does not open before one. A full stop
   stays before a letter (".com"), with a single letter ("J."), behind letters parted by stops ("a.m."), behind a lone
   capital ("USA." loses its stop, "Ph.D." does not) and in `TITLES`; 's and its like stay whole;
 - what is left is cut at ellipses, at one hyphen or dash, or two or three equal ones, before a letter, at a hyphen
@@ -50,11 +51,12 @@ PIECE_FEATURES = (
     "line_punctuation_share",
     "newline_ratio",
 )
-WITHIN_WORDS = "-/\\@|^~"
+AFFIXES = ",:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧§%=—–+.…"
+"""Marks that spaCy's rules for English cut off the ends of words, beside symbols and currency signs."""
 TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Jr")
 
 _SPACE, _LETTER, _DIGIT, _LOWER, _UPPER, _MARK, _AFFIX, _TERMINAL = 1, 2, 4, 8, 16, 32, 64, 128
-_STOP, _COMMA, _ELLIPSIS, _APOSTROPHE, _CURLED = 46, 44, 0x2026, 39, 0x2019
+_STOP, _COMMA, _PLUS, _ELLIPSIS, _APOSTROPHE, _CURLED = 46, 44, 43, 0x2026, 39, 0x2019
 _N, _T = 110, 116
 _TITLES = np.array([[ord(title[i]) if i < len(title) else 0 for i in range(3)] for title in TITLES], np.int32)
 
@@ -88,10 +90,25 @@ def _classes() -> npt.NDArray[np.uint8]:
         classes[has(characters)] |= bit
     for point in range(0x1FB00):  # no punctuation or symbol beyond, but some emoji
         if unicodedata.category(chr(point))[0] in "PS":
-            classes[point] |= _MARK if chr(point) in WITHIN_WORDS else _MARK | _AFFIX
+            classes[point] |= _MARK | _AFFIX if is_affix(chr(point)) else _MARK
     classes[[ord(character) for character in TERMINALS]] |= _TERMINAL
     classes.flags.writeable = False
     return classes
+
+
+def is_affix(mark: str) -> bool:
+    """Return whether a mark can be cut off a word's end."""
+    return mark in AFFIXES or unicodedata.category(mark) in ("So", "Sc")
+
+
+@inlined
+def _closes(points, kinds, first, mark):  # type: ignore[no-untyped-def]
+    """Return whether the affix is cut off behind what precedes it."""
+    if points[mark] in (61, 167):  # = §
+        return False
+    if points[mark] in (_PLUS, 37, 36, 163, 165, 0x20AC):  # + % $ £ ¥ €
+        return mark > first and kinds[mark - 1] & _DIGIT != 0
+    return True
 
 
 @inlined
@@ -154,10 +171,12 @@ def _cut(points, kinds, first, end, starts, stops, count):  # type: ignore[no-un
             break
         if points[i] in (_APOSTROPHE, _CURLED) and _contraction(points, i, last) == i:
             break
+        if points[i] == _PLUS and j < last and kinds[j] & _DIGIT:
+            break
         starts[count], stops[count] = i, j
         count += 1
         i = j
-    while last > i and kinds[last - 1] & _AFFIX:
+    while last > i and kinds[last - 1] & _AFFIX and _closes(points, kinds, i, last - 1):
         j = last - 1
         while points[j] == _STOP and j > i and points[j - 1] == _STOP:
             j -= 1

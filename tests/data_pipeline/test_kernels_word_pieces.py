@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.word_pieces import PIECE_FEATURES, TITLES, WITHIN_WORDS, measure_pieces
+from data_pipeline.kernels.word_pieces import AFFIXES, PIECE_FEATURES, TITLES, measure_pieces
 from data_pipeline.kernels.words import TERMINALS
 
 WORDS = [
@@ -44,7 +44,16 @@ WORDS = [
         "a/b",
         "2^3",
         "C++",
+        "+5",
+        "5+",
         "=x",
+        "x=",
+        "50%",
+        "x%",
+        "$5",
+        "5$",
+        "title¶",
+        "→b",
     ),
     *(
         '"Oh,"',
@@ -67,7 +76,7 @@ WORDS = [
 TEXTS = st.one_of(
     st.text(max_size=80),
     st.lists(st.sampled_from([*WORDS, "\n", "\n\n", "\t"]), max_size=80).map(" ".join),
-    st.text(st.sampled_from([*"aAtsn1.,:-—'’\"(…/= \n"]), max_size=60),
+    st.text(st.sampled_from([*"aAtsn1.,:-—'’\"(…/=+%$¶ \n"]), max_size=60),
 )
 
 
@@ -76,7 +85,14 @@ def is_mark(character):
 
 
 def is_affix(character):
-    return is_mark(character) and character not in WITHIN_WORDS
+    return character in AFFIXES or unicodedata.category(character) in ("So", "Sc")
+
+
+def closes(run):
+    """Return whether the last mark of a run is cut off."""
+    if run[-1] in "+%$£¥€":
+        return run[-2:-1].isdecimal()
+    return is_affix(run[-1]) and run[-1] not in "=§"
 
 
 def stays(word):
@@ -116,9 +132,11 @@ def pieces_of(run):
             break
         if re.fullmatch("['’](?:s|ve|ll|re|m|d)", run):
             break
+        if mark == "+" and run[1:2].isdecimal():
+            break
         opening.append(mark)
         run = run[len(mark) :]
-    while run and is_affix(run[-1]):
+    while run and closes(run):
         mark = re.search(r"\.+$|.$", run, re.DOTALL)[0]
         if mark == "." and len(run) > 1 and stays(run):
             break
@@ -197,6 +215,7 @@ def test_features_equal_the_reference(texts):
         ("Mr. Smith's U.S. dogs'", ["Mr.", "Smith", "'s", "U.S.", "dogs", "'"]),
         ("know--well-known, 12-13 [1]", ["know", "--", "well", "-", "known", ",", "12", "-", "13", "[", "1", "]"]),
         ("$3.50 at 3:30pm, 1,000", ["$", "3.50", "at", "3:30pm", ",", "1,000"]),
+        ("Titles¶ (C++) a= +5 50% +x", ["Titles¶", "(", "C++", ")", "a=", "+5", "50", "%", "+", "x"]),
         ("wait…end.Next a--b was,—it", ["wait", "…", "end", ".", "Next", "a", "--", "b", "was,—it"]),
     ],
 )

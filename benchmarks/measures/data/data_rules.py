@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.measures import rivals
@@ -40,10 +41,10 @@ def rules(quick: bool) -> list[Goal]:
         rivals.decisions(write_jsonl(Path(scratch) / "documents.jsonl", documents), made)
         theirs = [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
     removed = np.array([bool(row["reason"]) for row in theirs])
-    ours = _removed(documents, [])
-    on_their_words = _removed(documents, theirs)
+    ours = removed_by_rules(documents, [])
+    on_their_words = removed_by_rules(documents, theirs)
     different = np.flatnonzero(on_their_words != removed)
-    with_lines = _removed(documents, theirs, blanks=True)
+    with_lines = removed_by_rules(documents, theirs, blanks=True)
     alone = f"datatrove alone {int(np.sum(ours & ~removed))}, Assay alone {int(np.sum(~ours & removed))}"
     return [
         Goal("rules.fineweb_agreement", float(np.mean(ours == removed)), 0.99, note=f"{len(documents)} documents"),
@@ -69,8 +70,10 @@ def _english(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row, one in zip(documents, sure, strict=True) if one or row["id"].startswith("code.")]
 
 
-def _removed(documents: list[dict[str, Any]], theirs: list[dict[str, Any]], blanks: bool = False) -> Any:
-    """Our removals, one boolean a document; with `theirs`, by those words; with `blanks`, by those lines."""
+def removed_by_rules(
+    documents: list[dict[str, Any]], theirs: list[dict[str, Any]], blanks: bool = False
+) -> npt.NDArray[np.bool_]:
+    """Our removals, one boolean for each document; with `theirs`, by those words; with `blanks`, by those lines."""
     from data_pipeline.filters.clean import CleanConfig, measure, without_lines
     from data_pipeline.filters.quality_rules import judge, limits
 
@@ -99,9 +102,10 @@ def _features(text: str, left: str, counted: dict[str, Any]) -> dict[str, float]
         "hash_ratio": text.count("#") / pieces,
         "ellipsis_ratio": (text.count("...") + text.count("…")) / pieces,
         "alphabetic_word_share": sum(any(map(str.isalpha, word)) for word in words) / pieces,
-        "sentences": float(counted["sentences"]),
-        "newline_ratio": left.count("\n") / max(1, counted["words_left"]),
     }
+    if "sentences" in counted:  # a text that reached C4's step
+        found["sentences"] = float(counted["sentences"])
+        found["newline_ratio"] = left.count("\n") / max(1, counted["words_left"])
     for n in range(2, 5):
         grams = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
         gram, count = grams.most_common(1)[0] if grams else ("", 0)
