@@ -92,11 +92,16 @@ _IGNORED = re.compile(r"Exception ignored in")
 _AS_NCCL = "n:0:0 [0] NCCL WARN "
 """Head of a warning of NCCL."""
 _PROGRESS = re.compile(
-    r"train: step [\d,]+,|\bstep[ =:]{1,9}[\d,]{1,20}\b.{0,300}?\bloss|iteration {1,9}\d+/"
-    r"|\b(?:it|iter|epoch|batch|update)[ =:]{1,9}\[?[\d,]{1,20}(?:/\d{1,20})?\b.{0,300}?\bloss"
+    r"train: step [\d,]+,|\b(?:step|it|iter|epoch|batch|update)[ =:]{1,9}\[?[\d,]{1,20}(?:/\d{1,20})?\b.{0,300}?"
+    r"(?<!\d-)\bloss\b['\"]?[ \t=:|(]{1,9}(?:tensor\()?[-+]?(?:\.?\d|nan\b|inf\b)|iteration {1,9}\d+/"
     r"|\d%\|.{0,300}?\| {0,9}\d+/\d|\{'loss': |Epoch:? \["
 )
-"""Lines of progress. Repetitions are bounded."""
+"""A report of progress: a loss has its value, and is not part of a file's name. Repetitions are bounded."""
+_BEFORE_AN_ERROR = re.compile(
+    r"(?:ERROR|CRITICAL|FATAL)\b|(?:Error|Exception|Exit|Interrupt|\berror)(?:\(\w+\))?: "
+    r"|^(?:[A-Za-z_]\w*\.)+[A-Z]\w*: "
+)
+"""Level of a log, or class of an exception: behind it the words of progress are part of a message."""
 _ERROR = re.compile(
     r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"
@@ -238,13 +243,14 @@ def _said(lines: list[str]) -> tuple[list[tuple[int, _LogRule, str, str]], list[
     found: list[tuple[int, _LogRule, str, str]] = []
     frames: dict[str, int] = {}
     ignored: set[str] = set()
-    reports: list[int] = []
+    reports = _reports(lines)
+    progress = set(reports)
     quoted: dict[str, int] = {}
     for number, line in enumerate(lines):
+        if number in progress:
+            continue
         rank, said = _unlabelled(line)
-        if _PROGRESS.search(said):
-            reports.append(number)
-        elif said.startswith(_TRACEBACK) or _FRAME.match(said):
+        if said.startswith(_TRACEBACK) or _FRAME.match(said):
             frames[rank] = number
         elif _IGNORED.match(said):
             ignored.add(rank)
@@ -265,20 +271,42 @@ def _said(lines: list[str]) -> tuple[list[tuple[int, _LogRule, str, str]], list[
     return found, reports
 
 
+def _reports(lines: list[str]) -> list[int]:
+    """Numbers of the lines that report progress, outside errors and tracebacks."""
+    found: list[int] = []
+    traced: set[str] = set()
+    for number, line in enumerate(lines):
+        rank, said = _unlabelled(line)
+        if said.startswith(_TRACEBACK) or _FRAME.match(said):
+            traced.add(rank)
+        elif rank in traced and not said.startswith(("    ", "│", "|")):
+            traced.discard(rank)
+        if rank not in traced and (report := _PROGRESS.search(said)) and not _of_error(said, report.start()):
+            found.append(number)
+    return found
+
+
+def _of_error(said: str, end: int) -> bool:
+    """Return whether a speaker of errors opens a line, before `end`."""
+    heads = (head for speaker, head in _SPEAKERS.items() if speaker != "exception")  # its names may be a logger's
+    return bool(_BEFORE_AN_ERROR.search(said, 0, end)) or any(head.match(said) for head in heads)
+
+
 def last_errors(lines: list[str]) -> list[str]:
     """The last lines that speak of an error which was not survived."""
-    reports = [number for number, line in enumerate(lines) if _PROGRESS.search(_unlabelled(line)[1])]
+    reports = _reports(lines)
+    progress = set(reports)
     start = reports[-_SURVIVED] if len(reports) >= _SURVIVED else 0
     found: deque[str] = deque(maxlen=_LAST_ERRORS)
     ignored: set[str] = set()
-    for line in lines[start:]:
+    for number, line in enumerate(lines[start:], start):
         rank, said = _unlabelled(line)
         if _IGNORED.match(said):
             ignored.add(rank)
         elif rank in ignored:  # until the exception that was raised while an object was deleted
             if _SPEAKERS["exception"].match(said):
                 ignored.discard(rank)
-        elif _ERROR.search(said) and not _NOT_SAID.match(said) and not _PROGRESS.search(said):
+        elif _ERROR.search(said) and not _NOT_SAID.match(said) and number not in progress:
             found.append(line)
     return list(found)
 

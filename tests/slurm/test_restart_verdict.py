@@ -182,6 +182,94 @@ def test_the_phrases_of_a_container_runtime_leave_a_node_out(said, of_the_node):
     assert (ruled and (found.cause, found.action) == ("node", "elsewhere")) == of_the_node
 
 
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("RuntimeError: epoch 3, batch 20: loss is nan, stopping", "data, stop"),
+        ("ValueError: batch 12: loss is not finite", "data, stop"),
+        ("RuntimeError: step 12: loss is nan", "data, stop"),
+        ("FloatingPointError: step 12, loss: nan", "data, stop"),
+        ("FloatingPointError: iteration 12/900: loss nan", "data, stop"),
+        ("OSError: [Errno 122] Disk quota exceeded: 'lightning_logs/epoch=3-loss=0.12.ckpt'", "quota, later"),
+        ("OSError: [Errno 28] No space left on device: '/ckpt/epoch=03-loss=2.11.ckpt'", "storage, later"),
+        ("OSError: [Errno 28] No space left on device: '/ckpt/epoch=03 loss=2.11.ckpt'", "storage, later"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'checkpoints/epoch=12-loss=0.31.ckpt'", "data, stop"),
+        ("torch.cuda.OutOfMemoryError: CUDA out of memory at batch 12 while computing loss", "out of memory, go on"),
+        ("torch.cuda.OutOfMemoryError: CUDA out of memory at batch 12, loss 2.31", "out of memory, go on"),
+    ],
+)
+def test_an_error_that_names_a_step_and_a_loss_is_no_progress(said, label):
+    """It decides, however often a log has it."""
+    for times in (1, 4):
+        found = verdict_of("\n".join([TRACED + said] * times), 1)
+        assert f"{found.cause}, {found.action}" == label
+        assert not found.by_words
+
+
+@pytest.mark.parametrize("label", ["", "{}: ", "[rank{}]: ", "2026-11-29 07:00:01,000 - "])
+@pytest.mark.parametrize("value", [" is nan", ": nan", "=0.31"])
+def test_errors_of_four_ranks_are_no_progress(label, value):
+    said = [f"{label.format(rank)}ERROR epoch 3 batch 5: loss{value}" for rank in range(4)]
+    assert verdict_of("\n".join([WATCHDOG, *said]), 1).cause == "hang"
+
+
+def test_the_source_within_a_traceback_is_no_progress():
+    frame = '  File "/opt/run/train.py", line 9, in step\n    print("epoch 3, loss 0.5") or x()\n'
+    deep = f"Traceback (most recent call last):\n{frame * 4}ValueError: x"
+    assert verdict_of(f"{OOM}\n{deep}", 1).cause == "out of memory"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "step 12: loss 2.31", "step=12 | lr 1e-4 | loss=.31", "epoch 3, batch 20: loss: tensor(2.31, device='cuda:0')",
+        "iter 40/900 loss: -0.2", "it 40, loss nan, skipped", "{'epoch': 1, 'x': 2} update 12 'loss': 2.3",
+        "trainer.loop: step 12, loss 2.31", "2026-11-29 07:00:01 INFO step 12 loss 2.31",
+        "[rank0]: batch 12 loss\t2.31",
+    ],
+)  # fmt: skip
+def test_three_reports_with_a_loss_are_progress(report):
+    assert verdict_of("\n".join([OOM, *[report] * 3]), 1) is None
+    assert verdict_of("\n".join([OOM, *[report] * 2]), 1).cause == "out of memory"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RuntimeError: size error: {} != 256", "RuntimeError: expected code {} of the codebook",
+        "struct.error: {} is out of range", "RuntimeError: CUDA driver error: {}",
+        "ValueError: label code {} is not in the vocabulary", "ValueError: label {} not found in the vocabulary",
+        "RuntimeError: error {}", "RuntimeError: batch of {} value errors",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [400, 403, 404, 408, 410, 429, 500, 503, 512])
+def test_a_number_in_an_exception_is_no_status_of_http(said, number):
+    """Of the rules only those of code may decide, or words alone."""
+    found = verdict_of(TRACED + said.format(number), 1)
+    assert found.by_words or found.cause == "code"
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("RuntimeError: size error: 512 != 256", "code, stop"),
+        ("RuntimeError: expected code 512 of the codebook", "data, stop"),
+        ("struct.error: 512 is out of range", "data, stop"),
+        ("RuntimeError: CUDA driver error: 500", "node, elsewhere"),
+        ("ValueError: label code 404 is not in the vocabulary", "code, stop"),
+        ("RuntimeError: the server said HTTP 503", "network, later"),
+        ("RuntimeError: answer with status code: 503", "network, later"),
+        ("RuntimeError: unexpected status_code=404", "data, stop"),
+        ("RuntimeError: HTTP/1.1 401", "code, stop"),
+        ("RuntimeError: HTTP response code: 429", "quota, later"),
+        ("OSError: 503 Service Unavailable", "network, later"),
+    ],
+)
+def test_a_status_of_http_is_named_as_one(said, label):
+    found = verdict_of(TRACED + said, 1)
+    assert f"{found.cause}, {found.action}" == label
+
+
 CANCELLED = "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-05T07:16:01{} ***"
 SIGTERM = f"{TRACED}torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
 
