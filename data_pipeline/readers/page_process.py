@@ -4,9 +4,10 @@ Signals do not interrupt a parser's native code, and parsers are quadratic in wh
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
 the child arms, for each page, a timer of its own CPU time whose signal ends it, and a limit of its address space. This
 process sees the pipe close, says why, and starts the next child when it is needed. Small pages are read together, step
-by step, within the bounds of one of them: page by page takes 1.4 times as long, since the code and tables of one step
-push those of the others out of the processor's caches. Where one of them exceeds the bounds, each is read again by
-itself. Depth alone is not a danger: a million nested elements are read in 3 s.
+by step, within the bounds of one of them: 50 pages take a third longer one after another, since the code and tables of
+one step push those of the others out of the processor's caches. Where they exceed the bounds, the child ends, and each
+is read by itself in the next: what a failed parse leaves mapped would come on top of a page's bound. Depth alone is not
+a danger: a million nested elements are read in 3 s.
 
 Both bounds grow with the page, and are above what real pages need. Measured: manuals, joined to 15 MiB, take 0.06 s and
 27 bytes per byte; a table of digits, the densest page that people write, 0.4 s per MiB and 66 bytes per byte; the
@@ -255,12 +256,17 @@ def serve() -> None:
             if not ready and any(page.way.extractor == ASSAY.extractor for page in pages):
                 import_module("data_pipeline.readers.main_text").main_text("")  # loads the model
                 ready, start = True, _address_space()
-            replies = _replies(pages)
+            replies = _replies(pages, start)
             _bound_memory(resource.RLIM_INFINITY)
-            tired = _address_space() - start > _TIRED_BYTES
+            tired = _tired(start)
             said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
             answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
+
+
+def _tired(start: int) -> bool:
+    """True if this process keeps too much more than at its start."""
+    return _address_space() - start > _TIRED_BYTES
 
 
 def _address_space() -> int:
@@ -288,30 +294,40 @@ def _receive(source: IO[bytes]) -> _PageRequest:
     return _PageRequest(_read(source, size), charset, Extraction(extractor, structure), seconds, memory)  # type: ignore[arg-type]  # as they were sent
 
 
-def _replies(pages: Sequence[_PageRequest]) -> list[tuple[object, bytes]]:
+def _replies(pages: Sequence[_PageRequest], start: int) -> list[tuple[object, bytes]]:
     """The child's answer to each page, and its text.
 
-    Small pages are read together. The bounds are the least of any, so no page passes that would not pass alone.
+    Small pages are read together, within the least bounds of any. Where that fails, and where the process is tired
+    before a page that is read alone, it ends, so no page passes that would not pass as the only one of its message.
+
+    Args:
+        pages: those of one message.
+        start: bytes of address space before the first message.
     """
     together = [page for page in pages if page.way == ASSAY and len(page.data) <= _SMALL_BYTES]
     found = iter(_read_together(together) if len(together) > 1 else [None] * len(together))
     replies = []
     for page in pages:
         text = next(found) if page.way == ASSAY and len(page.data) <= _SMALL_BYTES else None
+        if text is None and len(pages) > 1 and _tired(start):
+            os._exit(1)
         replies.append(_reply(page) if text is None else _page_reply(text))
     return replies
 
 
 def _read_together(pages: Sequence[_PageRequest]) -> Sequence[HtmlPage | None]:
-    """Main text of small pages; None: to be read alone."""
+    """Main text of small pages; None: to be read alone.
+
+    Where it fails, the process ends.
+    """
     from data_pipeline.readers.html import extract_several
 
     _bound_memory(_address_space() + min(page.memory for page in pages))
     signal.setitimer(signal.ITIMER_PROF, min(page.seconds for page in pages))
     try:
         return extract_several([(page.data, page.charset) for page in pages])
-    except Exception:  # one of them: each alone shows which
-        return [None] * len(pages)
+    except Exception:  # of whatever name: without memory the parser raises several, and what it took stays mapped
+        os._exit(1)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

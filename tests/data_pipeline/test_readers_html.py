@@ -337,13 +337,15 @@ def test_a_million_nested_elements_kill_nobody():
     assert read_page(PARAGRAPHS.encode()).text
 
 
-def test_memory_has_a_bound_of_each_page(monkeypatch):
+@pytest.mark.parametrize("tags", [4000, 6000])  # read among the small pages, and by itself
+def test_memory_has_a_bound_of_each_page(monkeypatch, tags):
     monkeypatch.setattr(page_process, "SECONDS", 60.0)
     untired = "import data_pipeline.readers.page_process as p; p._TIRED_BYTES = 1 << 40; p.serve()"
     monkeypatch.setattr(page_process, "_CHILD", f"import sys; sys.path[:] = sys.argv[1:]; {untired}")
     main_text(PARAGRAPHS)  # compiled here, so that a new process need not: the peak is that of pages
     page_process.close()
-    page = "<p>".join(f"<b id={i}>" for i in range(6000)).encode()
+    page = "<p>".join(f"<b id={i}>" for i in range(tags)).encode()
+    assert (len(page) <= page_process._SMALL_BYTES) == (tags == 4000)
     found = read_pages([(PARAGRAPHS.encode(), ""), (page, ""), (PARAGRAPHS.encode(), "")])
     assert found[1] in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
     assert [page.text.split("\n\n") for page in found[::2]] == [PROSE, PROSE]
@@ -354,6 +356,20 @@ def test_memory_has_a_bound_of_each_page(monkeypatch):
         assert peak - of_files <= page_process.PAGE_MEMORY_BYTES + (
             100 << 20
         )  # how much of libraries is resident varies
+
+
+@pytest.mark.parametrize("padding", [0, 64 << 10])  # read among the small pages, and by itself
+def test_no_page_gains_by_its_neighbours(monkeypatch, padding):
+    """A page just above its bound of memory, whose failed parse leaves that much mapped."""
+    monkeypatch.setattr(page_process, "SECONDS", 60.0)
+    page = (PARAGRAPHS + "<p>".join(f"<b id={i}>" for i in range(1200)) + PARAGRAPHS + " " * padding).encode()
+    small = PARAGRAPHS.encode()
+    page_process.close()
+    alone = read_page(page)
+    assert alone in ("html_broke_parser", "not_html")
+    first, second = read_pages([(small, ""), (page, "")])
+    assert (first.text.split("\n\n"), second) == (PROSE, alone)
+    assert read_pages([(page, ""), (page, "")]) == [alone, alone]
 
 
 def test_a_child_that_keeps_memory_gives_way_to_another(monkeypatch):
