@@ -67,7 +67,11 @@ def _fetch(packages: Sequence[str], folder: Path) -> None:
         return
     archives = folder / "archives"
     archives.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "-qq", *missing], cwd=archives, check=False, capture_output=True)
+    said = subprocess.run(
+        ["apt-get", "download", "-qq", *missing], cwd=archives, check=False, capture_output=True, text=True
+    )
+    if not any(archives.iterdir()):  # no network, not packages that one mirror lacks
+        raise ConnectionError(f"apt-get downloaded none of {len(missing)} packages: {said.stderr.strip()[-500:]}")
     for name in missing:
         made = folder / f"{name}.part"
         shutil.rmtree(made, ignore_errors=True)
