@@ -253,7 +253,16 @@ def test_arrays_of_one_file_are_those_that_were_written(tmp_path_factory, forms)
 
 @pytest.mark.parametrize(
     "header",
-    [b"[]", b"{", b'{"high": 3}', b'{"high": ["<u8", [9]]}', b'{"high": ["<f8", [1]]}', b'{"high": ["|O", [1]]}'],
+    [
+        b"[]",
+        b"{",
+        b'{"high": 3}',
+        b'{"high": ["<u8", [9]]}',
+        b'{"high": ["<f8", [1]]}',
+        b'{"high": ["|O", [1]]}',
+        b'{"high": ["<u8,(", [1]]}',
+        b'{"high": ["f8,,", [1]]}',
+    ],
 )
 def test_an_altered_header_of_the_names_is_named(corpus, tmp_path, header):
     _, _, made, root = corpus
