@@ -13,6 +13,7 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.facts.report_facts import bias_of, funnel_of, in_order
+from governance.reports.facts.stage_counts import removed_in
 from governance.reports.sections.bias_sections import significant_rows
 from pretrain.metrics.run_identity import MirrorTable
 
@@ -47,9 +48,10 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Mi
         "data/removed": MirrorTable(
             ("stage", "source", "reason", "documents"),
             [
-                (stage, source, reason, count)
-                for stage, source, entry in _entries(funnel)
-                for reason, count in entry["removed"].items()
+                (row["stage"], source or _ALL, reason, count)
+                for row in funnel
+                for source in ("", *row["by_source"])
+                for reason, count in removed_in(row, funnel, source).items()
             ],
         ),
         "energy/stages": _table([_stage(row) for row in energy["stages"]]),

@@ -64,15 +64,20 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def removals(funnel: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, int]]:
-    """Stage's row, reason and documents of each removal.
-
-    `mix` and `encode` both count the documents of which a plan has no copy; these are listed once.
-    """
-    planned = any(row["stage"] == "mix" for row in funnel)
+    """Stage's row, reason and documents of each removal."""
     for row in funnel:
-        for reason, count in row["removed"].items():
-            if not (planned and row["stage"] == "encode" and reason == "mix_quota"):
-                yield row, reason, count
+        for reason, count in removed_in(row, funnel).items():
+            yield row, reason, count
+
+
+def removed_in(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str = "") -> dict[str, int]:
+    """Documents that a stage removed, of all sources or of one, by reason.
+
+    `mix` and `encode` both count the documents of which a plan has no copy; only `mix` has them here.
+    """
+    counts = (row["by_source"][source] if source else row)["removed"]
+    twice = row["stage"] == "encode" and any(other["stage"] == "mix" for other in funnel)
+    return {reason: count for reason, count in counts.items() if not (twice and reason == "mix_quota")}
 
 
 def _reader_tables(ingest: Manifest) -> Iterator[Table]:
