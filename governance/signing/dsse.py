@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PUBLIC_FIX = " `assay governance keygen` writes a public key beside the private one: PATH.pub"
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = serialization.load_pem_public_key(key_bytes(path))
+        key = serialization.load_pem_public_key(key_bytes(path, PUBLIC_FIX))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is not a readable public key in PEM ({error}).") from error
     if not isinstance(key, Ed25519PublicKey):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import ConfigError, ManifestError, MissingInput, read_errors
 from governance.files import piece_digest, sha256_bytes
 from governance.regular_files import read_whole
-from governance.signing.dsse import PAYLOAD_TYPE, key_bytes, pre_authentication, public_pem
+from governance.signing.dsse import PAYLOAD_TYPE, PUBLIC_FIX, key_bytes, pre_authentication, public_pem
 from governance.signing.openssf import BUNDLE_TYPE, GIT_PATHS, PREDICATE_TYPE
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def by_key(path: Path) -> Authenticate:
     from cryptography.hazmat.primitives import serialization
 
     try:
-        key = serialization.load_pem_public_key(key_bytes(path))
+        key = serialization.load_pem_public_key(key_bytes(path, PUBLIC_FIX))
         _digest_of(key)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         words = "is not a public key on P-256, P-384 or P-521 in PEM"
