@@ -26,6 +26,8 @@ hypothesis.settings.load_profile("assay")
 # torch.compile else builds and loads four programs with each empty cache, half a CPU-minute, to learn that this
 # processor can run what its compiler writes. Ranks and commands inherit it.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+# Its programs are of this checkout and shared by the tests' processes; other programs of this machine add none.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "inductor"))
 
 # Files that take a minute or more, most first: started first, no process ends long after the others. On a new machine
 # `test_every_stage.py` compiles the kernels (75 CPU-seconds). No file before it needs any, so that a cluster which is
