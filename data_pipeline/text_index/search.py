@@ -5,8 +5,9 @@ passages it compares are read from the memory-mapped text itself, so none rests 
 parts do, so the longest ones are found without looking at each place: a window of the least length that does not occur
 rules out all places before the longest end of it that does.
 
-The samples (`index_stage.py`) are in memory and leave one page or a few of the suffixes to search, so that a shard that
-is not in the page cache costs a read of 4 KiB for each of the last comparisons, and none for the others.
+The samples (`index_stage.py`) are in memory and leave a few pages of the suffixes to search. A search of a shard that
+is not in the page cache waits for the disk, so it asks for these pages at once, and for the pages of text of the next
+three comparisons, whichever way they go: in a shard of 1 GB, 5 waits in place of 19.
 
 Price: some 0.05 questions for each character that is not found and some 25 for each passage that is, each 5 to 15
 microseconds of one core a shard, from memory.
@@ -15,12 +16,13 @@ microseconds of one core a shard, from memory.
 from __future__ import annotations
 
 import mmap
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,8 @@ from governance.manifest import Manifest
 
 Occurs = Callable[[int, int], bool]
 """True if the passage from one character up to another occurs."""
+_ASKED_AT_ONCE = 3  # comparisons; their text is 7 pages, of which 3 are read
+_MOST_AHEAD = 1 << 18  # bytes of suffixes; a short passage begins more of them, and most are not read
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +42,10 @@ class IndexShard:
     """An open index shard, memory-mapped."""
 
     text: Any
+    text_file: IO[bytes]
     suffixes: memoryview
+    suffix_map: Any
+    """Memory map that `suffixes` reads."""
     samples: bytes
     ends: npt.NDArray[np.uint32]
     listed: Path
@@ -59,8 +66,23 @@ class IndexShard:
 
     def first(self, passage: bytes) -> int:
         """Number of the suffixes before those that begin with a passage."""
-        text, size = self.text, len(passage)
-        return bisect_left(self.suffixes, passage, *self.within(passage), key=lambda at: text[at : at + size])
+        text, suffixes, size = self.text, self.suffixes, len(passage)
+        low, high = self.within(passage)
+        if low < high and (high - low) * suffixes.itemsize <= _MOST_AHEAD:
+            _ask_for(self.suffix_map, low * suffixes.itemsize, high * suffixes.itemsize)
+        compared = 0
+        while low < high:
+            if compared % _ASKED_AT_ONCE == 0 and _waits(self.text_file, suffixes[(low + high) // 2]):
+                for number in next_middles(low, high, _ASKED_AT_ONCE):
+                    _ask_for(text, suffixes[number], suffixes[number] + size)
+            middle = (low + high) // 2
+            start = suffixes[middle]
+            if text[start : start + size] < passage:
+                low = middle + 1
+            else:
+                high = middle
+            compared += 1
+        return low
 
     def holds(self, passage: bytes) -> bool:
         """Return whether a passage occurs."""
@@ -102,9 +124,10 @@ def open_index(made: Manifest, root: Path) -> TextIndex:
 
 
 def _open(text: Path, suffixes: Path, samples: Path, ends: Path, listed: Path) -> IndexShard:
-    places: Any = np.frombuffer(_mapped(suffixes) if suffixes.stat().st_size else b"", dtype="<u4")
+    suffix_map = _mapped(suffixes) if suffixes.stat().st_size else b""
+    places: Any = np.frombuffer(suffix_map, dtype="<u4")
     heads, of_documents = samples.read_bytes(), np.fromfile(ends, dtype="<u4")
-    return IndexShard(_mapped(text), memoryview(places), heads, of_documents, listed)
+    return IndexShard(_mapped(text), open(text, "rb"), memoryview(places), suffix_map, heads, of_documents, listed)
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -113,6 +136,36 @@ def _mapped(path: Path) -> mmap.mmap:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)  # otherwise the kernel reads megabytes around each of them
     return mapped
+
+
+def _waits(file: IO[bytes], place: int) -> bool:
+    """Return whether a read at a place waits for the disk; True where the file system does not say."""
+    try:
+        os.preadv(file.fileno(), [bytearray(1)], place, os.RWF_NOWAIT)
+    except OSError:
+        return True
+    return False
+
+
+def _ask_for(mapped: Any, start: int, end: int) -> None:
+    """Have the kernel read the pages of [start, end) in the background."""
+    first = start - start % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_WILLNEED, first, min(end, len(mapped)) - first)
+
+
+def next_middles(low: int, high: int, levels: int) -> list[int]:
+    """Places that the next `levels` comparisons of a binary search may read."""
+    ranges, found = [(low, high)], []
+    for _ in range(levels):
+        middles = [(first + last) // 2 for first, last in ranges]
+        found += middles
+        halves = [
+            half
+            for (first, last), middle in zip(ranges, middles, strict=True)
+            for half in ((first, middle), (middle + 1, last))
+        ]
+        ranges = [half for half in halves if half[0] < half[1]]
+    return found
 
 
 def find_spans(index: TextIndex, text: str, least: int) -> list[tuple[int, int]]:

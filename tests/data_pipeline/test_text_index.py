@@ -1,15 +1,23 @@
 """Index of a corpus's texts: spans against brute force, counts over shards, the same bytes by any number of workers."""
 
 import shutil
+import unittest.mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.text_index import index_stage
+from data_pipeline.text_index import index_stage, search
 from data_pipeline.text_index.index_stage import TextIndexConfig, text_index
-from data_pipeline.text_index.search import find_spans, holders_of, longest_spans, open_index, read_listed
+from data_pipeline.text_index.search import (
+    find_spans,
+    holders_of,
+    longest_spans,
+    next_middles,
+    open_index,
+    read_listed,
+)
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
@@ -90,7 +98,8 @@ def _spans_and_counts_are_exact(data, made, index, shards):
     assert made.stats["documents"] == len(texts)
     asked = data.draw(st.one_of(LETTERS, st.lists(st.sampled_from([text for _, text in texts] or [""])).map("".join)))
     least = data.draw(st.integers(1, 4))
-    spans = find_spans(index, asked, least)
+    with unittest.mock.patch.object(search, "_waits", return_value=data.draw(st.booleans())):
+        spans = find_spans(index, asked, least)
     assert spans == brute_force(asked, [text for _, text in texts], least)
     for start, end in spans:
         span = asked[start:end]
@@ -149,3 +158,14 @@ def test_documents_without_text_give_an_index_that_holds_nothing(tmp_path):
 def test_a_shard_has_a_size():
     with pytest.raises(ConfigError, match="shard_bytes"):
         validate({"shard_bytes": 0}, TextIndexConfig, "--shard-size")
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.lists(st.booleans(), min_size=3, max_size=3))
+def test_what_a_search_asks_for_holds_what_its_next_comparisons_read(low, size, goes_up):
+    high, asked = low + size, next_middles(low, low + size, 3)
+    assert len(asked) == len(set(asked)) <= 7
+    for up in goes_up:
+        if low < high:
+            middle = (low + high) // 2
+            assert middle in asked
+            low, high = (middle + 1, high) if up else (low, middle)
