@@ -139,7 +139,10 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _waits(file: IO[bytes], place: int) -> bool:
-    """Return whether a read at a place waits for the disk; True where the file system does not say."""
+    """Return whether a read at a place waits for the disk.
+
+    True where the file system does not say.
+    """
     try:
         os.preadv(file.fileno(), [bytearray(1)], place, os.RWF_NOWAIT)
     except OSError:

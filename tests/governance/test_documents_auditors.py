@@ -97,7 +97,7 @@ def test_the_disclosure_has_twelve_items_and_knows_only_what_the_run_recorded(ev
 
 
 def test_each_step_of_a_corpus_has_a_purpose():
-    assert {row.name for row in CORPUS_STAGES if row.documents} == set(PURPOSES)
+    assert {row.name for row in CORPUS_STAGES if row.documents} | {"mix"} == set(PURPOSES)  # a plan passes documents on
 
 
 FIGURE = {"value": 900.0, "low": 300.0, "high": 1800.0, "at_least": False, "factors": [], "needs": []}

@@ -232,7 +232,8 @@ def gate(web, monkeypatch, tmp_path):
         policy=SimpleNamespace(name="strict"),
     )
     artifacts = {"encode": SimpleNamespace(digest="c" * 64, stage="encode")}
-    monkeypatch.setattr(pipeline, "teacher_logits", lambda *given: None)  # there is no recipe to look for a teacher in
+    for name in ("teacher_logits", "_refuse_ranks"):
+        monkeypatch.setattr(pipeline, name, lambda *given: None)  # the run has no recipe
 
     def passed(outcome, **values):
         def require_open(*words, record):

@@ -71,9 +71,10 @@ def removals(funnel: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str,
 
 
 def removed_in(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str = "") -> dict[str, int]:
-    """Documents that a stage removed, of all sources or of one, by reason.
+    """Documents that a stage removed, by reason.
 
-    `mix` and `encode` both count the documents of which a plan has no copy; only `mix` has them here.
+    Of all sources, or of one. `mix` and `encode` both count the documents of which a plan has no copy; only `mix`
+    has them here.
     """
     counts = (row["by_source"][source] if source else row)["removed"]
     twice = row["stage"] == "encode" and any(other["stage"] == "mix" for other in funnel)
