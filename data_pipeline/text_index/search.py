@@ -152,8 +152,9 @@ def _waits(file: IO[bytes], place: int) -> bool:
 
 def _ask_for(mapped: Any, start: int, end: int) -> None:
     """Have the kernel read the pages of [start, end) in the background."""
-    first = start - start % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_WILLNEED, first, min(end, len(mapped)) - first)
+    first, last = start - start % mmap.PAGESIZE, min(end, len(mapped))
+    if first < last:  # else an altered suffix, past the end of its text
+        mapped.madvise(mmap.MADV_WILLNEED, first, last - first)
 
 
 def next_middles(low: int, high: int, levels: int) -> list[int]:

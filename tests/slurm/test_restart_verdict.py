@@ -244,7 +244,7 @@ def test_three_reports_with_a_loss_are_progress(report):
 )  # fmt: skip
 @pytest.mark.parametrize("number", [400, 403, 404, 408, 410, 429, 500, 503, 512])
 def test_a_number_in_an_exception_is_no_status_of_http(said, number):
-    """Of the rules only those of code may decide, or words alone."""
+    """Rules of code alone may decide on it, or words."""
     found = verdict_of(TRACED + said.format(number), 1)
     assert found.by_words or found.cause == "code"
 
