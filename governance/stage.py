@@ -60,7 +60,8 @@ _NO_SETTINGS = {
     "audit": ("policy", "reference_sha256", "token_shards", "own_sources"),
 }  # fmt: skip
 """Stage -> entries of its recipe that a run's file does not have, or not with this value."""
-_LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
+COMMIT_LOCK = "commit.lock"
+"""Lock of a root: what is stated and written is so by one process at a time."""
 
 
 class ShareDone(Exception):
@@ -291,7 +292,7 @@ def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: I
         other = read_manifest(path)
         if present(other, root) and (lines := differences(other, manifest)):
             raise ManifestError(f"{path}: the same recipe gave other bytes:\n  " + "\n  ".join(lines[:10]))
-    with contextlib.nullcontext() if attest is no_attest else locked(root / _LOCK):
+    with contextlib.nullcontext() if attest is no_attest else locked(root / COMMIT_LOCK):
         attest(manifest)
         write_manifest(manifest, root)
     sweep_temporaries(path.parent)

@@ -300,7 +300,7 @@ def _verify_verdict(path: Path, root: Path, keyring: Keyring, evidence: _Journal
         return [f"{name}: its bytes are not canonical: it was altered"]
     problems = _verify_input(Input(stage="encode", **verdict["corpus"]), root)
     if evidence is not None:
-        problems += [*_unstated_verdict(name, path, verdict, evidence), *_waivers(verdict)]
+        problems += [*_unstated_verdict(name, path, evidence), *_waivers(verdict)]
     return [f"{name}: {problem}" for problem in problems]
 
 
@@ -317,16 +317,11 @@ def _evidence(root: Path, keyring: Keyring) -> tuple[_JournalEvidence, list[str]
     return _JournalEvidence(entries, latest_statements(entries), signer, growing, signers), problems
 
 
-def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _JournalEvidence) -> list[str]:
+def _unstated_verdict(name: str, path: Path, evidence: _JournalEvidence) -> list[str]:
     """Verdict files that the journal does not state."""
     entry = evidence.latest.get(name)
     if entry is not None and entry.subjects[name] == sha256_file(path):
         return []
-    own = {field: value for field, value in verdict.items() if field not in ("key_id", "subjects")}
-    for line in evidence.entries:
-        predicate = line.statement["predicate"]
-        if line.kind == VERDICT and {key: value for key, value in predicate.items() if key != "journal"} == own:
-            return []
     return [f"{JOURNAL} has no statement of it as it is: it is an old one put back, or the journal was cut"]
 
 

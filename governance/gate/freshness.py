@@ -2,7 +2,8 @@
 
 Each function returns the fault as text, or "". A verdict is a file: an account that can write files can restore an
 older one, set the clock back, or list a shard twice. So the time is compared with what was signed, the verdict
-with the journal, and each shard with the manifest's list.
+with the journal, and each shard with the manifest's list. The verdict's digest is that of the bytes that were read: the
+file may have been exchanged since.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from governance.errors import ManifestError
-from governance.files import sha256_file
 from governance.manifest import Manifest
 from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import SKEW, JournalEntry, since_clock, stamp
@@ -37,13 +37,13 @@ def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal) -> 
     return ""
 
 
-def correction_fault(path: Path, root: Path, journal: Journal) -> str:
-    """Fault of a verdict that predates a clock correction."""
+def correction_fault(path: Path, digest: str, root: Path, journal: Journal) -> str:
+    """Fault of a verdict (its file's digest) before a clock correction."""
     try:
         put_right, since = since_clock(journal.verified())
     except ManifestError as error:
         return f"the journal cannot be trusted: {error}"
-    if put_right is None or _stated_in(since, path, root) == sha256_file(path):
+    if put_right is None or _stated_in(since, path, root) == digest:
         return ""
     return f"{put_right.place} undid a wrong clock, and it was given before that"
 
@@ -84,15 +84,15 @@ def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, 
     return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
 
 
-def replay_fault(path: Path, root: Path, journal: Journal) -> str:
-    """Fault of a verdict that is not the journal's last."""
+def replay_fault(path: Path, digest: str, root: Path, journal: Journal) -> str:
+    """Fault of a verdict (its file's digest) that another followed."""
     try:
         stated = last_stated(path, root, journal)
     except ManifestError as error:
         return f"the journal cannot be trusted: {error}"
     if not stated:
         return "it is not in the journal"
-    return "" if stated == sha256_file(path) else "the journal has a newer one: an older verdict was restored"
+    return "" if stated == digest else "the journal has a newer one: an older verdict was restored"
 
 
 def last_stated(path: Path, root: Path, journal: Journal) -> str:

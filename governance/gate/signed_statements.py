@@ -23,8 +23,8 @@ from pydantic import Field
 
 from governance.config import Section, validate
 from governance.errors import ConfigError, GateClosed, ManifestError
-from governance.files import sha256_file, write_json
-from governance.signing.dsse import key_id, open_envelope, public_key_of, sign, statement
+from governance.files import write_json
+from governance.signing.dsse import key_id, public_key_of, read_envelope, sign, statement, verify_envelope
 from governance.stage import now
 
 
@@ -101,32 +101,26 @@ def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Si
 
 def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> SignedStatement:
     name = path.name.encode("utf-8", "backslashreplace").decode("utf-8")  # it may hold bytes that are not UTF-8
-    if not path.is_file():  # reading a pipe or a device may never end
-        return SignedStatement(name, "", "", "", None, "", "cannot be read: is not a file")
-    sha256 = sha256_file(path)
+    sha256 = ""
     try:
-        claimed = _claimed(path)
-        kind, subject, content = _parsed(claimed, kinds, name)
-    except ConfigError as error:
-        return SignedStatement(name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
+        envelope, sha256 = read_envelope(path)
+        kind, subject, content = _parsed(envelope, kinds, name)
+    except (ConfigError, ManifestError) as error:
+        words = str(error).removeprefix(f"{path}: ")
+        return SignedStatement(name, sha256, "", "", None, "", f"cannot be read: {' '.join(words.split())}")
     try:
-        signed, signer = open_envelope(path, [public_key_of(bytes.fromhex(content.key))])
+        _, signer = verify_envelope(envelope, [public_key_of(bytes.fromhex(content.key))], name)
     except (ManifestError, ConfigError):
         return SignedStatement(name, sha256, kind, subject, content, "", "its signature does not hold")
-    if signed != claimed:
-        return SignedStatement(name, sha256, kind, subject, content, "", "it changed while it was read")
     return SignedStatement(name, sha256, kind, subject, content, signer, "")
 
 
-def _claimed(path: Path) -> Any:
+def _parsed(envelope: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple[str, str, Signed]:
     """Claims of a statement before its signature is verified."""
     try:
-        return json.loads(base64.b64decode(json.loads(path.read_bytes())["payload"], validate=True))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        claimed = json.loads(base64.b64decode(envelope["payload"], validate=True))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"is not a signed envelope ({type(error).__name__})") from error
-
-
-def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple[str, str, Signed]:
     try:
         kind, predicate = claimed["predicateType"], claimed["predicate"]
         [subject] = [item["digest"]["sha256"] for item in claimed["subject"]]

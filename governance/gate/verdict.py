@@ -13,7 +13,6 @@ stale, altered or in error closes the gate.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import not_
@@ -24,7 +23,7 @@ from pydantic import Field
 
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
-from governance.files import sha256_file, write_json
+from governance.files import json_text, locked, sha256_bytes, write_json
 from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
 from governance.gate.decision import Judgement, SignedStatements, statement_reasons
@@ -50,16 +49,16 @@ from governance.signing.dsse import (
     SigningKey,
     certified,
     default_key_path,
-    open_envelope,
     private_key,
     public_key,
+    read_envelope,
     sign,
     statement,
     verify_envelope,
 )
 from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import stamp
-from governance.stage import now
+from governance.stage import COMMIT_LOCK, now
 
 PREDICATE_TYPE = "urn:assay:verdict:1"
 _OPEN = ("PASS", "WAIVED")
@@ -229,7 +228,7 @@ def give_verdict(
         "people": _signers(judgement, policy, signing_key, keys),
     }
     demands = _demands(policy, keyring.config, keys, sites_here)
-    current = _current(path, keys, root, journal)
+    current, envelope, digest = _current(path, keys, root, journal)
     today = datetime.datetime.now(datetime.UTC)
     if fault := clock_fault(today, str(current.get("signed_at", "")), journal):
         raise GateClosed(
@@ -237,9 +236,9 @@ def give_verdict(
         )
     valid = (
         bool(current)
-        and not two_key_faults(demands, json.loads(path.read_bytes()), (audit.path, audit.digest), root)
+        and not two_key_faults(demands, envelope, (audit.path, audit.digest), root)
         and current["expires"] > stamp(today)
-        and not replay_fault(path, root, journal)
+        and not replay_fault(path, digest, root, journal)
     )
     if valid and all(current.get(name) == value for name, value in content.items()):
         return current
@@ -259,9 +258,10 @@ def give_verdict(
         raise GateClosed(
             f"no verdict is given: {fault}. Let someone whose key may sign it run: assay governance check CONFIG"
         )
-    write_json(path, envelope)
-    _record_in_journal(path, root, predicate, journal)
-    return _open_verdict(path, keys)
+    with locked(root / COMMIT_LOCK):  # of two checks at a time, the last file and the last statement are one's
+        write_json(path, envelope)
+        _record_in_journal(path, sha256_bytes(json_text(envelope).encode("utf-8")), root, predicate, journal)
+    return _predicate(envelope, keys, path)
 
 
 def _signature_fault(
@@ -298,20 +298,28 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
     }
 
 
-def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal) -> dict[str, Any]:
-    """The current verdict; {} if missing, untrusted, or before a clock correction."""
-    if not path.exists() or correction_fault(path, root, journal):
-        return {}
+def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal) -> tuple[dict[str, Any], Any, str]:
+    """The current verdict with its envelope and digest.
+
+    It is {} if missing, untrusted, or before a clock correction.
+    """
+    if not path.exists():
+        return {}, None, ""
     try:
-        return _open_verdict(path, keys)
+        envelope, digest = read_envelope(path)
+        if correction_fault(path, digest, root, journal):
+            return {}, envelope, digest
+        return _predicate(envelope, keys, path), envelope, digest
     except ManifestError as error:
         get_logger(__name__).warning("%s; it is given again", error)
-        return {}
+        return {}, None, ""
 
 
-def _record_in_journal(path: Path, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
-    """State the verdict's file and inputs in the journal, once."""
-    digest = sha256_file(path)
+def _record_in_journal(path: Path, digest: str, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
+    """State the verdict's file and inputs in the journal, once.
+
+    `digest` is that of the bytes that were written.
+    """
     if last_stated(path, root, journal) == digest:
         return
     materials = [{"stage": Path(predicate[name]["path"]).parts[0], **predicate[name]} for name in ("corpus", "audit")]
@@ -327,11 +335,13 @@ def read_verdict(path: Path, keyring: Keyring) -> dict[str, Any]:
     Raises:
         ManifestError: it was altered, is of another kind, or its signer is not trusted.
     """
-    return _open_verdict(path, keyring.trusted())
+    keys = keyring.trusted()
+    return _predicate(read_envelope(path)[0], keys, path)
 
 
-def _open_verdict(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
-    content, signer = open_envelope(path, keys)
+def _predicate(envelope: Any, keys: Sequence[Any], path: Path) -> dict[str, Any]:
+    """`read_verdict` of an envelope that was read from, or written to, `path`."""
+    content, signer = verify_envelope(envelope, keys, str(path))
     if content.get("predicateType") != PREDICATE_TYPE:
         raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a verdict")
     subjects = {item["name"]: item["digest"]["sha256"] for item in content["subject"]}
@@ -395,7 +405,8 @@ def require_open(
         )
     try:
         keys = keyring.trusted()
-        verdict = _open_verdict(path, keys)
+        envelope, digest = read_envelope(path)
+        verdict = _predicate(envelope, keys, path)
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be trusted: {error}") from error
     require_chain((tokens, *_intact_audit(verdict, root), *packed), root, journal)
@@ -406,10 +417,10 @@ def require_open(
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
         or _other_site(verdict, sites_here)
-        or "; ".join(two_key_faults(demands, json.loads(path.read_bytes()), (audit["path"], audit["digest"]), root))
-        or correction_fault(path, root, journal)
+        or "; ".join(two_key_faults(demands, envelope, (audit["path"], audit["digest"]), root))
+        or correction_fault(path, digest, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
-        or replay_fault(path, root, journal)
+        or replay_fault(path, digest, root, journal)
     )
     if stale:
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")

@@ -259,11 +259,22 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
     Raises:
         ManifestError: it cannot be read, was altered, or has no trusted signature.
     """
+    return verify_envelope(read_envelope(path)[0], trusted, str(path))
+
+
+def read_envelope(path: Path) -> tuple[Any, str]:
+    """The JSON at `path`, not yet verified, and its file's SHA-256.
+
+    Both are of the same bytes, whatever happens to the file meanwhile.
+
+    Raises:
+        ManifestError: it cannot be read, or is not JSON.
+    """
     try:
-        envelope = json.loads(read_whole(path))
+        data = read_whole(path)
+        return json.loads(data), sha256_bytes(data)
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: is not a signed envelope ({type(error).__name__}: {error})") from error
-    return verify_envelope(envelope, trusted, str(path))
 
 
 def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: str) -> tuple[dict[str, Any], str]:
