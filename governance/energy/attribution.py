@@ -91,46 +91,50 @@ class Sum:
 
 
 def settle(intervals: Sequence[Interval]) -> list[EnergyPiece]:
-    """Intervals as pieces with outcomes, in order."""
+    """Intervals as pieces with outcomes, in order, which is that of `read_ledger`.
+
+    On one host the order says which attempt came later, since its clock may be set back; between hosts clocks do.
+    """
     restarts = _restarts(intervals)
     cut = [_cut(interval, restart) for interval, restart in zip(intervals, restarts, strict=True)]
-    rollbacks = [
-        (interval.started, interval.samples[-1].marks.get("artifact"), interval.samples[-1].marks["resumed_from"])
-        for interval in intervals
-        if "resumed_from" in interval.samples[-1].marks
-    ]
-    return [_rolled_back(piece, at, rollbacks) for pieces in cut for piece, at in pieces]
+    rollbacks = [(number, one) for number, one in enumerate(intervals) if "resumed_from" in one.samples[-1].marks]
+    return [_rolled_back(piece, (number, at), rollbacks) for number, pieces in enumerate(cut) for piece, at in pieces]
 
 
 def _restarts(intervals: Sequence[Interval]) -> list[bool]:
     """Return for each interval whether it resumes an ended attempt."""
-    ended: dict[Any, str] = {}
     base: dict[Any, int] = {}
     for interval in intervals:
         marks = interval.samples[-1].marks
-        artifact, step = marks.get("artifact"), marks.get("resumed_from")
-        ended[artifact] = min(ended.get(artifact, interval.finished), interval.finished)
-        if step is not None:
-            base[artifact] = min(base.get(artifact, step), step)
-
-    def restart(interval: Interval) -> bool:
+        if (step := marks.get("resumed_from")) is not None:
+            base[marks.get("artifact")] = min(base.get(marks.get("artifact"), step), step)
+    hosts: dict[Any, set[str]] = {}
+    ended: dict[Any, str] = {}
+    found = []
+    for interval in intervals:
         marks = interval.samples[-1].marks
         artifact, step = marks.get("artifact"), marks.get("resumed_from")
-        if artifact is None or step is None:
-            return False
-        return bool(step > base[artifact] and ended[artifact] <= interval.started)
+        later = interval.host in hosts.get(artifact, ()) or (artifact in ended and ended[artifact] <= interval.started)
+        found.append(artifact is not None and step is not None and step > base[artifact] and later)
+        hosts.setdefault(artifact, set()).add(interval.host)
+        ended[artifact] = min(ended.get(artifact, interval.finished), interval.finished)
+    return found
 
-    return [restart(interval) for interval in intervals]
 
+def _rolled_back(piece: EnergyPiece, place: tuple[int, str], rollbacks: list[tuple[int, Interval]]) -> EnergyPiece:
+    """Work after the checkpoint from which a later attempt resumed.
 
-def _rolled_back(piece: EnergyPiece, at: str, rollbacks: list[tuple[str, Any, int]]) -> EnergyPiece:
-    """Work after the checkpoint from which a later attempt resumed."""
+    `place` is the number of its interval, and the time of its last sample.
+    """
     if piece.outcome == "wasted" or piece.artifact is None or piece.checkpoint is None:
         return piece
-    lost = any(
-        artifact == piece.artifact and piece.checkpoint > step and at <= when for when, artifact, step in rollbacks
-    )
-    return replace(piece, outcome="wasted", cause=ROLLED_BACK) if lost else piece
+    number, at = place
+    for other, resumed in rollbacks:
+        marks = resumed.samples[-1].marks
+        later = number < other if resumed.host == piece.host else at <= resumed.started
+        if later and marks.get("artifact") == piece.artifact and piece.checkpoint > marks["resumed_from"]:
+            return replace(piece, outcome="wasted", cause=ROLLED_BACK)
+    return piece
 
 
 def _cut(interval: Interval, restart: bool) -> list[tuple[EnergyPiece, str]]:
@@ -187,7 +191,7 @@ def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Energ
 
     weights = _weights(interval, start, end)
     energies = parts("millijoules"), parts("low"), parts("high")
-    whole = replace(interval, samples=(first, last)).seconds
+    whole = replace(interval, samples=interval.samples[max(start, 0) : end + 1]).seconds
     milliseconds = share_out(round(1000 * whole), _milliseconds(interval, start, end))
     step = last.marks.get("step")
     return [
@@ -361,7 +365,7 @@ def _uncovered(intervals: Sequence[Interval]) -> float:
 
     Spans that overlap count once.
     """
-    measured = [(moment(one.started), moment(one.finished)) for one in intervals if one.millijoules is not None]
+    measured = [one.span for one in intervals if one.millijoules is not None]
     before = [(moment(one.started) - datetime.timedelta(seconds=one.before_seconds), moment(one.started))
               for one in intervals]  # fmt: skip
     return seconds_covered([*measured, *before]) - seconds_covered(measured)

@@ -47,10 +47,13 @@ class GreatestPower:
         self._last: tuple[float, int] | None = None
 
     def note(self, at: float, millijoules: int | None) -> None:
-        """A reading at `at` seconds; None is skipped."""
+        """A reading at `at` seconds; None is skipped.
+
+        A clock that was set back begins a new span.
+        """
         if millijoules is None:
             return
-        if self._last is None:
+        if self._last is None or at < self._last[0]:
             self._last = (at, millijoules)
         elif (seconds := at - self._last[0]) >= self._span:
             self.milliwatts = max(self.milliwatts, math.ceil((millijoules - self._last[1]) / seconds))

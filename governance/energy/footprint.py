@@ -121,8 +121,7 @@ def node_seconds(intervals: Iterable[Interval]) -> float:
     """
     spans: dict[str, list[tuple[datetime, datetime]]] = {}
     for interval in intervals:
-        begin, end = datetime.fromisoformat(interval.started), datetime.fromisoformat(interval.finished)
-        spans.setdefault(interval.host, []).append((begin, end))
+        spans.setdefault(interval.host, []).append(interval.span)
     return sum(map(seconds_covered, spans.values()), 0.0)
 
 

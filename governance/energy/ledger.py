@@ -109,8 +109,21 @@ class Interval:
 
     @property
     def seconds(self) -> float:
-        """From the first to the last line, in seconds."""
-        return (moment(self.finished) - moment(self.started)).total_seconds()
+        """From the first to the last line, in seconds.
+
+        Where the host's clock was set back between two of them, as the meter's own clock counted its phases.
+        """
+        times = [moment(sample.at) for sample in self.samples]
+        if all(one <= other for one, other in itertools.pairwise(times)):
+            return (times[-1] - times[0]).total_seconds()
+        first, last = (sum(sample.marks.get(PHASES, {}).values()) for sample in (self.samples[0], self.samples[-1]))
+        return max(0, last - first) / 1000
+
+    @property
+    def span(self) -> tuple[datetime.datetime, datetime.datetime]:
+        """Begin and end."""
+        begin = moment(self.started)
+        return begin, begin + datetime.timedelta(seconds=self.seconds)
 
 
 def joules_of(millijoules: int | None) -> float | None:
@@ -213,7 +226,7 @@ def append(path: Path, kind: str, about: Mapping[str, Any], sign: SignLine = dic
 
 
 def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
-    """Intervals of the ledgers of all hosts, by begin.
+    """Intervals of the ledgers of all hosts, by begin; those of one host in the order of their lines.
 
     `alive(line)` is whether the process that wrote a line still runs; by default this host's processes are looked
     up, and another host's is taken for alive while its last line is younger than a minute.
@@ -227,7 +240,12 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
             if line["kind"] != "end" or {"outcome", "cause"} <= line.keys():
                 found.setdefault(line["interval"], []).append(line)
     intervals = [_interval(lines, alive or still_runs) for lines in found.values()]
-    return sorted(intervals, key=lambda interval: (interval.started, interval.id))
+    latest: dict[str, str] = {}
+    ranks: dict[str, tuple[str, int, str]] = {}
+    for number, one in enumerate(intervals, 1):
+        latest[one.host] = max(one.started, latest.get(one.host, ""))  # its clock may have been set back
+        ranks[one.id] = latest[one.host], number if one.started < latest[one.host] else 0, one.id
+    return sorted(intervals, key=lambda interval: ranks[interval.id])
 
 
 def counted_lines(data: bytes, names: Sequence[str] = ("interval", "stage", "host")) -> Iterator[dict[str, Any]]:

@@ -90,3 +90,10 @@ def test_the_greatest_power_is_of_whole_seconds():
     burst = interval(0, 10, 2.0)
     samples = list(itertools.chain(burst.samples, [EnergySample(stamp(10.01), 1_500_000, 1_500_000, 1_500_000)]))
     assert unmetered([Interval(**{**vars(burst), "samples": tuple(samples)})]).millijoules == 200_000
+
+
+def test_a_clock_that_was_set_back_makes_no_power():
+    """Else the little that it shows between two readings would seem to have taken the energy of much more time."""
+    steady = [(0, 0), (5, 500_000), (10, 1_000_000), (5.1, 1_500_000), (10.1, 2_000_000), (15.1, 2_500_000)]
+    samples = tuple(EnergySample(stamp(second), *[energy] * 3) for second, energy in steady)
+    assert unmetered([Interval(**{**vars(interval(0, 10, 2.0)), "samples": samples})]).millijoules == 200_000

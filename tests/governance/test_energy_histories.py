@@ -59,8 +59,8 @@ def added(values: list[int | None]) -> int | None:
 class History:
     """Writes a ledger as the meter would, and keeps separate books."""
 
-    def __init__(self, path):
-        self.path, self.tick = path, 0
+    def __init__(self, path, fall=(0, 0)):
+        self.path, self.tick, self.fall = path, 0, fall
         self.trainings: dict[int, Training] = {}
         self.read: list[int | None] = []
         self.wasted: list[int | None] = []
@@ -86,8 +86,10 @@ class History:
                 phases = {**phases, "compute": phases.get("compute", 0) + 1}
             kind = "beat" if kind == "start" else kind
             self.tick += 1
+            after, by = self.fall
+            at = 100 + self.tick - (by if self.tick > after else 0)
             output = {"marks": {**marks, "phases": dict(phases)}, "every": 1.0, **values}
-            write_line(self.path, kind, str(number), self.tick, known(count), **output)
+            write_line(self.path, kind, str(number), at, known(count), **output)
 
         def segment():
             """Energy since the last checkpoint, without and with the time when another process held the meter."""
@@ -136,11 +138,12 @@ class History:
         training.ended = True
 
 
-@settings(max_examples=120)
-@given(st.lists(attempt, max_size=7))
-def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
+@settings(max_examples=160)
+@given(st.lists(attempt, max_size=7), st.tuples(st.integers(0, 40), st.sampled_from([0, 0, 3, 90])))
+def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts, fall):
+    """Also where the node's clock is set back: after so many lines, by so many seconds."""
     path = host_ledger(tmp_path_factory.mktemp("ledger") / "energy.jsonl")
-    history = History(path)
+    history = History(path, fall)
     for number, plan in enumerate(attempts):
         history.attempt(number, plan)
     intervals = read_ledger(path, alive=lambda line: False)
