@@ -4,7 +4,9 @@ A manifest lists each file with its digest, but a size is all that a look-up com
 make or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file,
 unchanged, when the reading ends. `map_shards` does so for every file that a shard declares as read; a check that runs
 outside of it opens its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a
-check reads). A stage whose shards all read the same files (word lists, a tokenizer) wraps its body in `guarded`.
+check reads). A stage whose shards all read the same files (word lists, a tokenizer) wraps its body in `guarded`, and a
+join of all shards reads them within `all_intact`: what it decided of an altered file would count when that was put
+back.
 
 Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the pipeline.
 """
@@ -66,12 +68,24 @@ def guarded(make: Callable[[Path], T], outputs: Iterable[Output], root: Path) ->
     """A stage's body that runs while these files are intact."""
 
     def run(folder: Path) -> T:
-        with contextlib.ExitStack() as reading:
-            for output in outputs:
-                reading.enter_context(intact(output, root))
+        with all_intact(outputs, root):
             return make(folder)
 
     return run
+
+
+@contextlib.contextmanager
+def all_intact(outputs: Iterable[Output], root: Path) -> Iterator[None]:
+    """`intact` of several files.
+
+    Raises:
+        MissingInput: one is missing.
+        AlteredFile: one has other bytes, or was changed meanwhile.
+    """
+    with contextlib.ExitStack() as reading:
+        for output in outputs:
+            reading.enter_context(intact(output, root))
+        yield
 
 
 def _compare(output: Output, path: Path) -> None:

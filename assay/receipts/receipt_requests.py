@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from governance.signing.dsse import private_key
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime, root_of
-from governance.verified_files import intact
+from governance.verified_files import all_intact, intact
 from pretrain.checkpoint.format import identity_of, open_checkpoint
 from pretrain.data.removed_documents import places_in
 
@@ -167,9 +166,8 @@ def _refuse_other_shards(
     everything = bool(train.mixture or train.late_sources)
     packed = [] if checkpoint.inputs[0].stage != "pack" else read_manifest(root / checkpoint.inputs[0].path).outputs
     read = [output for of in shards.values() for output, _ in of if everything or places[id(output)]]
-    with contextlib.ExitStack() as reading:
-        for output in (*packed, *read):
-            reading.enter_context(intact(output, root))
+    with all_intact((*packed, *read), root):
+        pass
     counts = [sum(places[id(output)] for output, _ in shards[split]) for split in ("train", "validation")]
     if counts != [found["copies"], found["held_out"]]:
         raise AlteredFile(

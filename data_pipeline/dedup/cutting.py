@@ -7,7 +7,6 @@ lists them with the bytes of the text that came in. A document of which too litt
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from governance.config import Section
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, once
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import all_intact
 
 CUT_SCHEMA = pa.schema([("id", pa.string()), ("kind", pa.string()), ("start", pa.int64()), ("end", pa.int64())])
 SPAN_SCHEMA = pa.schema(
@@ -82,7 +82,11 @@ def cut_repeats(recipe: Recipe, documents: Manifest, runtime: Runtime, cutting: 
         known = [file.sha256 for (output, _), mark in zip(inputs, marks, strict=True) for file in (output, mark)]
         joined = recipe.key(known)  # one digest of all, since the key of each shard has it
         paths, files = [path for _, path in inputs], [runtime.root / mark.path for mark in marks]
-        join = functools.partial(cutting.join, paths, files, runtime.engine)
+
+        def join(target: Path) -> None:
+            with all_intact([output for output, _ in inputs], runtime.root):
+                cutting.join(paths, files, runtime.engine, target)
+
         spans = once(runtime, folder.parent / "records" / f"{joined}.parquet", join)
         work = [
             Shard(path.stem, ("cut", output.sha256, str(a), joined), (path, spans, (a, b), cutting), (output,))

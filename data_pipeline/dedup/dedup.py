@@ -37,6 +37,7 @@ not written again: its file gets a second name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,8 +70,11 @@ from governance.files import put_in_place, sha256_bytes
 from governance.manifest import FILE_NAME, Manifest, describe, present, read_manifest
 from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import all_intact
 
 VERSION = 3
+_OF_EARLIER = ("documents", "signatures", "keys", "kept")
+"""Roles of an earlier corpus that the join reads."""
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
 
 
@@ -203,6 +207,7 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
     `urls_of_collections`.
 
     Raises:
+        AlteredFile: a document, or a file of an earlier corpus, is not as its manifest states.
         ManifestError: a shard cannot be read.
         MissingInput: the artifact is missing and `runtime.make` is False; or Daft is requested and not installed.
         StorageError: the disk is full.
@@ -218,15 +223,14 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
         records = folder.parent / "records"
         decisions, pairs = records / f"{key}.decisions.arrow", records / f"{key}.pairs.parquet"
 
-        def make_decisions(_: Path) -> None:
+        def decide() -> None:
             # Sources rank in the order in which they first occur, within a shard by their first row.
             by_row = (sorted(shard.stats["sources"].items(), key=lambda item: item[1]) for shard in signed)
             sources = list(dict.fromkeys(source for found in by_row for source, _ in found))
             parts = []
             for corpus in earlier:
-                roles = ("documents", "signatures", "keys", "kept")
                 for path, signed_as, keyed, kept in zip(
-                    *(corpus.manifest.files(role, corpus.root) for role in roles), strict=True
+                    *(corpus.manifest.files(role, corpus.root) for role in _OF_EARLIER), strict=True
                 ):
                     stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
                     parts.append(CorpusShard(path, signed_as, keyed, len(stayed), stayed, corpus.manifest.digest))
@@ -239,6 +243,13 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
             with spill_folder(folder) as scratch:
                 engine = JoinEngine(runtime.engine, config.join_memory_mib, scratch)
                 write_decisions(decisions, pairs, Corpus(parts, sources), config, engine, max(1, runtime.workers))
+
+        def make_decisions(_: Path) -> None:
+            with contextlib.ExitStack() as reading:
+                for manifest, root in ((documents, runtime.root), *((one.manifest, one.root) for one in earlier)):
+                    read = [output for role in (*_OF_EARLIER, "scores") for output in manifest.listed(role)]
+                    reading.enter_context(all_intact(read, root))
+                decide()
 
         once(runtime, decisions, make_decisions, beside=(pairs,))
         decided = read_decisions(decisions)

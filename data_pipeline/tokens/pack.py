@@ -173,11 +173,13 @@ def pack(tokens: Manifest, config: PackConfig, runtime: Runtime) -> Manifest:
 
     def make(folder: Path) -> Made:
         numbers = dict.fromkeys(ROLES, 0)
+        outputs = {runtime.root / output.path: output for output in tokens.outputs}
         shards = []
         for group in _groups(tokens, runtime.root):
             name = f"{numbers[group.role]:05d}"
             numbers[group.role] += 1
-            shards.append(Shard(name, (group.role, name, *group.digests), group))
+            reads = tuple(outputs[path] for path in group.paths)
+            shards.append(Shard(name, (group.role, name, *group.digests), group, reads))
         if not shards:
             raise PipelineError(
                 f"pack: the token shards of {tokens.folder} predict nothing: they hold no document with text. "

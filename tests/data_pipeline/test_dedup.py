@@ -23,10 +23,11 @@ from data_pipeline.documents import (
     write_table,
 )
 from governance.config import canonical_json, validate
-from governance.errors import ConfigError, MissingInput
+from governance.errors import AlteredFile, ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
+from tests.governance.attacked import flip
 
 GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
 
@@ -374,6 +375,32 @@ def test_an_earlier_corpus_of_another_kind_is_refused(tmp_path):
         made(tmp_path, ngram=4, against=(first.folder,))
     with pytest.raises(MissingInput, match="nowhere"):
         made(tmp_path, against=("dedup/nowhere",))
+
+
+@pytest.mark.parametrize("role", ["documents", "signatures", "keys", "kept"])
+def test_an_altered_file_of_an_earlier_corpus_decides_nothing(tmp_path, role):
+    first = made(tmp_path)
+    altered = first.files(role, tmp_path)[0]
+    flip(altered)
+    with pytest.raises(AlteredFile, match=f"{role}/{altered.name}: has sha256"):
+        made(tmp_path, {"9": [("same", text(1))]}, key="c", against=(first.folder,))
+
+
+def test_a_document_altered_before_the_join_leaves_no_decision(tmp_path):
+    """Its signature was made before, in a run that was killed; put back, it gives what it would have given."""
+    documents, path = corpus(tmp_path, SHARDS), tmp_path / "clean" / ("b" * 16) / "documents" / "1.parquet"
+    whole = dedup(documents, DedupConfig(), Runtime(tmp_path))
+    (tmp_path / whole.path).unlink()
+    for left in (tmp_path / "dedup" / "records").glob("*.decisions.*"):
+        left.unlink()
+    data = path.read_bytes()
+    table = pq.read_table(path)
+    texts = pa.array([text(1), text(5), text(6)], table.schema.field("text").type)
+    write_table(path, table.set_column(table.schema.get_field_index("text"), "text", texts).cast(DOCUMENT_SCHEMA))
+    with pytest.raises(AlteredFile, match=r"1\.parquet"):
+        dedup(documents, DedupConfig(), Runtime(tmp_path))
+    path.write_bytes(data)
+    assert dedup(documents, DedupConfig(), Runtime(tmp_path)).digest == whole.digest
 
 
 def test_the_limit_of_the_join_changes_nothing(tmp_path):

@@ -17,7 +17,7 @@ from data_pipeline.tokens import pack as stage
 from data_pipeline.tokens.pack import PackConfig, group_shards, pack, pack_pieces, pieces_of
 from data_pipeline.tokens.packed_rows import PIECE, PackedRows, locate, read_packed_row, shards_of, write_packed_rows
 from data_pipeline.tokens.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
-from governance.errors import ManifestError, MissingInput, PipelineError
+from governance.errors import AlteredFile, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
 
@@ -252,6 +252,16 @@ def test_an_altered_index_is_refused(tmp_path, offset, value, words):
     path.write_bytes(data)
     with pytest.raises(ManifestError, match=words):
         PackedRows.open(path)
+
+
+def test_an_altered_token_shard_is_not_packed(tmp_path):
+    """Put back afterwards, nothing would show that rows cross the ends of its documents."""
+    tokens = encoded(tmp_path, {"train": [[9, 5, 30]]})
+    [path] = tokens.files("train", tmp_path)
+    documents = [EncodedDocument("a", np.append(np.arange(1, size), END), 1) for size in (20, 14, 10)]
+    write_token_shard(path, documents, 1 << 24, END)
+    with pytest.raises(AlteredFile, match=f"{path.name}: has "):
+        pack(tokens, PackConfig(sequence_length=8), Runtime(tmp_path))
 
 
 def test_an_index_of_other_shards_is_refused(tmp_path):

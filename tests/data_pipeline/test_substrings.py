@@ -19,6 +19,7 @@ from data_pipeline.dedup import substrings as stage
 from data_pipeline.dedup.substrings import SubstringsConfig, drop_substrings, spans_of
 from data_pipeline.documents import cut_spans
 from data_pipeline.kernels.substring_windows import MAX_COPIES, find_repeats, select_windows
+from governance.errors import AlteredFile
 from governance.kernels.buffers import text_buffers
 from governance.parallel import map_shards
 from governance.stage import Runtime
@@ -161,6 +162,23 @@ def test_no_word_is_torn_at_the_edge_of_a_cut(tmp_path):
     first, *_, last = shared.split(" ")
     kept = rows_of(made, "documents", tmp_path)[1]["text"]
     assert kept == f"{prose(11, 200)} un{first} {last}ness {prose(21, 200)}"
+
+
+def test_a_document_altered_before_the_join_leaves_no_cut(tmp_path):
+    """Its windows were found before, in a run that was killed; put back, it gives what it would have given."""
+    shared = prose(1, 900)
+    documents = corpus(tmp_path, [f"{shared} {prose(2, 200)}", f"{prose(3, 200)} {shared}"], 1)
+    whole = drop_substrings(documents, SubstringsConfig(), Runtime(tmp_path))
+    (tmp_path / whole.path).unlink()
+    for left in (tmp_path / "substrings" / "records").glob("*.parquet*"):
+        left.unlink()
+    path = documents.files("documents", tmp_path)[1]
+    data = path.read_bytes()
+    corpus(tmp_path, [f"{shared} {prose(2, 200)}", f"{prose(3, 200)} {prose(4, 899)}"], 1)
+    with pytest.raises(AlteredFile, match=path.name):
+        drop_substrings(documents, SubstringsConfig(), Runtime(tmp_path))
+    path.write_bytes(data)
+    assert drop_substrings(documents, SubstringsConfig(), Runtime(tmp_path)).digest == whole.digest
 
 
 def test_a_document_of_nothing_else_leaves_whole(tmp_path):
