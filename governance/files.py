@@ -412,6 +412,24 @@ def move_folder(folder: Path, target: Path) -> None:
         folder.rename(target)
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only this account may enter, unless it is there.
+
+    Raises:
+        StorageError: it is there, and holds files that another account could have left.
+    """
+    with contextlib.suppress(OSError):  # one that is empty is made anew
+        folder.rmdir()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise StorageError(
+            f"{folder}: is not a folder of this account alone (mode 700), so its content counts for nothing. Remove "
+            "it, and find out who can write there"
+        )
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it.
 

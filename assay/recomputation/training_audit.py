@@ -32,7 +32,7 @@ from assay.replay.replay_plan import TrainedPart, checkpoints_of
 from assay.training_recipe import pinned, training_folder, training_rows
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput
-from governance.files import remove_tree, write_json
+from governance.files import make_private_folder, remove_tree, write_json
 from governance.gate.chain import require_stated
 from governance.log import get_logger, progress
 from governance.manifest import Manifest, describe, verify
@@ -74,6 +74,7 @@ def audit_training(
         ConfigError: the share, or the settings, do not fit.
         MissingInput: no two checkpoints are kept, or the corpus is gone.
         ManifestError: the journal or a file of a checkpoint was altered.
+        StorageError: another account can write to the folder of the repetitions.
         GateClosed: lines of the journal are gone, a checkpoint or the corpus is not as it was stated.
     """
     root, journal = runtime.root, run.journal(runtime.root)
@@ -167,6 +168,7 @@ def _repeat(
     for checkpoint in filter(None, (stretch.begin, stretch.end)):
         if problems := verify(checkpoint, root):
             raise ManifestError(f"{root / checkpoint.folder}: is not as it was stated: " + "; ".join(problems[:3]))
+    make_private_folder(scratch.parent)  # what is found there is taken for a repetition that was stopped
     place = scratch / str(stretch.last_step)
     again = repeat(run, artifacts, root, stretch, place / "plain")
     facts: dict[str, Any] = {

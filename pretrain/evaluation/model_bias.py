@@ -43,6 +43,7 @@ from governance.errors import ConfigError
 from governance.files import sha256_bytes, sha256_file, write_json
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import intact
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.evaluation.bias_benchmarks import NAMES, BenchmarkItem, read_set
 from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_likelihoods
@@ -309,8 +310,13 @@ def wilson(hits: float, count: float) -> tuple[float, float, float]:
 
 
 def associations(bias: Manifest, root: Path) -> dict[tuple[str, str, str], float]:
-    """Corpus nPMI of each (axis, group, category), in English."""
-    rows = json.loads((root / bias.folder / "tables.json").read_bytes())["association"]
+    """Corpus nPMI of each (axis, group, category), in English.
+
+    Raises:
+        AlteredFile: the counts are not as they were written.
+    """
+    with intact(bias.named("tables.json"), root) as path:
+        rows = json.loads(path.read_bytes())["association"]
     return {
         (row["axis"], row["group"], _category(row["against"])): row["value"]
         for row in rows

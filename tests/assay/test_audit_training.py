@@ -126,6 +126,16 @@ def test_an_honest_training_is_equal_to_the_bit_and_known_everywhere(trained, au
     assert len(audit_faults([entry for entry in entries if entry.kind != "training-audit-draw"], root)) == 2
 
 
+def test_a_repetition_that_another_account_left_is_not_taken(trained, capsys):
+    """Whoever may write next to the root reads the draw in the journal, and could leave the drawn checkpoints there."""
+    left = trained / "root-training-audit"
+    (left / "planted").mkdir(parents=True)
+    left.chmod(0o755)
+    assert main(["audit-training", str(trained / "run.toml"), "--root", str(trained / "root"), "--share", "0.1"]) == 74
+    assert f"{left}: is not a folder of this account alone" in capsys.readouterr().err
+    shutil.rmtree(left)
+
+
 def swap_a_row(patch, at):
     """A step reads a row of another step in place of its first one."""
     rows, other = RowSampler.rows, (at + 3) % 8 + 1

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.errors import ConfigError, MissingInput
-from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.errors import AlteredFile, ConfigError, MissingInput
+from governance.manifest import FILE_NAME, Manifest, describe, read_manifest
 from governance.stage import Runtime
 from pretrain.evaluation.bias_benchmarks import read_set
 from pretrain.evaluation.loglikelihood import Scored
@@ -116,12 +116,17 @@ def test_the_categories_of_the_corpus_are_those_of_the_templates(tmp_path):
     ]
     folder = tmp_path / "bias" / ("b" * 16)
     folder.mkdir(parents=True)
-    (folder / "tables.json").write_text(json.dumps({"association": [*rows, {**rows[0], "language": "de"}]}))
-    bias = Manifest(stage="bias", version=1, key="b" * 64, config={}, inputs=(), outputs=(), stats={}, run={})
+    tables = folder / "tables.json"
+    tables.write_text(json.dumps({"association": [*rows, {**rows[0], "language": "de"}]}))
+    values = {"stage": "bias", "version": 1, "key": "b" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
+    bias = Manifest(outputs=(describe(tables, tmp_path),), **values)
     found = associations(bias, tmp_path)
     assert {key[2] for key in found} == {"nurse", "competence", "crime", "competence/low"}
     templates = load_templates()
     assert {"nurse", "competence", "crime"} <= {name for words in templates.words.values() for name in words}
+    tables.write_text(tables.read_text().replace("0.1", "0.9"))
+    with pytest.raises(AlteredFile, match=r"tables\.json: has sha256"):
+        associations(bias, tmp_path)
 
 
 def write(path: Path, rows) -> Path:
