@@ -413,7 +413,7 @@ def move_folder(folder: Path, target: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that only this account may enter, unless it is there.
+    """Make a folder that only this account may enter, if missing.
 
     Raises:
         StorageError: it is there, and holds files that another account could have left.

@@ -226,7 +226,9 @@ def append(path: Path, kind: str, about: Mapping[str, Any], sign: SignLine = dic
 
 
 def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
-    """Intervals of the ledgers of all hosts, by begin; those of one host in the order of their lines.
+    """Intervals of the ledgers of all hosts, by begin.
+
+    Those of one host are in the order of their lines, whatever its clock shows.
 
     `alive(line)` is whether the process that wrote a line still runs; by default this host's processes are looked
     up, and another host's is taken for alive while its last line is younger than a minute.
