@@ -10,7 +10,7 @@ from typing import Any
 from assay.impact import steps_of_each
 from assay.receipts.receipt_requests import own_journal, takedowns, tokens_of
 from data_pipeline.normalised_text import normalise
-from data_pipeline.text_index.index_stage import STAGE, TextIndexConfig, text_index
+from data_pipeline.text_index.index_stage import STAGE, VERSION, TextIndexConfig, text_index
 from data_pipeline.text_index.search import Holder, TextIndex, find_spans, holders_of, open_index, read_listed
 from data_pipeline.tokens.token_shards import document_identity
 from data_pipeline.trace import documents_of
@@ -101,9 +101,10 @@ def make_index(tokens: Manifest, config: TextIndexConfig, runtime: Runtime) -> M
 
 
 def find_index(tokens: Manifest, root: Path) -> Manifest | None:
-    """The newest index of a token corpus, whatever its shards' size."""
+    """The newest index of a token corpus that this version reads, whatever its shards' size."""
     paths = sorted(root.glob(f"{STAGE}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
-    return next((one for one in map(read_manifest, paths) if tokens.as_input() in one.inputs), None)
+    found = (one for one in map(read_manifest, paths) if one.version == VERSION)
+    return next((one for one in found if tokens.as_input() in one.inputs), None)
 
 
 def open_sound_index(made: Manifest, root: Path, hooks: Hooks) -> TextIndex:
@@ -169,7 +170,7 @@ def trace_text(
     made = find_index(tokens, root)
     if made is None:
         others = len(list(root.glob(f"{STAGE}/*/{FILE_NAME}")))
-        words = f"; its {others} index(es) are of other corpora" if others else ""
+        words = f"; its {others} index(es) are of other corpora or versions of Assay" if others else ""
         raise MissingInput(f"{root}: has no index of the texts of {tokens.folder}{words}. {_MAKE}")
     journal = own_journal(model or made, keyring, root)
     refuse_unstated(made, keyring, root)
@@ -181,14 +182,14 @@ def trace_text(
             shards = [*one.listed("train"), *one.listed("validation")]
             _refuse_altered(one, shards, root, hooks, "The steps rest on it; nothing was traced. Put it back")
     spans = find_spans(index, text, least)
-    held = [holders_of(index, text[start:end]) for start, end in spans]
-    listed = [list(zip(found[:most], read_listed(index, found[:most]), strict=True)) for found in held]
+    held = [holders_of(index, text[start:end], most) for start, end in spans]
+    listed = [list(zip(found.first, read_listed(index, found.first), strict=True)) for found in held]
     facts = _reads([row["id"] for rows in listed for _, row in rows], model, tokens, root, journal.verified())
     return TracedText(
         text, least,
         tuple(
             TracedSpan(
-                start, end, text[start:end], len(found), sum(one.occurrences for one in found),
+                start, end, text[start:end], found.documents, found.occurrences,
                 tuple(_source(holder, row, facts) for holder, row in rows),
             )
             for (start, end), found, rows in zip(spans, held, listed, strict=True)

@@ -9,10 +9,11 @@ documents that the token shards hold are in it, each once. All numbers are littl
     samples/00000.bin     the first 24 bytes of each n-th suffix, beginning with the first (n = `sample_stride`); where
                           the text ends before, zeros follow
     ends/00000.bin        uint32: where the text of each document ends
-    listed/00000.parquet  of each document: id, source, url, licence, and its copies in the training (`copies`) and the
-                          validation split (`held_out`)
+    listed/00000.arrow    of each document: id, source, url, licence, and its copies in the training (`copies`) and the
+                          validation split (`held_out`); an Arrow file, each batch of which has `LISTED_ROWS` rows
+                          but for the last, so that a document is found without reading others'
 
-Price: 5 bytes for each byte of text and some 100 for each document, less in scripts of several bytes a character. To
+Price: 5 bytes for each byte of text and some 50 for each document, less in scripts of several bytes a character. To
 make a shard takes five times its text in memory, and most of the time is libdivsufsort's. `search.py` reads the files.
 """
 
@@ -22,6 +23,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -32,30 +34,30 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, group_bytes, read_groups, required, table_writer
+from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, group_bytes, read_groups, required
 from data_pipeline.tokens.token_shards import TokenShard, document_identity
 from governance.config import Section
 from governance.errors import PipelineError
-from governance.files import atomic_file
+from governance.files import atomic_file, atomic_path
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 STAGE = "text_index"
-VERSION = 2
+VERSION = 3
 LISTED_SCHEMA = required(
     id=pa.string(), source=pa.string(), url=pa.string(), licence=pa.string(), copies=pa.int64(), held_out=pa.int64()
 )
 SPLITS = ("train", "validation")
+LISTED_ROWS = 256  # of a batch, which a look-up of one document unpacks
 SAMPLE_BYTES = 24
-_SUFFIXES = {"text": ".bin", "suffixes": ".bin", "samples": ".bin", "ends": ".bin", "listed": ".parquet"}
+_SUFFIXES = {"text": ".bin", "suffixes": ".bin", "samples": ".bin", "ends": ".bin", "listed": ".arrow"}
 _READ = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "url", "licence")])
 _END = b"\xff"
 _MOST = 2**31 - 1  # bytes that libdivsufsort's 32-bit form sorts
 _MOST_SAMPLES = 1 << 16  # 1.5 MB, which a search reads whole
 _LEAST_STRIDE = 256  # these suffixes are a quarter of a page
 _COUNTED_AT_ONCE = 1 << 22
-_LISTED_AT_ONCE = 4096  # rows of a group: what a look-up of one document reads
 
 
 class TextIndexConfig(Section):
@@ -132,7 +134,7 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
     from pydivsufsort import divsufsort
 
     text, ends = bytearray(), array("I")
-    with table_writer(path_of("listed"), LISTED_SCHEMA) as append:
+    with _listed_writer(path_of("listed")) as append:
         for part in parts:
             copies, held_out = (_identities(paths) for paths in part.tokens)
             for table in read_groups(part.documents, _READ, part.groups):
@@ -151,8 +153,7 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
                 rows = table.select(LISTED_SCHEMA.names[:4]).take(pa.array(kept, pa.int64()))
                 for at, name in enumerate(LISTED_SCHEMA.names[4:]):
                     rows = rows.append_column(name, pa.array([counts[place][at] for place in kept], pa.int64()))
-                for first in range(0, rows.num_rows, _LISTED_AT_ONCE):
-                    append(rows.slice(first, _LISTED_AT_ONCE))
+                append(rows)
     _write(path_of("text"), text)
     _write(path_of("ends"), np.frombuffer(ends, np.uint32) if ends else b"")
     suffixes = divsufsort(text) if text else np.zeros(0, np.int32)
@@ -171,6 +172,24 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
     _write(path_of("samples"), b"".join(heads))
     stats = {"documents": len(ends), "bytes": len(text), "suffixes": count}
     return ShardMade({role: path_of(role) for role in _SUFFIXES}, stats)
+
+
+@contextmanager
+def _listed_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Write listed facts, each batch but the last of `LISTED_ROWS` rows."""
+    options = pa.ipc.IpcWriteOptions(compression="lz4")  # zstd takes six times as long to unpack one
+    rest = LISTED_SCHEMA.empty_table()
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), LISTED_SCHEMA, options=options) as writer:
+
+        def append(table: pa.Table) -> None:
+            nonlocal rest
+            rows = pa.concat_tables([rest, table.cast(LISTED_SCHEMA)]).combine_chunks()
+            whole = rows.num_rows - rows.num_rows % LISTED_ROWS
+            writer.write_table(rows.slice(0, whole), max_chunksize=LISTED_ROWS)
+            rest = rows.slice(whole)
+
+        yield append
+        writer.write_table(rest)
 
 
 def _identities(paths: Sequence[Path]) -> Counter[bytes]:

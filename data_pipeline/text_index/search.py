@@ -18,7 +18,7 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from data_pipeline.documents import read_groups, rows_by_group
-from data_pipeline.text_index.index_stage import LISTED_SCHEMA, SAMPLE_BYTES, sample_stride
+from data_pipeline.text_index.index_stage import LISTED_ROWS, SAMPLE_BYTES, sample_stride
 from governance.manifest import Manifest
 
 Occurs = Callable[[int, int], bool]
@@ -115,6 +115,16 @@ class Holder:
     place: int
     """Its number in the shard, from 0."""
     occurrences: int
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Documents that hold a passage: all of them counted, the first named."""
+
+    documents: int
+    occurrences: int
+    first: list[Holder]
+    """In the order of the corpus."""
 
 
 def open_index(made: Manifest, root: Path) -> TextIndex:
@@ -236,24 +246,32 @@ def _last(holds: Callable[[int], bool], known: int, most: int) -> int:
     return bisect_left(range(beyond), True, lo=known + 1, key=lambda number: not holds(number)) - 1
 
 
-def holders_of(index: TextIndex, passage: str) -> list[Holder]:
-    """Documents that hold a passage, in the order of the corpus."""
-    data, found = passage.encode("utf-8"), []
+def holders_of(index: TextIndex, passage: str, most: int) -> Holders:
+    """Documents that hold a passage, up to `most` of them named."""
+    data = passage.encode("utf-8")
+    documents, occurrences, first = 0, 0, list[Holder]()
     for number, shard in enumerate(index.shards):
-        inside = np.searchsorted(shard.ends, shard.places(data), side="right")
-        documents, counts = np.unique(inside, return_counts=True)
-        found += [Holder(number, *pair) for pair in zip(documents.tolist(), counts.tolist(), strict=True)]
-    return found
+        inside = np.searchsorted(shard.ends, np.sort(shard.places(data)), side="right")
+        begins = np.flatnonzero(np.append(True, inside[1:] != inside[:-1])[: len(inside)])
+        counts = np.diff(begins[: most + 1], append=len(inside))
+        for begin, count in zip(begins[: most - len(first)].tolist(), counts.tolist(), strict=False):
+            first.append(Holder(number, int(inside[begin]), count))
+        documents += len(begins)
+        occurrences += len(inside)
+    return Holders(documents, occurrences, first)
 
 
-def read_listed(index: TextIndex, holders: list[Holder]) -> list[dict[str, Any]]:
+def read_listed(index: TextIndex, holders: Sequence[Holder]) -> list[dict[str, Any]]:
     """The listed facts of documents, in the given order."""
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for number in {holder.shard for holder in holders}:
-        places = np.array(sorted({holder.place for holder in holders if holder.shard == number}))
-        path, asked = index.shards[number].listed, iter(places.tolist())
-        by_group = rows_by_group(path, places)
-        tables = read_groups(path, LISTED_SCHEMA, [group for group, _ in by_group])
-        for (_, within), table in zip(by_group, tables, strict=True):
-            rows |= {(number, next(asked)): row for row in table.take(within).to_pylist()}
-    return [rows[holder.shard, holder.place] for holder in holders]
+    options = pa.ipc.IpcReadOptions(use_threads=False)  # a batch is smaller than what a thread costs
+    files = {
+        number: pa.ipc.open_file(pa.memory_map(str(index.shards[number].listed)), options=options)
+        for number in {holder.shard for holder in holders}
+    }
+
+    def row(holder: Holder) -> dict[str, Any]:
+        batch, place = divmod(holder.place, LISTED_ROWS)
+        found: list[dict[str, Any]] = files[holder.shard].get_batch(batch).slice(place, 1).to_pylist()
+        return found[0]
+
+    return list(map(row, holders))

@@ -83,11 +83,14 @@ def test_the_spans_are_those_of_brute_force(texts, text, least):
 def test_spans_and_counts_are_exact_over_shards_and_documents(data, tmp_path_factory):
     """Shards of a row group or less: no passage crosses a document, no count depends on where a shard ends.
 
-    Nor on how many suffixes have a sample, nor on which passages are longer than one.
+    Nor on how many suffixes have a sample, on which passages are longer than one, or on the rows of a listed batch.
     """
     root = tmp_path_factory.mktemp("index")
     shards = data.draw(st.lists(st.lists(LETTERS, max_size=4), min_size=1, max_size=3))
+    rows = data.draw(st.integers(1, 4))
     with pytest.MonkeyPatch.context() as patch:
+        for module in (index_stage, search):
+            patch.setattr(module, "LISTED_ROWS", rows)
         patch.setattr(index_stage, "_LEAST_STRIDE", data.draw(st.sampled_from([1, 2, 5, 256])))
         made, index = indexed(root, shards, shard_bytes=data.draw(st.sampled_from([1, 40, 1 << 30])))
         _spans_and_counts_are_exact(data, made, index, shards)
@@ -103,12 +106,14 @@ def _spans_and_counts_are_exact(data, made, index, shards):
     assert spans == brute_force(asked, [text for _, text in texts], least)
     for start, end in spans:
         span = asked[start:end]
-        found = holders_of(index, span)
-        listed = [row["id"] for row in read_listed(index, found)]
+        most = data.draw(st.integers(1, 6))
+        found = holders_of(index, span, most)
+        listed = [row["id"] for row in read_listed(index, found.first)]
         wanted = [
             (name, sum(text.startswith(span, at) for at in range(len(text)))) for name, text in texts if span in text
         ]
-        assert list(zip(listed, [one.occurrences for one in found], strict=True)) == wanted
+        assert list(zip(listed, [one.occurrences for one in found.first], strict=True)) == wanted[:most]
+        assert (found.documents, found.occurrences) == (len(wanted), sum(count for _, count in wanted))
 
 
 def test_only_documents_of_the_token_shards_are_in_it_with_their_copies(tmp_path):
@@ -118,7 +123,7 @@ def test_only_documents_of_the_token_shards_are_in_it_with_their_copies(tmp_path
     assert find_spans(index, "left out", 5) == []
     for text, copies in held.items():
         if copies != (0, 0):
-            [row] = read_listed(index, holders_of(index, text))
+            [row] = read_listed(index, holders_of(index, text, 9).first)
             assert (row["copies"], row["held_out"]) == copies
             assert (row["source"], row["licence"]) == (f"s{list(held).index(text) % 3}", "CC0-1.0")
 

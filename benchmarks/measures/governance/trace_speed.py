@@ -122,7 +122,7 @@ def _ask(index: TextIndex, text: str) -> list[tuple[int, int]]:
     """Answer a query but for the steps: spans, documents, and their listed facts."""
     spans = find_spans(index, text, _LEAST)
     for start, end in spans:
-        read_listed(index, holders_of(index, text[start:end])[:10])
+        read_listed(index, holders_of(index, text[start:end], 10).first)
     return spans
 
 
