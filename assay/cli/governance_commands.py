@@ -319,6 +319,7 @@ def prove(arguments: Arguments) -> None:
     """
     from assay.receipts.receipt_requests import explain, verifier_text
     from assay.receipts.receipt_requests import prove as find
+    from assay.receipts.unknown_ids import id_note
 
     file: Path = arguments.receipt
     if file.exists():
@@ -330,7 +331,10 @@ def prove(arguments: Arguments) -> None:
         write_text(arguments.verifier, verifier_text())
     verifier = arguments.verifier or "verify_receipt.py"
     line = f"python {verifier} {file} --key {public_path(keyring.own)}"
-    say(explain(evidence), **evidence, file=file, verify=line)
+    said = evidence["statement"]
+    unknown = said["asked"]["kind"] == "id" and said["found"] is None and not said.get("removed")
+    note = id_note(arguments.asked, root_of(arguments.checkpoint)) if unknown else ""
+    say(explain(evidence, note), **evidence, note=note, file=file, verify=line)
     say(f"{file}: others check it with: {line}")
 
 

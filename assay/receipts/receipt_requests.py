@@ -302,8 +302,8 @@ def _matches(request: ReceiptRequest, output: Output, root: Path, more: list[str
     return found
 
 
-def explain(found: dict[str, Any]) -> str:
-    """A receipt in lines of text, for a terminal."""
+def explain(found: dict[str, Any], note: str = "") -> str:
+    """A receipt in lines of text, for a terminal, with a note that is not part of it."""
     said = found["statement"]
     held, read = said["found"], said["read"]
     asked = said["asked"].get("value") or said["asked"]["name"]
@@ -318,6 +318,8 @@ def explain(found: dict[str, Any]) -> str:
     if read["times"]:
         more = f" and {read['times'] - len(read['steps'])} more" if read["times"] > len(read["steps"]) else ""
         lines.append(f"read {read['times']} time(s), at step(s) {', '.join(map(str, read['steps']))}{more}")
+    if note:
+        lines.append(note)
     if said.get("removed"):
         lines.append(f"removed by {said['removed']}")
     if near := said.get("nearest"):

@@ -5,6 +5,9 @@ import pyarrow.parquet as pq
 from assay.config import load_run
 from assay.pipeline import corpus
 from assay.receipts.receipt_requests import _removals, read_request
+from assay.receipts.unknown_ids import id_note
+from governance.files import remove_file
+from governance.manifest import read_manifest
 from governance.stage import Runtime
 
 
@@ -17,3 +20,29 @@ def test_a_document_that_the_mixture_left_out_is_named_as_removed(project):
     assert left_out
     for name, removed in ((left_out[0], ["mix: mix_quota"]), (left_out[-1], ["mix: mix_quota"]), ("a.jsonl#999", [])):
         assert list(_removals(read_request(name), made["encode"], runtime.root)) == removed
+
+
+def test_an_id_that_no_source_holds_is_named_as_such(project):
+    """Also a record that became no document; with documents gone, nothing is claimed."""
+    runtime = Runtime(project / "root")
+    with open(project / "b.jsonl", "a") as file:
+        file.write("{torn\n")
+    corpus(load_run(project / "run.toml", []), runtime)
+    paths = read_manifest(next(runtime.root.glob("ingest/*/manifest.json"))).files("documents", runtime.root)
+    ids = [name for path in paths for name in pq.read_table(path)["id"].to_pylist()]
+    assert {id_note(name, runtime.root) for name in ids} == {""}
+    nothing = "no source of this root holds such an id"
+    for asked, said in (
+        ("tales/a.jsonl#63", f"{nothing}; the nearest is tales/a.jsonl#59"),
+        (f"tales/b.jsonl#{'9' * 5000}", f"{nothing}; the nearest is tales/b.jsonl#"),
+        ("tales/b.josnl#7", f"{nothing}; the nearest is tales/b.jsonl#7"),
+        ("tales/b.jsonl#7x", f"{nothing}; the nearest is tales/b.jsonl#7"),
+        ("zzz#1", nothing),
+        ("tales/b.jsonl#60", "a source of this root holds this record, but it became no document: "),
+    ):
+        note = id_note(asked, runtime.root)
+        assert note.startswith(said)
+        assert (note.rpartition(" ")[2] in ids) == ("nearest" in said)
+    remove_file(paths[0])
+    assert id_note(ids[0], runtime.root).endswith(f"cannot be said: {paths[0]} is gone")
+    assert id_note(ids[0], project).endswith("has no artifact of the stage ingest")
