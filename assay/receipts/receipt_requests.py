@@ -303,7 +303,7 @@ def _matches(request: ReceiptRequest, output: Output, root: Path, more: list[str
 
 
 def explain(found: dict[str, Any], note: str = "") -> str:
-    """A receipt in lines of text, for a terminal, with a note that is not part of it."""
+    """A receipt, and a note on it, in lines for a terminal."""
     said = found["statement"]
     held, read = said["found"], said["read"]
     asked = said["asked"].get("value") or said["asked"]["name"]

@@ -53,7 +53,10 @@ def _ids(ingested: Iterable[Manifest], root: Path) -> Iterator[pa.ChunkedArray]:
 
 
 def _nearest(asked: str, ids: pa.Array | pa.ChunkedArray) -> str:
-    """The id of the file whose name resembles most, and of the nearest record in it; "" without such a file."""
+    """The id that resembles one most, or "".
+
+    Of the file whose name is the most similar, it is the record of the nearest number.
+    """
     files = pc.replace_substring_regex(ids, "#[^#]*$", "")
     file, _, record = asked.rpartition("#")
     alike = _closest(file, pc.unique(files).to_pylist())

@@ -101,7 +101,10 @@ def make_index(tokens: Manifest, config: TextIndexConfig, runtime: Runtime) -> M
 
 
 def find_index(tokens: Manifest, root: Path) -> Manifest | None:
-    """The newest index of a token corpus that this version reads, whatever its shards' size."""
+    """The newest readable index of a token corpus.
+
+    Its shards may have any size; an older version's is not readable.
+    """
     paths = sorted(root.glob(f"{STAGE}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
     found = (one for one in map(read_manifest, paths) if one.version == VERSION)
     return next((one for one in found if tokens.as_input() in one.inputs), None)
