@@ -29,7 +29,7 @@ from assay.start_preflight import (
     warn_of_licences,
 )
 from assay.teacher_draws import teacher_logits
-from assay.training_recipe import pinned, training_folder, training_rows
+from assay.training_recipe import pinned, refuse_few_rows, training_folder, training_rows
 from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare, stage_names
 from governance.energy.factors import resolve
@@ -83,6 +83,7 @@ def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str
     steps = (*stage_names(run.config.data), *(row.name for row in STAGES[len(CORPUS_STAGES) :]))
     with run_steps(steps, expected_seconds(run, runtime, steps, ranks)):
         artifacts = corpus(run, runtime)
+        refuse_few_rows(run, artifacts)
         _, verdict = judge_corpus(run, artifacts, runtime)
         if verdict["verdict"] in ("PASS", "WAIVED"):  # a closed gate is explained by the error
             get_logger(__name__).info("%s", explain(verdict))

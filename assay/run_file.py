@@ -31,6 +31,8 @@ CONFIGS = Path(__file__).with_name("configs")
 """The shipped configurations and policies."""
 _TOKENS_PER_PARAMETER = 20
 """Compute-optimal number of tokens (arXiv:2203.15556)."""
+_TUNING_ROWS = 32
+"""Rows of a batch of labelled texts or chats, as fine-tuning commonly has."""
 _UNUSED: dict[str, dict[str, Any]] = {
     "model": {
         "hidden_size": 8,
@@ -219,6 +221,8 @@ def _fill_for_size(found: RunFile, parameters: int) -> None:
     if not _is_count(length):
         return
     rows = 0.2920 * (6 * parameters * tokens) ** 0.3271 / length
+    if _is_tuning(found):
+        _fill(found, "train", "global_batch_size", _TUNING_ROWS, "default for labelled texts and chats")
     _fill(found, "train", "global_batch_size", 2 ** max(0, round(math.log2(rows))), reason)
     rows = train["global_batch_size"]
     if not _is_count(rows):
@@ -234,6 +238,15 @@ def _fill_for_size(found: RunFile, parameters: int) -> None:
     _fill(found, "optim", "warmup_steps", min(2000, max(1, steps // 50)), "default for these steps")
     if optim.get("schedule", "wsd") == "wsd":
         _fill(found, "optim", "decay_steps", steps // 5, "default for these steps")
+
+
+def _is_tuning(found: RunFile) -> bool:
+    """Return whether labels or answers are learned.
+
+    Such sets are small: the law of pretraining would fill a batch with all of one.
+    """
+    encode = _table(_table(found.values, "data"), "encode")
+    return "classification" in encode or encode.get("loss_on") == "answers"
 
 
 def _fill(found: RunFile, section: str, key: str, value: Any, reason: str) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from assay.config import LoadedRun
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.data.batch_size import batch_sizes
+from pretrain.data.dataset import refuse_small
 from pretrain.evaluation.tasks import pin
 from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.optim.optimizers import pin_optimizer
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 def training_rows(artifacts: Mapping[str, Manifest]) -> Manifest:
     """The rows that training reads: the packed ones, else the token shards."""
     return artifacts.get("pack", artifacts["encode"])
+
+
+def refuse_few_rows(run: LoadedRun, artifacts: Mapping[str, Manifest]) -> None:
+    """Raise where the manifests already show too few rows for a batch.
+
+    The training counts again; this comes before minutes of audit. Rows of spans left out are not known from manifests.
+
+    Raises:
+        PipelineError: states both numbers.
+    """
+    rows, train = training_rows(artifacts), run.config.train
+    if train.span_corruption is not None:
+        return
+    at_most = rows.stats.get("train_rows")
+    if at_most is None:  # each shard may end with a row that is not full
+        at_most = rows.stats["train_tokens"] // train.sequence_length + len(rows.outputs)
+    refuse_small(at_most, train.sequence_length, max(batch_sizes(train).sizes))
 
 
 def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:

@@ -346,7 +346,7 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     train_rows = replace(open_rows(tokens, "train", root, train.sequence_length), changed=changed)
     train_rows = corrupted_rows(without_removed(train_rows, train), tokens, train, root)
     refuse_foreign_vocabulary(tokens, train_rows, root)
-    refuse_small(train_rows, max(batch_sizes(train).sizes))
+    refuse_small(train_rows.count, train.sequence_length, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         if train.patience:
             raise ConfigError(

@@ -151,7 +151,8 @@ def clean_up(arguments: Arguments) -> None:
     outcome = remove(root, plan, journal) if arguments.execute else plan()
     for candidate in outcome.candidates:
         what = {"artifact": candidate.path, "bytes": candidate.bytes, "kept_for": candidate.kept_for}
-        words = f"kept for {candidate.kept_for}" if candidate.kept_for else "free"
+        gone = "removed" if arguments.execute else "free"
+        words = f"kept for {candidate.kept_for}" if candidate.kept_for else gone
         say(f"{candidate.path:<34} {candidate.bytes / 1e6:>10,.1f} MB  {words}", candidates=[what])
     if missing:
         say(f"this run has no {missing} yet: what it would make or use from there on is not kept", missing=missing)

@@ -32,8 +32,10 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or print a suite as gates")
     path(command, "policy", "POLICY|SUITE", "a policy's file, or a suite of GX (.json)")
     path(command, "folder", "FOLDER", "new folder for the suites of a policy", nargs="?")
-    option(command, "--suite", str, "NAME", "for a suite of GX: the table that its gates judge", default="documents")
-    option(command, "--owner", str, "NAME", "for a suite of GX: the owner of its gates", default="data")
+    text = "for a suite of GX: the table that its gates judge (default: %(default)s)"
+    option(command, "--suite", str, "NAME", text, default="documents")
+    text = "for a suite of GX: the owner of its gates, a role of the policy (default: %(default)s)"
+    option(command, "--owner", str, "NAME", text, default="data")
     text = "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)"
     command = add("freeze", "freeze", text)
     config(command)

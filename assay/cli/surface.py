@@ -147,7 +147,8 @@ def _data(commands: Commands[Parser]) -> None:
     _config(command)
     command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
-    option(part, "--task", task, "I/N", "make what task I (from 0) of N still lacks of the next data step, then exit")
+    text = "make what task I (from 0) of N still lacks of the next data step, then exit (default: make everything)"
+    option(part, "--task", task, "I/N", text)
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
     flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
     flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
@@ -194,9 +195,12 @@ def _training(commands: Commands[Parser]) -> None:
     nproc(command)
     text = "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused"
     flag(command, "--dry-run", text)
-    option(command, "--ranks", positive, "N", "with --dry-run: plan for this many ranks, --nproc of them on each node")
-    command.add_argument("--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind")
-    option(command, "--gpu-memory", size, "SIZE", "with --device cuda: memory of each GPU, such as 80GiB")
+    text = "with --dry-run: plan for this many ranks, --nproc of them on each node (default: --nproc)"
+    option(command, "--ranks", positive, "N", text)
+    text = "with --dry-run: plan for nodes of this kind (default: this machine)"
+    command.add_argument("--device", choices=("cpu", "cuda"), help=text)
+    text = "with --device cuda, which needs it: memory of each GPU, such as 80GiB"
+    option(command, "--gpu-memory", size, "SIZE", text)
     _from_scratch(command)
     _codes(command)
     text = "sample the teacher's logits once, for training with [train.distillation] logits = 'sampled'"
@@ -210,7 +214,7 @@ def _training(commands: Commands[Parser]) -> None:
     command = _add(commands, "audit-training", "audit_training", text)
     command.set_defaults(group="governance")
     _config(command)
-    text = "share of the stretches to repeat (default: %(default)s)"
+    text = "share of the stretches to repeat, above 0 and up to 1 (default: %(default)s)"
     command.add_argument("--share", type=float, default=0.01, metavar="SHARE", help=text)
     text = "public random value that nobody knew when the checkpoints were made (default: generated here)"
     command.add_argument("--beacon", default="", metavar="TEXT", help=text)
@@ -339,7 +343,8 @@ def _interpretation(commands: Commands[Parser]) -> None:
 
 
 def _experiment(commands: Commands[Parser]) -> None:
-    add = _group(commands, "experiment", "compare architectures and sizes on the run's own tokens")
+    about = "train small models on the run's tokens: claims about architectures, a scaling law, weights of the sources"
+    add = _group(commands, "experiment", about)
     about = (
         "train Transformer, LSTM, GRU and xLSTM on the same tokens, and report which of the Transformer's claims hold"
     )
@@ -388,7 +393,7 @@ def _slurm(commands: Commands[Parser]) -> None:
     add = _group(commands, "slurm", "submit a run to a Slurm cluster and follow its jobs")
     command = add("render", "render", "print the jobs' scripts without submitting them")
     _config(command)
-    option(command, "--job", str, "JOB", "print only this job's script", default="")
+    option(command, "--job", str, "JOB", "print only this job's script (default: all)", default="")
     text = "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
     command = add("submit", "submit", text)
     _config(command)
@@ -400,7 +405,7 @@ def _slurm(commands: Commands[Parser]) -> None:
     _submits(command)
     command = add("status", "status", "print each job's state, progress and energy, and the next command to type")
     _config(command)
-    flag(command, "--watch", "print again every few seconds until all jobs have ended")
+    flag(command, "--watch", "print again every 10 seconds until all jobs have ended")
     _config(add("cancel", "cancel", "cancel all pending and running jobs of the run"))
     text = "submit again what failed (only the failed tasks of an array) and what depends on it"
     command = add("retry", "retry", text)

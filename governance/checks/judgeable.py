@@ -9,6 +9,7 @@ Numbers and bounds of results are texts that are equal on every machine.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from decimal import Decimal
@@ -39,9 +40,24 @@ def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
     if needs.judges == "table":
         return ""
     for name in COLUMNS if needs.judges == "intervals" else (gate.column,):
-        if (found := list(table.columns).count(name)) != 1:
-            return f"column {name!r} occurs {found} times in the table; its columns are {columns(table)}"
+        if reason := not_one_column(name, table):
+            return reason
     return _not_exact(gate, table[gate.column]) if needs.numbers else ""
+
+
+def not_one_column(name: str, table: pd.DataFrame) -> str:
+    """Reason if a table has not exactly one column of a name; "" otherwise.
+
+    It names the nearest column and all others.
+    """
+    names = list(map(str, table.columns))
+    if (found := names.count(name)) == 1:
+        return ""
+    if found:
+        return f"column {name!r} occurs {found} times in the table; its columns are {columns(table)}"
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? Its" if near else "its"
+    return f"column {name!r} is not in the table; {hint} columns are {columns(table)}"
 
 
 def columns(table: pd.DataFrame) -> str:

@@ -484,10 +484,13 @@ def gradient_accumulation_steps(
     """
     rows = micro_batch_size * world_size
     if global_batch_size % rows:
-        each, rest = divmod(global_batch_size, world_size)
-        fix = f"a global batch that is a multiple of {world_size}" if rest else f"a micro batch that divides {each}"
+        near = rows * max(1, round(global_batch_size / rows))
+        each = max(1, round(global_batch_size / world_size))
+        micro = max(size for size in range(1, micro_batch_size + 1) if each % size == 0)
+        batch = f"{field} = {each * world_size} and " if each * world_size != global_batch_size else ""
+        or_smaller = f", or {batch}engine.micro_batch_size = {micro}" if micro < micro_batch_size else ""
         raise ConfigError(
             f"{field} = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
-            f"{micro_batch_size} x {world_size} = {rows}; choose {fix}"
+            f"{micro_batch_size} x {world_size} = {rows}; set {field} = {near}{or_smaller}"
         )
     return global_batch_size // rows

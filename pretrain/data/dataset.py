@@ -381,15 +381,15 @@ def refuse_other_than_pairs(tokens: Manifest, root: Path) -> None:
         )
 
 
-def refuse_small(rows: Rows, global_batch_size: int) -> None:
-    """Raise if one batch would show a row twice.
+def refuse_small(count: int, sequence_length: int, global_batch_size: int) -> None:
+    """Raise if one batch would show one of `count` rows twice.
 
     Raises:
         PipelineError: states both numbers.
     """
-    if rows.count < global_batch_size:
+    if count < global_batch_size:
         raise PipelineError(
-            f"the training shards hold {rows.count} rows of {rows.sequence_length} tokens, fewer than one batch of "
+            f"the training shards hold {count} rows of {sequence_length} tokens, fewer than one batch of "
             f"{global_batch_size}. Lower train.global_batch_size or train.sequence_length, or add documents."
         )
 

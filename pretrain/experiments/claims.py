@@ -180,7 +180,7 @@ def claims(
 
 def _open(tokens: Manifest, config: ClaimsConfig, root: Path) -> tuple[Rows, Rows]:
     rows = open_rows(tokens, "train", root, config.sequence_length)
-    refuse_small(rows, config.batch_rows)
+    refuse_small(rows.count, rows.sequence_length, config.batch_rows)
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         raise PipelineError(
             f"{tokens.folder} has no validation documents, so no loss could be compared. Raise "

@@ -23,7 +23,7 @@ from assay.cli import (
     trace_commands,
 )
 from assay.cli import run_commands as commands
-from assay.cli.command_words import current_words, in_order
+from assay.cli.command_words import current_words, in_order, leaves
 from assay.cli.main import main
 from assay.cli.surface import parser
 
@@ -361,3 +361,14 @@ def test_wrong_words_explain_themselves():
     )
     assert done.returncode == 2
     assert "not a whole number of at least 1" in done.stderr
+
+
+def test_the_help_of_an_option_states_its_default():
+    silent = [
+        (words, action.option_strings)
+        for words, command in leaves(parser())
+        for action in command._actions
+        if action.option_strings and action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS)
+        if "default" not in (action.help or "")
+    ]
+    assert not silent

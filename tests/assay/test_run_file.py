@@ -18,7 +18,7 @@ from assay.cli.report_commands import _keyring
 from assay.cli.run_commands import command_line
 from assay.cli.surface import parser
 from assay.config import load_run
-from assay.run_file import CONFIGS, names_of, read_run_file
+from assay.run_file import CONFIGS, fill_defaults, names_of, read_run_file
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet
 from data_pipeline.filters.clean import CleanConfig
@@ -174,6 +174,19 @@ def test_what_a_file_leaves_out_suits_the_size_of_its_model(folder):
     assert list(rates) == sorted(rates, reverse=True)
     (folder / "run.toml").write_text(f'{CORPUS}[model]\npreset = "1b"\n[optim]\nlearning_rate = 0.5\n')
     assert load_run(folder / "run.toml", []).config.optim.learning_rate == 0.5
+
+
+def test_labelled_texts_and_chats_have_small_batches_by_default(folder):
+    model = 'model = { preset = "10m" }\ndata.pack.sequence_length = 64\n'
+    of_labels = 'data.encode.classification = { label = "label", labels = ["a", "b"] }\n'
+    batches = []
+    for lines in ("", of_labels, 'data.encode.loss_on = "answers"\n'):
+        (folder / "run.toml").write_text(model + lines + CORPUS)
+        found = read_run_file([folder / "run.toml"])
+        fill_defaults(found, folder, "all")
+        batches.append(found.values["train"]["global_batch_size"])
+    assert batches[0] > 500
+    assert batches[1:] == [32, 32]
 
 
 @pytest.mark.parametrize("steps", [1, 20, 59, 60, 200])

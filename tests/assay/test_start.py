@@ -84,6 +84,15 @@ def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_w
     assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in output
 
 
+def test_a_batch_of_more_rows_than_there_are_is_refused_before_the_audit(project, capsys):
+    root = project / "root"
+    words = ["--root", str(root), "--data-workers", "1", "--set", "train.global_batch_size=4096"]
+    assert main(["run", str(project / "run.toml"), *words]) == 1
+    assert "fewer than one batch of 4096. Lower train.global_batch_size" in capsys.readouterr().err
+    assert (root / "encode").is_dir()
+    assert not (root / "audit").exists()
+
+
 def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_is_made(project, caplog):
     sources = 'data.sources=[{type="jsonl",name="x",licence="%s",paths=["*.jsonl"]}]'
     found = {}

@@ -84,7 +84,7 @@ def test_gx_judges_with_its_own_arguments(one, status, observed):
         (gate("expect_column_sum_to_be_between", column="words", min_value=1, bogus=2), "extra fields not permitted"),
         (gate("expect_column_sum_to_be_between", column="words", min_value="much"), "min_value"),
         (gate("expect_column_sum_to_be_between", min_value=1), "column"),
-        (gate("expect_column_sum_to_be_between", column="nowhere", min_value=1), "nowhere"),
+        (gate("expect_column_sum_to_be_between", column="wrods", min_value=1), "did you mean 'words'?"),
         (gate("expect_column_sum_to_be_between", column="words"), "has no constraint"),
         (gate("expect_column_values_to_be_in_set", column="words", value_set=[]), "has no constraint"),
         (gate("expect_column_sum_to_be_between", {"mostly": 0.5}, column="words", min_value=1), "no argument `mostly`"),

@@ -22,7 +22,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.gx.own_expectations import own_class
-from governance.checks.judgeable import anchored, beyond_exact, infinite_values, number, shown
+from governance.checks.judgeable import anchored, beyond_exact, infinite_values, not_one_column, number, shown
 from governance.gate.decision import CheckResult, Status
 from governance.gate.policy import Gate
 
@@ -119,9 +119,11 @@ def columns_of(gate: Gate) -> list[str]:
 
 def unjudgeable_values(gate: Gate, table: pd.DataFrame) -> str:
     """Reason why the named columns cannot be judged exactly; "" for none."""
+    may_be_absent = ":" in gate.gx or gate.gx == _EXISTS or gate.gx.startswith("expect_table_")
     for name in columns_of(gate):
-        if (found := list(table.columns).count(name)) > 1:
-            return f"column {name!r} occurs {found} times in the table"
+        found = list(table.columns).count(name)
+        if found > 1 or not (found or may_be_absent):
+            return not_one_column(name, table)
         if found and (infinite := infinite_values(table[name])):
             return f"column {name!r} contains {infinite} infinite value(s)"
         if found and beyond_exact(table[name]):

@@ -63,7 +63,7 @@ def test_too_few_rows_are_reported_with_numbers(tmp_path, make_tokens):
     with pytest.raises(
         PipelineError, match=f"{rows.count} rows of 32 tokens, fewer than one batch of {rows.count + 1}"
     ):
-        refuse_small(rows, rows.count + 1)
+        refuse_small(rows.count, rows.sequence_length, rows.count + 1)
 
 
 def test_no_shards_are_reported(tmp_path, make_tokens):

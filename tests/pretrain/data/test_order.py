@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.errors import ConfigError
-from pretrain.config.training import TrainConfig
+from pretrain.config.training import TrainConfig, gradient_accumulation_steps
 from pretrain.data.batch_size import batch_sizes, refuse_uneven
 from pretrain.data.dataset import micro_batches
 from pretrain.data.mixture import PARTS, assign_sources, sources_of, whole_parts
@@ -107,6 +108,21 @@ def test_a_ramp_that_does_not_divide_or_rise_is_reported():
         refuse_uneven(config, 2, 2)
     with pytest.raises(ValueError, match=r"until_step is \[9, 5\]; it must rise"):
         train_config(batch_size_ramp=stages[::-1])
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 16))
+def test_each_fix_that_a_refused_batch_names_is_enough(batch, micro, ranks):
+    try:
+        gradient_accumulation_steps(batch, micro, ranks)
+    except ConfigError as error:
+        for fix in str(error).partition("; set ")[2].split(", or "):
+            named = dict(re.findall(r"(\w+_batch_size) = (\d+)", fix))
+            assert named, fix
+            gradient_accumulation_steps(
+                int(named.get("global_batch_size", batch)), int(named.get("micro_batch_size", micro)), ranks
+            )
+    else:
+        assert batch % (micro * ranks) == 0
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.001, 1000), min_size=1))
