@@ -37,6 +37,7 @@ class Section(BaseModel):
 
 Config = TypeVar("Config", bound=Section)
 _SHOWN_CHARACTERS = 200
+_LISTED_KEYS = 24
 _MOST_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB a second
 
 
@@ -204,6 +205,7 @@ _SYNONYMS = (
     ("num_key_value_heads", "n_kv_head", "kv_heads", "num_query_groups"),
     ("max_position_embeddings", "context", "max_seq_len"),
     ("vocabulary_size", "vocab_size", "n_vocab"),
+    ("zero_stage", "zero", "stage"),
     ("precision", "dtype", "bf16", "fp16"),
     ("gradient_clipping", "grad_clip", "clip_grad", "max_grad_norm"),
     ("every_steps", "interval", "save_interval", "save_steps"),
@@ -242,8 +244,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> st
     field = _field_name(location, values)
     if fault["type"] == "extra_forbidden":
         near = _nearest(schema, location)
-        fix = f"did you mean {near!r}?" if near else "remove it, or see the example in configs/"
-        return f"{field}: unknown key; {fix}"
+        return f"{field}: unknown key; " + (f"did you mean {near!r}?" if near else _known_keys(schema, location))
     if fault["type"] == "missing":
         return f"{field}: is missing; add it"
     found, facts = fault["input"], fault.get("ctx", {})
@@ -260,6 +261,13 @@ def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> st
     if fault["type"] == "value_error" and isinstance(found, dict):
         return f"{field}: {message}"  # a rule over several fields names its own values
     return f"{field} = {_short(json.dumps(found, ensure_ascii=False, default=str))}: {message}"
+
+
+def _known_keys(schema: type[Section], location: Sequence[Any]) -> str:
+    names = list(dict.fromkeys(_names_at(schema, [*location[:-1]])))
+    if len(names) > _LISTED_KEYS:
+        return "remove it; `assay config show` lists the keys"
+    return f"remove it, or choose one of {', '.join(names)}"
 
 
 def _field_name(location: Iterable[Any], values: Any) -> str:

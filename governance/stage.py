@@ -162,7 +162,12 @@ def read_artifact(artifact: Path) -> Manifest:
     Raises:
         MissingInput: there is none.
     """
-    return read_manifest(artifact if artifact.name == FILE_NAME else artifact / FILE_NAME)
+    path = artifact if artifact.name == FILE_NAME else artifact / FILE_NAME
+    if artifact.is_dir() and not path.exists():
+        raise MissingInput(
+            f"{artifact}: is not a finished artifact: it has no {FILE_NAME}. Give one as ROOT/<stage>/<key>."
+        )
+    return read_manifest(path)
 
 
 def find(stage: str, key: str, root: Path) -> Manifest | None:

@@ -46,6 +46,7 @@ def test_loads_and_overrides_in_toml_grammar(tmp_path):
     ("text", "words"),
     [
         (GOOD + "stpes = 4\n", ["train.stpes", "unknown key", "did you mean 'steps'"]),
+        (GOOD + "qqq = 4\n", ["train.qqq", "unknown key", "choose one of steps, rate"]),
         (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "is not a whole number"]),
         (GOOD.replace("3\n", "0\n", 1), ["train.steps = 0", "must be above 0"]),
         (GOOD.replace("3e-4", "nan"), ["not finite"]),

@@ -330,7 +330,7 @@ def test_a_text_is_not_traced_where_the_answer_could_be_wrong(trained, tmp_path,
     refused([*asked, "long " * 200_001], 78, "at most 1,000,000 are traced")
     refused([*asked, "\udcff" * 60], 78, "is not UTF-8")
     refused([*asked[:3], text], 78, "Give a checkpoint's folder")
-    refused([*asked[:3], "--corpus", str(root / "redact"), text], 66, "no such manifest")
+    refused([*asked[:3], "--corpus", str(root / "redact"), text], 66, "is not a finished artifact")
     refused(
         [*asked[:3], "--corpus", str(next(root.glob("redact/*/manifest.json")).parent), text], 78, "ROOT/encode/KEY"
     )

@@ -95,9 +95,12 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
     least, most = min(config.budgets), multiplied(models[-1], vocabulary_size)
     if (steps := round(least * whole / most / a_step)) < LEAST_STEPS:
         enough = two_digits_up(LEAST_STEPS * most * a_step / whole)
+        larger = [budget for budget in sorted(config.budgets) if budget > enough]
+        named = [enough, *(larger or [two_digits_up(2 * enough), two_digits_up(4 * enough)])]
         raise ConfigError(
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
-            f"a schedule needs {LEAST_STEPS}. Raise the budget to {enough:g}, or leave out this width"
+            f"a schedule needs {LEAST_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}, or "
+            f"leave out this width"
         )
     found = []
     for budget in sorted(config.budgets):

@@ -53,7 +53,7 @@ def test_seeds_follow_the_runs():
         (["scaling.budgets=[0.01]"], "one budget shows no growth"),
         (["scaling.budgets=[0.01, -1]"], "above 0"),
         (["scaling.hidden_sizes=[100, 256, 512]"], "100 is not a multiple of the run's width per head"),
-        (["scaling.budgets=[0.0000001, 0.01]"], "a schedule needs 30. Raise the budget to "),
+        (["scaling.budgets=[0.0000001, 0.01]"], "a schedule needs 30. Set scaling.budgets = "),
         (['train.continue_from="checkpoint/a"'], "train.continue_from is set"),
         (["train.batch_size_ramp=[{until_step=5, global_batch_size=8}]"], "the batch or the mixture changes"),
     ],
@@ -63,9 +63,11 @@ def test_what_is_no_ladder_is_refused(settings, message):
         rungs_of(*settings)
 
 
-def test_the_budget_of_the_message_suffices():
+@pytest.mark.parametrize("budgets", [[1e-7, 0.01], [1e-7, 1e-6], [1e-8, 1e-7, 1e-6]])
+def test_the_budgets_of_the_message_suffice(budgets):
+    widths = "scaling.hidden_sizes=[256, 512, 1024]"
     with pytest.raises(ConfigError) as caught:
-        rungs_of("scaling.budgets=[0.0000001, 0.01]", "scaling.hidden_sizes=[256, 512, 1024]")
-    least = str(caught.value).partition("Raise the budget to ")[2].partition(",")[0]
-    _, rungs = rungs_of(f"scaling.budgets=[{least}, 0.01]", "scaling.hidden_sizes=[256, 512, 1024]")
+        rungs_of(f"scaling.budgets={budgets}", widths)
+    named = str(caught.value).partition("Set scaling.budgets = ")[2].partition("]")[0]
+    _, rungs = rungs_of(f"scaling.budgets={named}]", widths)
     assert min(rung.steps for rung in rungs) >= LEAST_STEPS
