@@ -114,7 +114,7 @@ def online_teacher_of(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tupl
     except PipelineError as error:
         return None, f"not counted, and refused at the start: {error}"
     if model is None:
-        return None, "computes nothing here: tokens are drawn from it before (assay teacher-logits)"
+        return None, "does not run in this training: tokens are drawn from it beforehand (assay teacher-logits)"
     flops = flops_per_token(model, vocabulary, recipe.train.sequence_length) // 3
     share = flops / training_flops(recipe, vocabulary)
     size = parameter_count(model, vocabulary)

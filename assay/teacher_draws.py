@@ -8,8 +8,22 @@ from assay.config import LoadedRun
 from assay.training_recipe import pinned, training_rows
 from assay.weights_origin import weights_origin
 from governance.gate.chain import require_stated
+from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.config.training import TrainRecipe
+from pretrain.data.batch_size import batch_sizes
+
+
+def _say_if_few_are_read(recipe: TrainRecipe, drawn: int) -> None:
+    """Say that an online teacher would compute less, where the run reads few of the rows."""
+    read = batch_sizes(recipe.train).before(recipe.train.steps + 1)
+    if 2 * read <= drawn:
+        get_logger(__name__).info(
+            "teacher_logits: tokens are drawn for all %s rows, and this training reads %s of them: for this student "
+            "alone, train.distillation.logits = 'online' costs %d %% of the teacher's work",
+            f"{drawn:,}", f"{read:,}", 100 * read // drawn,
+        )  # fmt: skip
 
 
 def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest | None:
@@ -37,6 +51,7 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     weights_origin(run, runtime)
     if runtime.make:
         drawn = draw_logits(teacher, tokens, settings, runtime, run.config.engine)
+        _say_if_few_are_read(recipe, drawn.stats["rows"])
     else:
         drawn = find_draws(teacher, tokens, settings, runtime)
     require_stated([drawn], root, run.journal(root))

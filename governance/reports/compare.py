@@ -96,6 +96,7 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
     rates = [_median(side.found, "tokens_per_second") for side in sides]
     use = [_median(side.found, "mfu") for side in sides]
     per_token = [_median(side.found, "joules_per_token") for side in sides]
+    lasting = [_of_last_checkpoint(side.found) for side in sides]
     firsts = [str((side.found.get("first") or [{"what": "none"}])[0]["what"]) for side in sides]
     waivers = [len(side.found["verdict"].get("waivers", [])) for side in sides]
     return {
@@ -112,12 +113,26 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
                      row("validation, bits per byte", "bits_per_byte", compact)],
             "Throughput": [_line("tokens per second, median", rates, compact), _line("MFU, median", use, share),
                            _line("joules per token, median", per_token, compact)],
-            "Energy": [row("energy", "energy_joules", energy), row("at least", "energy_low_joules", energy),
-                       row("at most", "energy_high_joules", energy), row("wasted", "energy_wasted_joules", energy)],
+            "Energy": [
+                _line("last checkpoint and its inputs", lasting, energy),
+                row("everything under the root", "energy_joules", energy),
+                row("everything, at least", "energy_low_joules", energy),
+                row("everything, at most", "energy_high_joules", energy),
+                row("of that wasted", "energy_wasted_joules", energy),
+            ],
         },
         "changed": _changed(ours.settings, theirs.settings),
         "curves": [(side.found["training"] or {}).get("curves", {}).get("loss", []) for side in sides],
     }  # fmt: skip
+
+
+def _of_last_checkpoint(found: Mapping[str, Any]) -> float | None:
+    """Joules of the last checkpoint with those of its inputs.
+
+    Runs that share a root share the total of that root, so only this differs between them.
+    """
+    listed = (found.get("energy") or {}).get("checkpoints") or [{}]
+    return listed[-1].get("with_ancestors")
 
 
 def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:

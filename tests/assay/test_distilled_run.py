@@ -36,6 +36,10 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     (folder / "student.toml").write_text(STUDENT.format(teacher=taught_by))
     assert main(["teacher-logits", str(folder / "run.toml"), *words]) == 78
     assert "does not train on draws" in caplog.text + capsys.readouterr().err
+    few = ["--set", "train.steps=1", "--set", "train.validate_every_steps=1"]
+    assert main(["teacher-logits", str(folder / "student.toml"), *words, *few]) == 0
+    said = caplog.text + capsys.readouterr().err
+    assert re.search(r"for all [\d,]+ rows, and this training reads 4 of them: .*'online' costs", said)
     assert main(["teacher-logits", str(folder / "student.toml"), *words, "--json"]) == 0
     drawn = json.loads(capsys.readouterr().out)
     assert drawn["bytes_per_token"] == 32
@@ -52,7 +56,7 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     assert main([*dry, "--set", 'train.distillation.teacher="checkpoint/none"']) == 0
     assert "teacher     not counted, and refused at the start: train.distillation.teacher" in capsys.readouterr().out
     assert main(["train", str(folder / "student.toml"), "--root", str(root), "--dry-run"]) == 0
-    assert "teacher     computes nothing here" in capsys.readouterr().out
+    assert "teacher     does not run in this training" in capsys.readouterr().out
     assert main(["run", str(folder / "student.toml"), *words]) == 0
     [student] = [one for path in root.glob("train/*/manifest.json") if (one := read_manifest(path)).key != parent.key]
     assert [item.stage for item in student.inputs] == ["encode", "checkpoint", "teacher_logits"]

@@ -161,9 +161,9 @@ def _with(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
 
 def architecture(config: Mapping[str, Any]) -> str:
     """A model's shape in a line."""
-    experts = config.get("moe") or {}
+    experts, layers = config.get("moe") or {}, config["num_hidden_layers"]
     parts = [
-        f"{config['num_hidden_layers']} layers of width {config['hidden_size']}",
+        f"{layers} layer{'s' * (layers > 1)} of width {config['hidden_size']}",
         f"{config['num_attention_heads']} attention heads ({config['num_key_value_heads']} for keys and values)",
         f"{config['feed_forward']} of width {config['intermediate_size']}",
         f"{config['norm']}, {config['norm_position']}",

@@ -123,7 +123,8 @@ def _shape(model: Mapping[str, Any]) -> list[tuple[str, Child]]:
         _BLOCKS.get(str(model.get(name)), str(model.get(name)))
         for name in ("norm", "feed_forward", "position_embedding")
     ]
-    width = f"{number(model['num_hidden_layers'])} layers, width {number(model.get('hidden_size'))}"
+    layers = model["num_hidden_layers"]
+    width = f"{number(layers)} layer{'s' * (layers > 1)}, width {number(model.get('hidden_size'))}"
     inner = f", inner width {number(model['intermediate_size'])}" if model.get("intermediate_size") else ""
     return [("Shape", f"{width}{inner}, {attention}"), ("Blocks", ", ".join(blocks))]
 
@@ -139,5 +140,5 @@ def _recipe(config: Mapping[str, Any]) -> list[tuple[str, Child]]:
     removed = train.get("removed_documents") or ()
     taken_down: list[tuple[str, Child]] = [("Removed by takedown", f"{number(len(removed))} document(s)")]
     return [
-        ("Batch", f"{batch}, {train.get('precision')}"), ("Optimiser", schedule), *(taken_down if removed else [])
+        ("Batch", f"{batch}, {train.get('precision')}"), ("Optimizer", schedule), *(taken_down if removed else [])
     ]  # fmt: skip

@@ -120,13 +120,13 @@ def mixture_plan(
     scarce = min(kept, key=lambda name: kept[name])
     if each < LEAST_STEPS or kept[scarce] * each / steps < LEAST_ROWS:
         least = max(LEAST_STEPS, math.ceil(LEAST_ROWS * steps / kept[scarce]))
-        enough = f"Raise the budget to {two_digits_up(count * least / steps):g}" if count * least <= steps else (
-            "No budget within the run's tokens suffices: name fewer trainings"
-        )  # fmt: skip
+        fix = _enough(steps, least, count, kept, scarce)
+        if least > LEAST_STEPS and len(kept) > 2:
+            fix += f", or leave {scarce!r} out: mixture.max_epochs_of = {{ {scarce} = 0 }}"
         raise ConfigError(
             f"mixture.budget: {config.budget:g} of this run's tokens are {each} steps for each of {count} trainings, "
             f"with {kept[scarce] * each / steps:.1f} rows of {scarce!r}; a training needs {LEAST_STEPS} steps and "
-            f"{LEAST_ROWS} rows of each source. {enough}, or leave a small source out (mixture.max_epochs_of = 0)"
+            f"{LEAST_ROWS} rows of each source. {fix}"
         )
     caps = [min(1.0, config.max_epochs_of.get(name, config.max_epochs) * had / run_rows) for name, had in kept.items()]
     if sum(caps) < 1:
@@ -140,6 +140,24 @@ def mixture_plan(
     return MixturePlan(
         kept, run_rows, tuple(caps), tuple(_rungs(config, recipe, vocabulary_size, kept, mixtures, each))
     )
+
+
+def _enough(steps: int, least: int, count: int, kept: Mapping[str, int], scarce: str) -> str:
+    """Settings with which trainings of `least` steps fit into the run's steps."""
+    fewest, possible = 2 * len(kept) + 1, steps // least
+    if possible < fewest and least > LEAST_STEPS:
+        return (
+            f"No budget suffices: {fewest} trainings, the fewest for {len(kept)} sources, need "
+            f"{fewest * LEAST_ROWS} rows of {scarce!r}, and it has {kept[scarce]}"
+        )
+    if possible < fewest:
+        return (
+            f"No budget suffices: {fewest} trainings, the fewest for {len(kept)} sources, need a run of "
+            f"{fewest * least:,} steps"
+        )
+    trainings = min(count, possible)
+    budget = f"mixture.budget = {min(1.0, two_digits_up(trainings * least / steps)):g}"
+    return f"Set {budget}" if trainings == count else f"Set mixture.trainings = {trainings} and {budget}"
 
 
 def _rungs(

@@ -1,5 +1,6 @@
 """Trainings of the mixture experiment: the run with other weights, each source as often repeated, and refusals."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,9 +88,10 @@ def test_each_source_is_repeated_as_often_as_in_the_run(few, many, weight):
             ROWS,
             "max_epochs_of names 'boks'; the sources with training rows are books",
         ),
-        (["mixture.budget=0.01"], ROWS, f"a training needs {LEAST_STEPS} steps and .* Raise the budget to"),
-        ([], {"books": 100, "web": 30_000}, "rows of 'books'; .* Raise the budget to"),
-        ([], {"books": 2, "web": 30_000}, "No budget within the run's tokens suffices"),
+        (["mixture.budget=0.01"], ROWS, f"a training needs {LEAST_STEPS} steps and .* Set mixture.budget = "),
+        ([], {"books": 100, "web": 30_000}, "rows of 'books'; .* Set mixture.budget = "),
+        ([], {"books": 2, "web": 30_000}, "No budget suffices: 5 trainings, .* need 40 rows of 'books', and it has 2"),
+        (["train.steps=149"], ROWS, "No budget suffices: 5 trainings, .* need a run of 150 steps"),
         (["mixture.trainings=4"], ROWS, "2 sources have 4 coefficients; name at least 5, or leave it out for 9"),
         (["mixture.max_epochs=0.1"], ROWS, r"0\.1 readings of every source are .* Raise it to 0\."),
         (['train.continue_from="checkpoint/a"'], ROWS, "mixture: train.continue_from is set"),
@@ -104,11 +106,13 @@ def test_what_is_no_experiment_is_refused(words, rows, message):
         plan_of(*words, rows=rows)
 
 
-def test_the_budget_of_the_message_suffices():
+@pytest.mark.parametrize("words", [["mixture.budget=0.01"], ["train.steps=200"], ["train.steps=271"]])
+def test_the_settings_of_the_message_suffice(words):
     with pytest.raises(ConfigError) as caught:
-        plan_of("mixture.budget=0.01")
-    enough = str(caught.value).partition("Raise the budget to ")[2].partition(",")[0]
-    _, plan = plan_of(f"mixture.budget={enough}")
+        plan_of(*words)
+    named = re.findall(r"(mixture\.\w+) = (\d+(?:\.\d+)?)", str(caught.value).partition(" Set ")[2])
+    assert named
+    _, plan = plan_of(*words, *(f"{name}={value}" for name, value in named))
     assert plan.rungs[0].steps >= LEAST_STEPS
 
 
