@@ -16,7 +16,7 @@ from pretrain.data.batch_size import batch_sizes
 
 
 def _say_if_few_are_read(recipe: TrainRecipe, drawn: int) -> None:
-    """Say that an online teacher would compute less, where the run reads few of the rows."""
+    """Say where an online teacher would compute less."""
     read = batch_sizes(recipe.train).before(recipe.train.steps + 1)
     if 2 * read <= drawn:
         get_logger(__name__).info(

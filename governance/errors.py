@@ -153,6 +153,35 @@ _STORAGE_ERRNOS = {
 }
 
 
+_STORAGE_FIXES = {
+    errno.ENOSPC: "Make room, or name a folder on another disk",
+    errno.EDQUOT: "Make room, or name a folder on another disk",
+    errno.EROFS: "Name a folder that can be written",
+    errno.EACCES: "Let this account write there, or name another folder",
+    errno.EPERM: "Let this account write there, or name another folder",
+}
+
+
+def require_writable(folder: Path) -> None:
+    """Raise unless this account may make files in a folder.
+
+    The folder need not exist yet. It asks the file system for the rights, before minutes of work; a full disk shows
+    only when it is written.
+
+    Raises:
+        StorageError: they cannot.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    with storage_errors(folder):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            number = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(there))
+
+
 def hub_hint(path: Path) -> str:
     """Advice where a missing path is hf://OWNER/NAME; else ""."""
     if "hf:" not in path.parts:
@@ -198,6 +227,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if number not in _STORAGE_ERRNOS:
             raise
         raise StorageError(
-            f"cannot write {path}: {_STORAGE_ERRNOS[number]}. Nothing half-written was left under a final name; "
-            f"make room or choose another --root, then run the same command again: finished work is kept."
+            f"cannot write {path}: {_STORAGE_ERRNOS[number]}. Nothing half-written was left under a final name. "
+            f"{_STORAGE_FIXES.get(number, 'Name another folder')}, then run the same command again: finished work is "
+            f"kept."
         ) from error

@@ -59,7 +59,7 @@ def scaling(arguments: Arguments) -> None:
     if arguments.dry_run:
         for rung in rungs:
             line = (
-                f"width {rung.model.hidden_size:,}, {rung.model.num_hidden_layers} layers, {rung.parameters:,} "
+                f"width {rung.model.hidden_size:,}, {rung.model.num_hidden_layers} layer(s), {rung.parameters:,} "
                 f"parameters, {rung.steps:,} steps, {rung.tokens:,} tokens, seed {rung.seed}"
             )
             say(line, plan=[line])

@@ -9,6 +9,7 @@ from pathlib import Path
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments
 from assay.run_file import CONFIGS
+from governance.errors import require_writable
 
 
 def inspect(arguments: Arguments) -> None:
@@ -26,6 +27,7 @@ def inspect(arguments: Arguments) -> None:
     own = folder / "policy.toml"  # the policy that the proposed file would be judged by
     policy = own if own.exists() else CONFIGS / own.name
     size = arguments.sample_mb * 1_000_000
+    require_writable(folder)
     with compiled_ahead():
         result = inspect_path(path, size, arguments.data_workers, arguments.eval_sets, policy)
     page = folder / "inspection.html"

@@ -90,7 +90,7 @@ def train_all(
     trained = []
     for number, rung in enumerate(rungs, 1):
         get_logger(__name__).info(
-            "%s: rung %d of %d: width %d, %d layers, %s parameters, %s tokens, seed %d%s", experiment, number,
+            "%s: rung %d of %d: width %d, %d layer(s), %s parameters, %s tokens, seed %d%s", experiment, number,
             len(rungs), rung.model.hidden_size, rung.model.num_hidden_layers, f"{rung.parameters:,}",
             f"{rung.tokens:,}", rung.seed,
             f", weights {', '.join(f'{weight:g}' for weight in rung.weights)}" if rung.weights else "",

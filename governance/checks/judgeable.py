@@ -46,7 +46,7 @@ def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
 
 
 def not_one_column(name: str, table: pd.DataFrame) -> str:
-    """Reason if a table has not exactly one column of a name; "" otherwise.
+    """Reason why a table lacks exactly this column, or "".
 
     It names the nearest column and all others.
     """

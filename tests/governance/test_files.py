@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.errors import MissingInput, StorageError
+from governance.errors import MissingInput, StorageError, require_writable
 from governance.files import (
     append_line,
     atomic_path,
@@ -179,3 +180,16 @@ def test_put_in_place_replaces_what_is_there(tmp_path):
         put_in_place(tmp_path / "new", tmp_path / "b")
         assert (tmp_path / "b").read_bytes() == b"new"
     assert sorted(os.listdir(tmp_path)) == ["b", "new"]
+
+
+@pytest.mark.parametrize(("readable_only", "words"), [(True, "the file system is read-only"), (False, "no permission")])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, readable_only, words):
+    require_writable(tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="a part of its path is a file"):
+        require_writable(tmp_path / "file" / "folder")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY if readable_only else 0))
+    with pytest.raises(StorageError, match=f"{words}.*folder"):
+        require_writable(tmp_path / "new")

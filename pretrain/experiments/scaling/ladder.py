@@ -20,7 +20,7 @@ from governance.config import Section
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
-from pretrain.experiments.scaling.scaling_law import LEAST_VALUES
+from pretrain.experiments.scaling.scaling_law import LEAST_TRAININGS, LEAST_VALUES, PARAMETERS
 from pretrain.model.flops import flops_per_token
 
 LEAST_STEPS = 30
@@ -92,11 +92,18 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
     models = [narrowed(recipe.model, width) for width in sorted(widths)]
     whole = multiplied(recipe.model, vocabulary_size) * tokens_of(recipe)
     a_step = recipe.train.global_batch_size * recipe.train.sequence_length
+    if (count := len(models) * len(config.budgets) * config.seeds) < LEAST_TRAININGS:
+        raise ConfigError(
+            f"scaling: {len(models)} widths, {len(config.budgets)} budgets and {config.seeds} seed(s) are {count} "
+            f"trainings, and the law has {PARAMETERS} parameters and needs {LEAST_TRAININGS}. Add to "
+            f"scaling.hidden_sizes or scaling.budgets, or set scaling.seeds = 2"
+        )
     least, most = min(config.budgets), multiplied(models[-1], vocabulary_size)
     if (steps := round(least * whole / most / a_step)) < LEAST_STEPS:
         enough = two_digits_up(LEAST_STEPS * most * a_step / whole)
-        larger = [budget for budget in sorted(config.budgets) if budget > enough]
-        named = [enough, *(larger or [two_digits_up(2 * enough), two_digits_up(4 * enough)])]
+        named = [enough, *(budget for budget in sorted(config.budgets) if budget > enough)]
+        while len(named) < len(config.budgets):
+            named.append(two_digits_up(2 * named[-1]))
         raise ConfigError(
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
             f"a schedule needs {LEAST_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}, or "

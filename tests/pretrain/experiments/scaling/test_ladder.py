@@ -19,9 +19,9 @@ def rungs_of(*settings, preset="1b"):
 
 @pytest.mark.parametrize("preset", ["10m", "1b", "7b"])
 def test_a_rung_is_the_run_with_its_settings(preset):
-    settings = [f"scaling.budgets=[{0.5 if preset == '10m' else 0.01}, 0.9]"]
+    settings = [f"scaling.budgets=[{0.5 if preset == '10m' else 0.01}, 0.7, 0.9]"]
     run, rungs = rungs_of(*settings, preset=preset)
-    assert len({(rung.model.hidden_size, rung.budget) for rung in rungs}) == len(rungs) >= 6
+    assert len({(rung.model.hidden_size, rung.budget) for rung in rungs}) == len(rungs) >= 9
     whole = multiplied(run.config.model, VOCABULARY) * tokens_of(run.config.recipe)
     for rung in rungs:
         smaller = load_run(CONFIGS / f"{preset}.toml", rung.settings, needs="model").config
@@ -51,6 +51,10 @@ def test_seeds_follow_the_runs():
         (["scaling.hidden_sizes=[256]"], "two sizes show no curve"),
         (["scaling.hidden_sizes=[256, 512, 512]"], "named once"),
         (["scaling.budgets=[0.01]"], "one budget shows no growth"),
+        (
+            ["scaling.hidden_sizes=[256, 512, 1024]", "scaling.budgets=[0.01, 0.02]"],
+            r"3 widths, 2 budgets and 1 seed\(s\) are 6 trainings, and the law has 5 parameters and needs 7",
+        ),
         (["scaling.budgets=[0.01, -1]"], "above 0"),
         (["scaling.hidden_sizes=[100, 256, 512]"], "100 is not a multiple of the run's width per head"),
         (["scaling.budgets=[0.0000001, 0.01]"], "a schedule needs 30. Set scaling.budgets = "),
@@ -63,7 +67,7 @@ def test_what_is_no_ladder_is_refused(settings, message):
         rungs_of(*settings)
 
 
-@pytest.mark.parametrize("budgets", [[1e-7, 0.01], [1e-7, 1e-6], [1e-8, 1e-7, 1e-6]])
+@pytest.mark.parametrize("budgets", [[1e-7, 1e-3, 0.01], [1e-8, 1e-7, 1e-6]])
 def test_the_budgets_of_the_message_suffice(budgets):
     widths = "scaling.hidden_sizes=[256, 512, 1024]"
     with pytest.raises(ConfigError) as caught:
