@@ -1,5 +1,5 @@
 # make quickstart   install, download a real corpus, run everything, print the report's path
-# make test         install, run every test that this machine can run; say what was skipped and why
+# make test         install, run every test that this machine can run; say what was skipped and why (LONG=1: the slow too)
 # make check        format, lint, types, imports, house
 # make bench        every benchmark script, its goals, figures as JSON, a page of plots; the README's numbers checked
 # make soak         two hours of kills, flipped bits, full disks and clock changes over a small run
@@ -29,9 +29,9 @@ quickstart: $(VENV)/installed
 handbook: $(VENV)/installed
 	@$(BIN)/assay run configs/handbook.toml
 
-# All but the house rules, which `make check` runs.
+# All but the house rules, which `make check` runs. LONG=1: with the tests of `make test-slow`, in the same processes.
 test: $(VENV)/installed-dev
-	@$(PYTEST) --ignore=tests/test_house.py -m "not slow and not network and not cluster"
+	@$(PYTEST) --ignore=tests/test_house.py $(if $(LONG),-m "not cluster" --durations=30,-m "not slow and not network and not cluster")
 
 # Reading all test files takes half a CPU-minute a process, so that of the other two suites are named.
 test-slow: $(VENV)/installed-dev
