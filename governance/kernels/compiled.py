@@ -3,14 +3,20 @@
 Numba keeps compiled code next to the source and checks only whether the function's own file changed. A kernel that is
 built from functions of another file would go on running the old ones after an update. Here the state of every file of
 the kernel's folder, and of this one, is part of the cache's key.
+
+On a new machine all workers meet the same kernels first. One process compiles each and the others wait for it: as many
+compilations as workers would share the cores and each would take so much longer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -72,9 +78,14 @@ class _CompileClock(event.Listener):  # type: ignore[misc]
         self._depth -= 1
         if not self._depth:
             add_compile_seconds(time.monotonic() - self._began)
+        if event is not None and not self._depth:
+            compiled, made = event.data["dispatcher"], tuple(event.data["args"])
+            saves = getattr(compiled, "_cache", None) if made in compiled.overloads else None  # else it failed
+            _let_others(source for source, (_, cache) in [*_ALONE.items()] if cache is not saves)
 
 
-event.register("numba:compile", _CompileClock())
+_CLOCK = _CompileClock()
+event.register("numba:compile", _CLOCK)
 _load_extensions = entrypoints.init_all
 
 
@@ -115,10 +126,64 @@ def _extension_packages() -> frozenset[str]:
 entrypoints.init_all = _load_used_extensions
 
 
+_LONGEST_SECONDS = 600.0  # a process that was stopped holds up the others no longer
+_ALONE: dict[str, tuple[int, FunctionCache]] = {}
+"""Source file that this process has locked -> the descriptor, and the kernel's cache that will give it back."""
+
+
+def _compile_alone(source: str, cache: FunctionCache) -> None:
+    """Wait until no other process compiles kernels of this file.
+
+    Threads wait for numba's own lock. Where the file system has no locks, each process compiles for itself.
+    """
+    if source in _ALONE:  # a kernel that is being compiled calls another of its file
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(source, os.O_RDONLY)
+        if _locked(descriptor):
+            _ALONE[source] = descriptor, cache
+        else:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open file; return False if that fails.
+
+    Time of waiting counts as compilation.
+    """
+    give_up, waits = time.monotonic() + _LONGEST_SECONDS, False
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    return False
+            except OSError:
+                return False
+            if not waits:
+                waits = True
+                _CLOCK.on_start(None)
+            time.sleep(0.02)
+    finally:
+        if waits:
+            _CLOCK.on_end(None)
+
+
+def _let_others(sources: Iterable[str]) -> None:
+    """Give back the lock of source files."""
+    for source in sources:
+        descriptor, _ = _ALONE.pop(source)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor, too
+        os.close(descriptor)
+
+
 class _FolderCache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._folders = (Path(function.__code__.co_filename).parent, Path(__file__).parent)
+        self._source = function.__code__.co_filename
+        self._folders = (Path(self._source).parent, Path(__file__).parent)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load a compiled kernel, without the compiler's tables.
@@ -128,9 +193,24 @@ class _FolderCache(FunctionCache):  # type: ignore[misc]
         rtsys.initialize(target_context)  # arrays are allocated through it
         with self._guard_against_spurious_io_errors():
             found = self._load_overload(sig, target_context)
+            if found is None:
+                _compile_alone(self._source, self)
+                found = self._load_overload(sig, target_context)  # which another has compiled meanwhile
+                if found is not None:
+                    self._let_others()
         if found is None:
             entrypoints.init_all()
         return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save a compiled kernel for the processes that wait for it."""
+        try:
+            super().save_overload(sig, data)
+        finally:
+            self._let_others()
+
+    def _let_others(self) -> None:
+        _let_others(source for source, (_, cache) in [*_ALONE.items()] if cache is self)
 
     def _index_key(self, *key: Any) -> tuple[Any, ...]:
         return (*super()._index_key(*key), *map(folder_state, self._folders))
