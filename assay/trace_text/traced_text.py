@@ -186,7 +186,8 @@ def trace_text(
             _refuse_altered(one, shards, root, hooks, "The steps rest on it; nothing was traced. Put it back")
     spans = find_spans(index, text, least)
     held = [holders_of(index, text[start:end], most) for start, end in spans]
-    listed = [list(zip(found.first, read_listed(index, found.first), strict=True)) for found in held]
+    shown = iter(read_listed(index, [one for found in held for one in found.first]))
+    listed = [[(one, next(shown)) for one in found.first] for found in held]
     facts = _reads([row["id"] for rows in listed for _, row in rows], model, tokens, root, journal.verified())
     return TracedText(
         text, least,

@@ -9,7 +9,10 @@ The samples (`index_stage.py`) are in memory and leave a few pages of the suffix
 is not in the page cache waits for the disk, so it asks for these pages at once, and for the pages of text of the next
 three comparisons, whichever way they go: in a shard of 1 GB, 5 waits in place of 19.
 
-Price: some 0.05 questions for each character that is not found and some 25 for each passage that is, each 5 to 15
+The suffixes next to where a text would be have the longest common beginnings with it, so one search finds how far a
+passage goes.
+
+Price: some 0.05 questions for each character that is not found and some 10 for each passage that is, each 20 to 50
 microseconds of one core a shard, from memory.
 """
 
@@ -20,7 +23,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +35,11 @@ from governance.manifest import Manifest
 
 Occurs = Callable[[int, int], bool]
 """True if the passage from one character up to another occurs."""
+Reaches = Callable[[int, int], int]
+"""The end of the longest beginning, of the passage from one character up to another, that occurs."""
 _ASKED_AT_ONCE = 3  # comparisons; their text is 7 pages, of which 3 are read
+_FURTHER = 4  # times the length known to occur is asked for next
+_BELIEVED = 2  # reads without a wait after which a search takes the rest to be in memory: to ask costs a fourth of it
 _MOST_AHEAD = 1 << 18  # bytes of suffixes; a short passage begins more of them, and most are not read
 
 
@@ -70,11 +76,13 @@ class IndexShard:
         low, high = self.within(passage)
         if low < high and (high - low) * suffixes.itemsize <= _MOST_AHEAD:
             _ask_for(self.suffix_map, low * suffixes.itemsize, high * suffixes.itemsize)
-        compared = 0
+        compared = there = 0
         while low < high:
-            if compared % _ASKED_AT_ONCE == 0 and _waits(self.text_file, suffixes[(low + high) // 2]):
-                for number in next_middles(low, high, _ASKED_AT_ONCE):
+            if there < _BELIEVED and compared % _ASKED_AT_ONCE == 0:
+                waits = _waits(self.text_file, suffixes[(low + high) // 2])
+                for number in next_middles(low, high, _ASKED_AT_ONCE) if waits else ():
                     _ask_for(text, suffixes[number], suffixes[number] + size)
+                there += not waits
             middle = (low + high) // 2
             start = suffixes[middle]
             if text[start : start + size] < passage:
@@ -91,6 +99,12 @@ class IndexShard:
             return False
         start = self.suffixes[first]
         return bool(self.text[start : start + len(passage)] == passage)
+
+    def longest(self, passage: bytes) -> int:
+        """Bytes of the longest beginning of a passage that occurs."""
+        first = self.first(passage)
+        beside = (number for number in (first - 1, first) if 0 <= number < len(self.suffixes))
+        return max((_alike(self.text, self.suffixes[number], passage) for number in beside), default=0)
 
     def places(self, passage: bytes) -> npt.NDArray[np.uint32]:
         """Beginnings of a passage's occurrences."""
@@ -160,6 +174,12 @@ def _waits(file: IO[bytes], place: int) -> bool:
     return False
 
 
+def _alike(text: Any, start: int, passage: bytes) -> int:
+    """Bytes of a passage's beginning that the text has at a place."""
+    sizes = range(1, len(passage) + 1)
+    return bisect_left(sizes, True, key=lambda size: text[start : start + size] != passage[:size])
+
+
 def _ask_for(mapped: Any, start: int, end: int) -> None:
     """Have the kernel read the pages of [start, end) in the background."""
     first, last = start - start % mmap.PAGESIZE, min(end, len(mapped))
@@ -197,10 +217,14 @@ def find_spans(index: TextIndex, text: str, least: int) -> list[tuple[int, int]]
         passage = data[at[start] : at[end]]
         return any(shard.holds(passage) for shard in index.shards)
 
-    return longest_spans(occurs, len(text), least)
+    def reaches(start: int, end: int) -> int:
+        passage = data[at[start] : at[end]]
+        return bisect_right(at, at[start] + max((shard.longest(passage) for shard in index.shards), default=0)) - 1
+
+    return longest_spans(occurs, reaches, len(text), least)
 
 
-def longest_spans(occurs: Occurs, length: int, least: int) -> list[tuple[int, int]]:
+def longest_spans(occurs: Occurs, reaches: Reaches, length: int, least: int) -> list[tuple[int, int]]:
     """Maximal [start, end) of at least `least` that occur.
 
     `occurs` must hold for each part of what it holds for; nothing of no length is asked for.
@@ -210,11 +234,13 @@ def longest_spans(occurs: Occurs, length: int, least: int) -> list[tuple[int, in
         end = start + least
         after = _ruled_out(occurs, start, end)
         if after == start:
-            end = _last(partial(occurs, start), end, length)
+            end = _last(reaches, start, end, length)
             found.append((start, end))
             if end == length:
                 break
-            after = _first(occurs, start + 1, end + 1, end + 1)  # the next one ends behind this one
+            after = end + 2 - least  # the next one ends behind this one
+            if occurs(after - 1, end + 1):
+                after = _first(occurs, start + 1, after - 1, end + 1)
         start = after
     return found
 
@@ -237,13 +263,13 @@ def _first(occurs: Occurs, low: int, high: int, end: int) -> int:
     return bisect_left(range(high), True, lo=low, key=lambda start: occurs(start, end))
 
 
-def _last(holds: Callable[[int], bool], known: int, most: int) -> int:
-    """The last number from `known`, which holds, to `most` that holds."""
-    step = 1
-    while known + step <= most and holds(known + step):
-        known, step = known + step, 2 * step
-    beyond = min(known + step, most + 1)
-    return bisect_left(range(beyond), True, lo=known + 1, key=lambda number: not holds(number)) - 1
+def _last(reaches: Reaches, start: int, known: int, most: int) -> int:
+    """The end of the longest passage, from `known` to `most`."""
+    end, asked = known, known
+    while end == asked < most:
+        asked = min(most, start + _FURTHER * (asked - start))
+        end = reaches(start, asked)
+    return end
 
 
 def holders_of(index: TextIndex, passage: str, most: int) -> Holders:

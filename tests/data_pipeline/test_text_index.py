@@ -74,8 +74,14 @@ def brute_force(text, texts, least):
 @settings(max_examples=400)
 @given(st.lists(LETTERS, max_size=4), LETTERS, st.integers(1, 5))
 def test_the_spans_are_those_of_brute_force(texts, text, least):
-    found = longest_spans(lambda start, end: any(text[start:end] in one for one in texts), len(text), least)
-    assert found == brute_force(text, texts, least)
+    def occurs(start, end):
+        assert start < end
+        return any(text[start:end] in one for one in texts)
+
+    def reaches(start, end):
+        return max((stop for stop in range(start + 1, end + 1) if occurs(start, stop)), default=start)
+
+    assert longest_spans(occurs, reaches, len(text), least) == brute_force(text, texts, least)
 
 
 @settings(max_examples=40)

@@ -121,8 +121,8 @@ def _query(kept: Sequence[str], chance: random.Random) -> tuple[str, str]:
 def _ask(index: TextIndex, text: str) -> list[tuple[int, int]]:
     """Answer a query but for the steps: spans, documents, and their listed facts."""
     spans = find_spans(index, text, _LEAST)
-    for start, end in spans:
-        read_listed(index, holders_of(index, text[start:end], 10).first)
+    held = [holders_of(index, text[start:end], 10) for start, end in spans]
+    read_listed(index, [one for found in held for one in found.first])
     return spans
 
 
