@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -181,10 +182,7 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
         shipped = str(CONFIGS.absolute() / policy)
         _fill(found, "governance", "policy", shipped, "the shipped policy")
         if needs == "all" and read_ranks().first:
-            get_logger(__name__).warning(
-                "the run has no policy of its own (no [governance] policy, and no %s): the shipped policy %s judges "
-                "this corpus. Write your own next to the run's file: assay init %s", folder / policy, shipped, folder,
-            )  # fmt: skip
+            _warn_of_shipped_policy(folder / policy, shipped)
     data = _table(found.values, "data")
     length = _table(data, "pack").get("sequence_length")
     if "data" in needs and "model" not in found.values:
@@ -200,6 +198,18 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
         return  # the validation of the whole file reports it with all other faults
     _fill(found, "train", "sequence_length", length or model.max_position_embeddings, "the model's longest row")
     _fill_for_size(found, parameter_count(model, tokenizer.vocabulary_size))
+
+
+@functools.cache
+def _warn_of_shipped_policy(policy: Path, shipped: str) -> None:
+    """Warn that a run has no policy, once.
+
+    An experiment loads the run for each training.
+    """
+    get_logger(__name__).warning(
+        "the run has no policy of its own (no [governance] policy, and no %s): the shipped policy %s judges this "
+        "corpus. Write your own next to the run's file: assay init %s", policy, shipped, policy.parent,
+    )  # fmt: skip
 
 
 def _require_model(found: RunFile, needs: Needs) -> None:

@@ -121,6 +121,11 @@ def _stopwatch() -> Callable[[], float]:
 Advance = Callable[..., None]
 
 
+def _amount(value: float, digits: int) -> str:
+    """A number of so many digits, never with an exponent."""
+    return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str, *, done: float = 0) -> Iterator[Advance]:
     """Show progress with rate and time left; yields `advance(amount, note="", found=False)`.
@@ -192,7 +197,7 @@ def _lines(description: str, total: float, unit: str, done: float) -> Advance:
         last = now
         rate = (count - done) / max(elapsed(), 1e-9)
         left = _time_left(description, (total - count) / rate if rate else None)
-        parts = (f"{count:g} of {total:g} {unit}", f"{rate:.3g} {unit}/s", left, note)
+        parts = (f"{_amount(count, 6)} of {_amount(total, 6)} {unit}", f"{_amount(rate, 3)} {unit}/s", left, note)
         _LOGGER.info("%s: %s", step_label(description), ", ".join(part for part in parts if part))
 
     return advance

@@ -50,6 +50,7 @@ def scaling(arguments: Arguments) -> None:
     from assay.experiments.scaling_experiment import run_scaling
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
+    from pretrain.experiments.scaling.coordinates import part_in_words
     from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
 
     loaded, runtime = load(arguments, "data prepare")
@@ -83,7 +84,7 @@ def scaling(arguments: Arguments) -> None:
     )
     if check := found["coordinates"]:
         answer = "transfers" if check["transfers"] else "does not transfer"
-        grows = f"{check['worst']} grows as width^{check['largest']:.2f}"
+        grows = f"{part_in_words(check['worst'])} grows as width^{check['largest']:.2f}"
         say(f"rate        {answer} from width to width: {grows}", coordinates=check)
     for words in found["warnings"]:
         say(f"note        {words}", warnings=[words])

@@ -23,7 +23,7 @@ from pretrain.experiments.mixtures.mixture_page import mixture_page
 from pretrain.experiments.mixtures.mixture_runs import MixtureExperimentConfig, MixturePlan, mixture_plan, rounded
 from pretrain.experiments.scaling.ladder import Rung
 
-VERSION = 1
+VERSION = 2
 
 
 class MixtureReport(Section):

@@ -22,12 +22,12 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, read_manifest, verify
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.experiments.experiment_report import read_report, write_report
-from pretrain.experiments.scaling.coordinates import CoordinateCheck, coordinate_check, rows_for_check
+from pretrain.experiments.scaling.coordinates import CoordinateCheck, coordinate_check, part_in_words, rows_for_check
 from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
 from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
 from pretrain.experiments.scaling.scaling_page import scaling_page
 
-VERSION = 3
+VERSION = 4
 
 
 class ScalingReport(Section):
@@ -150,7 +150,10 @@ def _found(
         ],
         "joules": None if None in joules else sum(joules),
         "coordinates": check and check.as_dict(),
-        "warnings": _warnings(artifacts["encode"], section, fit, [rung for rung, _ in trained], check),
+        "warnings": [
+            *_warnings(artifacts["encode"], section, fit, [rung for rung, _ in trained], check),
+            *_best_at_an_edge(curves),
+        ],
         "fitted": astuple(fit.law),
         "vocabulary_size": vocabulary,
         "draws": [astuple(law) for law in fit.draws],
@@ -166,6 +169,21 @@ def _predicted(fit: Fit, parameters: float, tokens: float) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _best_at_an_edge(curves: Sequence[Sequence[Trained]]) -> list[str]:
+    """A warning where the best size lies beyond the ladder.
+
+    Every curve of equal FLOPs then has its least loss at the same end.
+    """
+    best = [min(curve, key=lambda point: point.loss).parameters for curve in curves]
+    for end, word, other in ((min, "smallest", "smaller"), (max, "largest", "larger")):
+        if all(size == end(point.parameters for point in curve) for size, curve in zip(best, curves, strict=True)):
+            return [
+                f"At every budget the {word} model has the lowest loss, so the best size lies beyond the ladder and is "
+                f"only extrapolated. Add {other} widths to scaling.hidden_sizes."
+            ]
+    return []
+
+
 def _warnings(
     tokens: Manifest, section: ScalingReport, fit: Fit, rungs: Sequence[Rung], check: CoordinateCheck | None
 ) -> list[str]:
@@ -179,9 +197,9 @@ def _warnings(
         )
     if check is not None and not check.transfers:
         found.append(
-            f"All widths learn at the run's rate, which is not the best one of each: after a few steps {check.worst} "
-            f"grows as width^{check.exponents[check.worst]:.2f}. The exponents hold for this rate; "
-            f"model.initialisation = 'mup' transfers it."
+            f"All widths learn at the run's rate, which is not the best one of each: after a few steps the output of "
+            f"one part ({part_in_words(check.worst)}) grows as width^{check.exponents[check.worst]:.2f}. The exponents "
+            f"hold for this rate; model.initialisation = 'mup' transfers it."
         )
     text = tokens.stats.get("train_tokens") or 0
     for what, read in (("the run", section.tokens), ("the longest rung", max(rung.tokens for rung in rungs))):

@@ -17,6 +17,9 @@ Found = Mapping[str, Any]
 """Every figure of a report, as its JSON file has it."""
 
 
+_PAGE_STYLE = "main>section{padding-top:1.1rem}pre{white-space:pre-wrap;overflow-wrap:anywhere}"
+
+
 def write_report(target: Path, name: str, found: Found, page: Callable[[Found], str], root: Path) -> list[Output]:
     """Write both files; return them with their digests."""
     write_json(target / f"{name}.json", found)
@@ -32,7 +35,7 @@ def read_report(folder: Path, name: str) -> dict[str, Any]:
 
 def report_page(title: str, name: str, body: Sequence[Child]) -> str:
     """A page that needs no network and no script."""
-    return runs_page(title, body, f"Every figure is in {name}.json; the page loads no external resources.")
+    return runs_page(title, body, f"Every figure is in {name}.json; the page loads no external resources.", _PAGE_STYLE)
 
 
 def method_section(texts: Sequence[str], rungs: Sequence[Found]) -> Html:
@@ -45,5 +48,5 @@ def method_section(texts: Sequence[str], rungs: Sequence[Found]) -> Html:
         for row in rungs
     ]
     return tag(
-        "section", tag("h2", "Method"), [tag("p", text) for text in texts], fold("Commands of the rungs", *commands)
+        "section", tag("h2", "Method"), [tag("p", text) for text in texts], fold("Commands of the trainings", *commands)
     )

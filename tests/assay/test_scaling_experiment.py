@@ -1,11 +1,14 @@
 """`assay experiment scaling`: small trainings behind the gate, a law, and a plan that uses it."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from assay.cli.main import main
+from assay.experiments.scaling_experiment import _best_at_an_edge
+from pretrain.experiments.scaling.scaling_law import Trained
 from tests.conftest import write_project
 
 LARGER = """base = "run.toml"
@@ -95,3 +98,12 @@ def test_a_ladder_predicts_the_run_and_its_plan_says_so(ladder, capsys, caplog):
     assert manifest["stats"]["validation_loss"] == pytest.approx(rung["loss"], abs=1e-3)
     assert sorted(path.name for path in (ladder / "root" / "train").iterdir()) == trained
     assert in_two["target"]["loss"] == pytest.approx(found["target"]["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("best", "words"), [((0, 0), "the smallest model .* smaller widths"), ((2, 2), "the largest"), ((0, 1), "")]
+)
+def test_a_best_size_beyond_the_ladder_is_named(best, words):
+    curves = [[Trained(size, 100.0, 2.0 - (at == place)) for at, size in enumerate((1.0, 2.0, 3.0))] for place in best]
+    found = " ".join(_best_at_an_edge(curves))
+    assert re.search(words, found) if words else not found

@@ -123,7 +123,7 @@ def test_sci_for_ai_divides_all_carbon_by_each_unit(evidence):  # noqa: F811
     }  # fmt: skip
     assert found.keys() == amounts.keys()
     for key, (amount, unit) in amounts.items():
-        output = [float(cell.split(" ")[0]) for cell in found[key]]
+        output = [float(cell.split(" ")[0].replace(",", "")) for cell in found[key]]
         expected = [amount, *(FIGURE[name] * unit / amount for name in ("value", "low", "high"))]
         assert output == pytest.approx(expected, rel=1e-3)
     experts = changed(evidence, training__config={"model": {"moe": {"num_local_experts": 8}}})

@@ -8,7 +8,7 @@ import pytest
 from governance.manifest import Input
 from governance.reports.documents.all_documents import document_texts
 from governance.reports.documents.corpus_documents import training_content
-from governance.reports.documents.corpus_facts import findings
+from governance.reports.documents.corpus_facts import finding_text, findings
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.facts.stage_counts import stage_tables
 from tests.governance.test_documents import changed, evidence, run  # noqa: F401
@@ -113,3 +113,8 @@ def test_no_address_is_invented(texts):
     for name, text in texts.items():
         assert "spdx.org/licenses/LicenseRef" not in text, name
         assert "spdx.org/licenses/NOASSERTION" not in text, name
+
+
+def test_a_finding_against_sentences_without_a_group_says_so():
+    worded = finding_text("tone", row("sentiment_gap", "danish", -0.2, -0.3, -0.1, against="nobody"))
+    assert "danish against sentences that mention no group: -0.2" in worded

@@ -54,6 +54,10 @@ def test_work_that_was_found_makes_no_rate(plain):
             clock.now += 1
             advance(10)
     assert caplog.records[-1].getMessage() == "claims: 600 of 1000 tokens, 10 tokens/s, 0:00:40 left"
+    with log.progress("claims", 4_000_000, "tokens") as advance:
+        clock.now += 100
+        advance(2_000_000)
+    assert caplog.records[-1].getMessage() == "claims: 2,000,000 of 4,000,000 tokens, 20,000 tokens/s, 0:01:40 left"
 
 
 def test_the_last_step_of_a_long_job_is_reported_and_a_short_job_is_silent(plain):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from governance.checks.bias.interval_rows import NOBODY
 from governance.reports.documents.evidence import Evidence, Field
 from governance.reports.facts.stage_counts import PERSONAL_DATA
 from governance.reports.facts.synthetic_facts import teacher_words
@@ -63,7 +64,8 @@ def findings_text(evidence: Evidence) -> str:
 def finding_text(suite: str, row: Row) -> str:
     """One finding in a line, with its interval, p, q and n."""
     where = " ".join(str(row[name]) for name in ("language", "axis", "group") if row.get(name))
-    against = f" against {row['against']}" if row.get("against") else ""
+    other = "sentences that mention no group" if row.get("against") == NOBODY else row.get("against")
+    against = f" against {other}" if other else ""
     value, low, high, p, q = (compact(row[name]) for name in ("value", "lower", "upper", "p", "q"))
     text = f"{suite}: {row['metric'].replace('_', ' ')} of {where}{against}: {value}"
     return visible(f"{text} (95 % interval {low} to {high}; p {p}, q {q}, n {number(row['n'])})")

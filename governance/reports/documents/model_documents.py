@@ -244,7 +244,11 @@ def _score(evidence: Evidence, unit: str, kind: str, amount: float | None) -> li
         word if value is None or not amount else f"{value / (amount / _UNITS[unit]):.4g} g CO2e"
         for value, word in zip(bounds, unknown, strict=True)
     ]
-    return [unit, kind, "not known" if amount is None else f"{amount:.6g}", *scores]
+    return [unit, kind, "not known" if amount is None else _amount(amount), *scores]
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e12 else f"{value:.6g}"
 
 
 def _joules(value: float) -> str:

@@ -18,12 +18,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve; `dots` draws its points as well."""
+    """A named curve: its line, its points (`dots`), or both."""
 
     name: str
     points: Sequence[Point]
     style: str = "a"
     dots: bool = False
+    line: bool = True
 
 
 def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
@@ -149,7 +150,8 @@ def chart(
         drawn.append(tag("line", x1="0", x2="1000", y1=y, y2=y, class_="grid"))
     for curve in curves:
         points = curve.points
-        drawn.append(tag("path", d="M" + "L".join(map(place, points)), class_=f"line s-{curve.style}"))
+        if curve.line:
+            drawn.append(tag("path", d="M" + "L".join(map(place, points)), class_=f"line s-{curve.style}"))
         if curve.dots or len(points) == 1:
             drawn.append(tag("path", d="".join(f"M{place(p)}h.01" for p in points), class_=f"dot s-{curve.style}"))
     ranges = "; ".join(

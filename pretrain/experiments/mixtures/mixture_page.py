@@ -21,9 +21,10 @@ def proposal(sources: list[Found]) -> list[str]:
 
 def _first(found: Found) -> Html:
     gain = found["gain"]
+    shown = "" if gain["low"] > 0 else "No better weights than the run's own are shown. "
     lead = (
-        f"The proposed weights lower the validation loss of these trainings by {gain['nats']:.4f} nats per token (95 % "
-        f"interval {gain['low']:.4f} to {gain['high']:.4f}) against the run's own, by {len(found['rungs'])} trainings"
+        f"{shown}By the law the proposed weights lower the validation loss by {gain['nats']:.4f} nats per token (95 % "
+        f"interval {gain['low']:.4f} to {gain['high']:.4f}) against the run's own, from {len(found['rungs'])} trainings"
         + (f" that took {energy(found['joules'])}." if found["joules"] is not None else ".")
     )
     rows = [
@@ -31,7 +32,15 @@ def _first(found: Found) -> Html:
          f"{row['low']:.4f} to {row['high']:.4f}", f"{row['cap']:.4f}", f"{row['epochs']:.2g}"]
         for row in found["sources"]
     ]  # fmt: skip
-    head = ["source", "tokens", "weight of the run", "proposed", "95 % interval", "cap", "readings in the run"]
+    head = [
+        "source",
+        "tokens",
+        "weight of the run",
+        "proposed",
+        "95 % interval",
+        "largest weight",
+        "times read in the run",
+    ]
     return tag(
         "section",
         tag("p", lead, class_="lead"),
@@ -47,7 +56,7 @@ def _curves(found: Found) -> Html:
     drawn = []
     for at, source in enumerate(found["sources"]):
         points = sorted((row["weights"][at], row["loss"]) for row in found["rungs"])
-        curve = Curve(source["name"], points, STYLES[at % len(STYLES)], dots=True)
+        curve = Curve(source["name"], points, STYLES[at % len(STYLES)], dots=True, line=False)
         drawn.append(chart(f"Loss by the weight of {source['name']}", [curve], "weight", "nats per token", _loss))
     return tag("section", tag("h2", "Measured"), tag("div", drawn, class_="charts"))
 
@@ -59,12 +68,12 @@ def _loss(value: float) -> str:
 def _trainings(found: Found) -> Html:
     names = [row["name"] for row in found["sources"]]
     rows = [
-        [*(f"{weight:.4f}" for weight in row["weights"]), number(row["steps"]), number(row["tokens"]),
-         f"{row['loss']:.4f}", f"{row['loss'] - row['fitted']:+.4f}", row["training"]]
+        [row["training"], *(f"{weight:.4f}" for weight in row["weights"]), number(row["steps"]), number(row["tokens"]),
+         f"{row['loss']:.4f}", f"{row['loss'] - row['fitted']:+.4f}"]
         for row in found["rungs"]
     ]  # fmt: skip
-    head = [*names, "steps", "tokens", "loss", "loss minus law", "training"]
-    columns = range(len(names) + 4)
+    head = ["training", *names, "steps", "tokens", "loss", "loss minus law"]
+    columns = range(1, len(head))
     return tag("section", tag("h2", "Trainings"), table("Trainings", head, rows, numeric=columns, shown=len(rows)))
 
 
@@ -74,7 +83,8 @@ def _method(found: Found) -> Html:
         "weights each source is repeated as often as in the whole run (arXiv:2606.07597). All have the run's seed and "
         "the same validation rows.",
         "Law: sum of a w + b w log w over the sources, with b not below 0, by least squares in which a training counts "
-        "less the higher its loss. The proposed weights have the law's least loss below the caps.",
+        "less the higher its loss. The proposed weights have the law's least loss where no source is read more than "
+        "mixture.max_epochs times.",
         f"Intervals are those of a bootstrap with the spread of trainings that the fit leaves out "
         f"({found['noise']:.4f} nats). They assume that the order of mixtures does not change with the number of "
         f"tokens, nor with the size of the model.",

@@ -58,6 +58,12 @@ class CoordinateCheck:
         return {**asdict(self), **worst, "steps": STEPS, "limit": LIMIT}
 
 
+def part_in_words(name: str) -> str:
+    """A part of the model, for a reader."""
+    block, _, part = name.rpartition(".")
+    return {"self_attn": f"attention, block {block}", "mlp": f"feed-forward part, block {block}"}.get(part, name)
+
+
 def check_widths(model: ModelConfig) -> list[int]:
     """Widths of the check; one, where the model has one head."""
     head = model.hidden_size // model.num_attention_heads

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from governance.reports.html.markup import Html, compact, energy, number, table, tag
 from governance.reports.html.svg_figures import STYLES, Curve, chart
 from pretrain.experiments.experiment_report import Found, method_section, report_page
+from pretrain.experiments.scaling.coordinates import part_in_words
 from pretrain.experiments.scaling.scaling_law import ScalingLaw
 
 _NAMES = (
@@ -110,12 +111,12 @@ def _coordinates(found: Found) -> Html:
     widths, curves = [math.log2(width) for width in check["widths"]], []
     for index, (name, sizes) in enumerate(check["sizes"].items()):
         points = [*zip(widths, (math.log2(max(size, 1e-30)) for size in sizes), strict=True)]
-        curves.append(Curve(name, points, STYLES[index % len(STYLES)], dots=True))
+        curves.append(Curve(part_in_words(name), points, STYLES[index % len(STYLES)], dots=True))
     answer = "Yes" if check["transfers"] else "No"
     words = (
-        f"{answer}: after {check['steps']} steps at the run's rate the part that grows most grows as "
-        f"width^{check['largest']:.2f} ({check['worst']}); a rate transfers up to an exponent of {check['limit']:g} "
-        f"(coordinate check, arXiv:2203.03466)."
+        f"{answer}: after {check['steps']} steps at the run's rate the output that grows most grows as "
+        f"width^{check['largest']:.2f} ({part_in_words(check['worst'])}); a rate transfers up to an exponent of "
+        f"{check['limit']:g} (coordinate check, arXiv:2203.03466)."
     )
     drawn = chart("Activations by width", curves, "log2 of the width", "log2 of the mean magnitude", _loss)
     return tag("section", title, tag("p", words, class_="note"), tag("div", drawn, class_="charts"))
@@ -123,13 +124,13 @@ def _coordinates(found: Found) -> Html:
 
 def _rungs(found: Found) -> Html:
     rows = [
-        [number(row["width"]), number(row["layers"]), number(row["parameters"]), number(row["tokens"]),
+        [f"width {row['width']:,}", number(row["layers"]), number(row["parameters"]), number(row["tokens"]),
          number(row["steps"]), number(row["seed"]), _loss(row["loss"]), f"{row['loss'] - row['fitted']:+.4f}",
          row["training"]]
         for row in found["rungs"]
     ]  # fmt: skip
-    head = ["width", "layers", "parameters", "tokens", "steps", "seed", "loss", "loss minus law", "training"]
-    return tag("section", tag("h2", "Rungs"), table("Trainings", head, rows, numeric=range(8), shown=len(rows)))
+    head = ["model", "layers", "parameters", "tokens", "steps", "seed", "loss", "loss minus law", "training"]
+    return tag("section", tag("h2", "Rungs"), table("Trainings", head, rows, numeric=range(1, 8), shown=len(rows)))
 
 
 def _method(found: Found) -> Html:
