@@ -43,18 +43,16 @@ def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage
     return HtmlPage(_fallback(page), True, meta_signals(page))
 
 
-def extract_several(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | None]:
-    """Main text of several pages (bytes, charset); None where it is empty.
+def extract_several(pages: Sequence[tuple[bytes, str]]) -> list[tuple[bytes, tuple[str, ...]] | None]:
+    """Main text of several pages (bytes, charset), in UTF-8, and their signals; None where it is empty.
 
     For these, `extract` looks for other text.
     """
     from data_pipeline.readers.main_text import main_texts
 
-    decoded = [decode_html(data, charset) for data, charset in pages]
-    texts = main_texts(decoded)
-    return [
-        HtmlPage(text, False, meta_signals(page)) if text else None for page, text in zip(decoded, texts, strict=True)
-    ]
+    decoded = [_decoded(data, charset) for data, charset in pages]
+    texts = main_texts([page.encode("utf-8") if data is None else data for page, data in decoded])
+    return [(text, meta_signals(page)) if text else None for (page, _), text in zip(decoded, texts, strict=True)]
 
 
 def _fallback(page: str) -> str:
@@ -105,34 +103,38 @@ def decode_html(data: bytes, charset: str = "") -> str:
 
     A reference to that character, which the parser would resolve, becomes a space.
     """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            page = data[len(mark) :].decode(encoding, "replace")
-            break
-    else:
-        page = _decode(data, charset)
-    page = page.replace(MARK, "")
-    return _MARK_REFERENCE.sub(" ", page) if "&#" in page else page
+    return _decoded(data, charset)[0]
 
 
-def _decode(data: bytes, charset: str) -> str:
+def _decoded(data: bytes, charset: str) -> tuple[str, bytes | None]:
+    """The characters of a page, and `data` where it is these in UTF-8."""
+    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", ""))
+    page, same = (data[len(mark) :].decode(encoding, "replace"), None) if mark else _decode(data, charset)
+    if MARK in page:
+        page, same = page.replace(MARK, ""), None
+    if _MARK_REFERENCE.search(page):
+        page, same = _MARK_REFERENCE.sub(" ", page), None
+    return page, same
+
+
+def _decode(data: bytes, charset: str) -> tuple[str, bytes | None]:
     if b"\0" not in data and b"\x1b" not in data:  # UTF-16 and ISO-2022 can be valid UTF-8 by chance
         try:
-            return data.decode("utf-8")
+            return data.decode("utf-8"), data
         except UnicodeDecodeError:
             pass
     tried = []
     for encoding in filter(None, _candidates(data, charset)):
         try:
-            return data.decode(encoding)
+            return data.decode(encoding), None
         except (UnicodeDecodeError, LookupError):
             tried.append(encoding)
     for encoding in tried:
         try:
-            return data.decode(encoding, "replace")
+            return data.decode(encoding, "replace"), None
         except LookupError:  # a name of the standard that Python has no codec for
             continue
-    return data.decode("utf-8", "replace")
+    return data.decode("utf-8", "replace"), None
 
 
 def _candidates(data: bytes, charset: str) -> Iterator[str]:

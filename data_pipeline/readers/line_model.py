@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data_pipeline.readers.pages.kernels.page_features import NAME_STEP
 from data_pipeline.readers.pages.kernels.page_lines import END, START
-from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, main_points, read_lines
+from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, main_utf8, read_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Integers = npt.NDArray[np.int64]
@@ -164,11 +164,11 @@ def main_lines(page: PageLines) -> list[int]:
     return np.flatnonzero(keep_lines(page.points, page.lines, page.boxes, *_model())).tolist()
 
 
-def main_layout_texts(layouts: Sequence[str]) -> list[str]:
-    """The main text of each layout, one line per paragraph."""
+def main_layout_texts(layouts: Sequence[str]) -> list[bytes]:
+    """The main text of each layout in UTF-8, one line per paragraph."""
     points = np.frombuffer("".join(layouts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    found, ends = main_points(points, np.cumsum([*map(len, layouts)], dtype=np.int64), *_model())
-    text, bounds = found.tobytes().decode("utf-32-le", "surrogatepass"), [0, *ends.tolist()]
+    found, ends = main_utf8(points, np.cumsum([*map(len, layouts)], dtype=np.int64), *_model())
+    text, bounds = found.tobytes(), [0, *ends.tolist()]
     return [text[begin:end] for begin, end in pairwise(bounds)]
 
 

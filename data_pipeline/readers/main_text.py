@@ -25,24 +25,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from resiliparse.extract.html2text import extract_plain_text
 
 from data_pipeline.readers.line_model import LINE_KINDS, main_layout_texts, main_lines, read_layout_lines, tag_weight
-from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels.page_lines import NO_WEIGHT, PLACE
+from data_pipeline.readers.pages.kernels.page_marks import (
+    BARE,
+    BEFORE,
+    BY_LINK,
+    CLOSING,
+    HIDDEN,
+    MARKED,
+    MODAL,
+    NAMES,
+    NO_MARK,
+    ROLE,
+    SOUGHT,
+    SPELLED,
+    UNKNOWN,
+    WITH_ATTRIBUTES,
+    find_tags,
+    write_marks,
+)
 
-_LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN, _CODE = "LloeCcNYMR"  # the letter after a mark
-_CONTAINERS = "a|div|section|article|main|aside|td|th|form|header|pre"
-_LINE_TAGS = "p|h[1-6]|figcaption|time"
-_TAG = re.compile(rf"(<(?=[admstfhp/])(?:/?(?:{_CONTAINERS})|{_LINE_TAGS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
+_UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN, _CODE = "loeCcNYMR"  # the letter after a mark
 _TAG_NAME = re.compile(r"</?([a-z]+[1-6]?)", re.IGNORECASE)
 _NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
-_SKIPPED = (
-    'nav,footer,dialog,template,button,select,[hidden],[aria-hidden="true"],[aria-modal="true"],'
-    + ",".join(
-        f'[role="{role}"]'
-        for role in ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
-    ),
-)
+_SKIPPED = [tuple(name for place, name in enumerate(SOUGHT) if bits >> place & 1) for bits in range(1 << len(SOUGHT))]
+_WORD_SKIPPED = {HIDDEN: ("[hidden]", '[aria-hidden="true"]'), MODAL: ('[aria-modal="true"]',)}
+_ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
 _NEVER_NAMES = re.compile(
     r"(?<![^\s_-])(?:comments?|disqus|respond|replies|cookies?|consent|gdpr|ccpa|ads?|advert\w*|adsense|adsbygoogle|"
     r"sponsor\w*|promo\w*|share|sharing|social|breadcrumbs?|pager|pagination|popup|modal|overlay|newsletter|subscribe|"
@@ -66,68 +82,79 @@ def main_text(page: str) -> str:
     return choose(lay_out(page))
 
 
-def main_texts(pages: Sequence[str]) -> list[str]:
-    """Main text of each page, as `main_text` has it.
+def main_texts(pages: Sequence[bytes]) -> list[bytes]:
+    """Main text of each page, as `main_text` has it; both in UTF-8.
 
     Each step goes over all pages: code and tables of one step stay in the cache.
     """
-    marked = [mark_containers(page) for page in pages]
-    return main_layout_texts([_laid_out(page) for page in marked])
+    return main_layout_texts([_laid_out(page, bits) for page, bits in zip(*mark_containers(pages), strict=True)])
 
 
 def lay_out(page: str) -> str:
     """The visible text of a page in lines, with its marks."""
-    return _laid_out(mark_containers(page))
+    [marked], [bits] = mark_containers([page.encode("utf-8")])
+    return _laid_out(marked, bits)
 
 
-def _laid_out(marked: str) -> str:
-    from resiliparse.extract.html2text import extract_plain_text
-
-    return str(extract_plain_text(marked, alt_texts=False, skip_elements=list(_SKIPPED)))
+def _laid_out(marked: str, bits: int) -> str:
+    return str(extract_plain_text(marked, alt_texts=False, skip_elements=_selectors(marked, bits)))
 
 
-def mark_containers(page: str) -> str:
-    """Set a mark inside each link and container.
+def _selectors(page: str, bits: int) -> list[str] | None:
+    """Selectors of what is skipped, those only that a page may match.
 
-    It is put behind the opening tag, and before the closing one.
+    Each costs a test of every element. What they name is written in the page as it is, but for the value of a role,
+    which references may spell.
     """
-    pieces = _TAG.split(page)
-    pieces[1::2] = map(_KNOWN.__getitem__, pieces[1::2])
-    return "".join(pieces)
+    found = list(_SKIPPED[bits & (ROLE - 1)])
+    for bit, selectors in _WORD_SKIPPED.items():
+        found += selectors if bits & bit else ()
+    if bits & ROLE:
+        found += [f'[role="{role}"]' for role in _ROLES if bits & SPELLED or role in page]
+    return [",".join(found)] if found else None
 
 
-class _KnownTags(dict[str, str]):
-    """Tags with their marks.
+def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
+    """Pages with a mark inside each link and container, and the bits of what each page may hold.
 
-    A missing tag is marked, and remembered if others may be like it.
+    A mark is put behind the opening tag, and before the closing one.
+    """
+    joined = b"".join((*pages, bytes(16)))
+    data, ends = np.frombuffer(joined, np.uint8), np.cumsum([*map(len, pages)], dtype=np.int64)
+    eights = np.ndarray((len(joined) - 7,), "<u8", joined, strides=(1,))
+    tags, bits = find_tags(data, eights, ends, _mark_table())
+    unknown = np.flatnonzero(tags[:, MARKED] == UNKNOWN)
+    tags[unknown, MARKED] = [_KNOWN[joined[start:end]] for start, end, _ in tags[unknown].tolist()]
+    marked, marked_ends = write_marks(data, ends, tags)
+    text, bounds = marked.tobytes(), [0, *marked_ends.tolist()]
+    return [text[start:end].decode("utf-8") for start, end in pairwise(bounds)], bits.tolist()
+
+
+class _KnownTags(dict[bytes, int]):
+    """Marks of opening tags with attributes.
+
+    That of a missing tag is found, and remembered if others may be like it.
     """
 
-    def __missing__(self, tag: str) -> str:
-        if tag[1] in "aA" and tag[2].isspace():  # no two links are alike
-            return tag + MARK + _LINK if "href" in tag or "href" in tag.lower() else tag
-        marked = _marked_container(tag)
+    def __missing__(self, tag: bytes) -> int:
+        mark = _container_mark(tag.decode("utf-8"))
         if len(tag) <= _KNOWN_TAG_SIZE:
             if len(self) >= _KNOWN_TAGS:
                 self.clear()
-            self[tag] = marked
-        return marked
+            self[tag] = mark
+        return mark
 
 
 _KNOWN = _KnownTags()
 
 
-def _marked_container(tag: str) -> str:
+def _container_mark(tag: str) -> int:
+    """Mark of an opening tag, as a number (`page_marks.py`)."""
     found = _TAG_NAME.match(tag)
-    assert found is not None, "the tag's pattern holds this one"
+    assert found is not None, "the kernel found a name in it"
     name = found[1].lower()
-    if tag[1] == "/":
-        return MARK + {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE) + tag
-    if name == "a":
-        return tag
-    if name == "pre":  # the parser takes out a line end that comes first inside it
-        return MARK + _CODE + chr(NO_WEIGHT) + tag
     names = " ".join(value for values in _NAMES.findall(tag) for value in values if value)
-    return tag + MARK + _kind(name, names) + chr(NO_WEIGHT + tag_weight(name, names))
+    return ord(_kind(name, names)) | NO_WEIGHT + tag_weight(name, names) << 8
 
 
 def _kind(name: str, names: str) -> str:
@@ -142,9 +169,24 @@ def _kind(name: str, names: str) -> str:
     return _MAYBE if name == "aside" or _MAYBE_NAMES.search(names) else _OPEN
 
 
+@cache
+def _mark_table() -> npt.NDArray[np.int64]:
+    """Marks by name of closing tags, of bare ones and of those with attributes."""
+    table = np.full((3, len(NAMES)), UNKNOWN, np.int64)
+    for place, name in enumerate(NAMES):
+        letter = {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE)
+        table[CLOSING, place] = BEFORE | ord(letter)
+        table[BARE, place] = _container_mark(f"<{name}>")
+    table[BARE, NAMES.index("a")] = NO_MARK
+    table[WITH_ATTRIBUTES, NAMES.index("a")] = BY_LINK
+    # the parser takes out a line end that comes first inside it
+    table[BARE:, NAMES.index("pre")] = BEFORE | ord(_CODE) | NO_WEIGHT << 8
+    return table
+
+
 def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
-    return main_layout_texts([layout])[0]
+    return main_layout_texts([layout])[0].decode("utf-8")
 
 
 def own_places(layout: str) -> list[int]:

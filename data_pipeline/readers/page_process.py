@@ -238,14 +238,14 @@ def serve() -> None:
     import resiliparse.extract.html2text
     import resiliparse.parse.encoding  # noqa: F401, these now: the first page's time is its own
 
-    import data_pipeline.readers.html  # noqa: F401
+    import data_pipeline.readers.html
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the run closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # to fault it in again costs half of a small page's time
     gc.freeze()  # what was loaded is here to stay
-    start, ready = _address_space(), False
+    start, ready = _address_space(), set[Extraction]()
     source = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), _PIPE_BYTES)
     answers = sys.stdout.buffer
     answers.write(_READY)
@@ -253,9 +253,10 @@ def serve() -> None:
     with contextlib.suppress(EOFError):
         while True:
             pages = [_receive(source) for _ in range(_COUNT.unpack(_read(source, _COUNT.size))[0])]
-            if not ready and any(page.way.extractor == ASSAY.extractor for page in pages):
-                import_module("data_pipeline.readers.main_text").main_text("")  # loads the model
-                ready, start = True, _address_space()
+            for way in {page.way for page in pages if page.way.extractor == ASSAY.extractor} - ready:
+                data_pipeline.readers.html.extract(b"<p>.</p>", "", way)  # loads model and kernels, or compiles these
+                ready.add(way)
+                start = _address_space()
             replies = _replies(pages, start)
             _bound_memory(resource.RLIM_INFINITY)
             tired = _tired(start)
@@ -311,12 +312,12 @@ def _replies(pages: Sequence[_PageRequest], start: int) -> list[tuple[object, by
         text = next(found) if page.way == ASSAY and len(page.data) <= _SMALL_BYTES else None
         if text is None and len(pages) > 1 and _tired(start):
             os._exit(1)
-        replies.append(_reply(page) if text is None else _page_reply(text))
+        replies.append(_reply(page) if text is None else _page_reply(text[0], False, text[1]))
     return replies
 
 
-def _read_together(pages: Sequence[_PageRequest]) -> Sequence[HtmlPage | None]:
-    """Main text of small pages; None: to be read alone.
+def _read_together(pages: Sequence[_PageRequest]) -> Sequence[tuple[bytes, tuple[str, ...]] | None]:
+    """Main text of small pages, and their signals; None: to be read alone.
 
     Where it fails, the process ends.
     """
@@ -332,9 +333,8 @@ def _read_together(pages: Sequence[_PageRequest]) -> Sequence[HtmlPage | None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _page_reply(page: HtmlPage) -> tuple[object, bytes]:
-    text = page.text.encode("utf-8", "replace")
-    return (len(text), page.fallback, page.signals), text
+def _page_reply(text: bytes, fallback: bool, signals: Sequence[str]) -> tuple[object, bytes]:
+    return (len(text), fallback, signals), text
 
 
 def _reply(asked: _PageRequest) -> tuple[object, bytes]:
@@ -355,7 +355,8 @@ def _reply(asked: _PageRequest) -> tuple[object, bytes]:
                 return found, b""
             text = found.text.encode("utf-8", "replace")
             return (len(text), found.pages, found.needs_ocr), text
-        return _page_reply(extract(asked.data, asked.charset, asked.way))
+        page = extract(asked.data, asked.charset, asked.way)
+        return _page_reply(page.text.encode("utf-8", "replace"), page.fallback, page.signals)
     except MemoryError:
         return f"{kind}_broke_parser", b""
     except Exception:  # foreign parsers on hostile bytes; what they raise has no common name

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 64 << 10
 _BUFFER_BYTES = 1 << 18  # a member is sought for each record, mostly of a few kB
 _STEP_BYTES = 16 << 10
 _ZSTD_STEP_BYTES = 4 << 10  # a call's output has no bound, so its input is small
+_HEADER_BYTES = 256  # few headers are shorter
+_SHORTCUT_BYTES = 1 << 20  # what a wrong length may take of other members in vain
 _VERSION = b"WARC/1."
 _GAP = b"\r\n\r\n"
 _START = re.compile(rb"WARC/1\.[0-9]\r\n[A-Za-z]")
@@ -74,7 +76,7 @@ def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:
     with open_source(path, _BUFFER_BYTES) as source:
         start = source.read(4)
         if start.startswith(_GZIP_MAGIC) or path.name.endswith(".gz"):
-            yield from _of_members(source, _gunzip, _GZIP_MAGIC)
+            yield from _of_members(source, _gunzip, _GZIP_MAGIC, _whole_members)
         elif start == _ZSTD_MAGIC or _is_skippable(start) or path.name.endswith(".zst"):
             yield from _of_members(source, _unzstd_with(_dictionary(source)), _ZSTD_MAGIC)
         else:
@@ -109,10 +111,18 @@ _Unpack = Callable[[IO[bytes], int], Iterator[tuple[bytes, int]]]
 with 0; raises `_DamagedError`."""
 
 
-def _of_members(source: IO[bytes], unpack: _Unpack, magic: bytes) -> Iterator[RawRecord | TornRecord]:
+_Shortcut = Callable[[IO[bytes], int], Generator[RawRecord, None, int]]
+"""Yields the records of the members from an offset on, and returns the offset of the first that it leaves to others."""
+
+
+def _of_members(
+    source: IO[bytes], unpack: _Unpack, magic: bytes, shortcut: _Shortcut | None = None
+) -> Iterator[RawRecord | TornRecord]:
     size = source.seek(0, 2)
     offset = _behind_padding(source, 0)
     while offset < size:
+        if shortcut is not None:
+            offset = yield from shortcut(source, offset)
         parser: _Parser | None = None
         try:
             for piece, end in unpack(source, offset):
@@ -129,18 +139,63 @@ def _of_members(source: IO[bytes], unpack: _Unpack, magic: bytes) -> Iterator[Ra
             offset = _next_member(source, offset + 1, unpack, magic)
 
 
+def _whole_members(source: IO[bytes], offset: int) -> Generator[RawRecord, None, int]:
+    """The records of gzip members that hold one each, as long as these follow one another undamaged.
+
+    FastWARC decompresses them as one stream, in two thirds of zlib's time, and says at which byte the member began that
+    it has come to. A record is given when the next member has begun: then its own was whole, with its check sum.
+
+    Returns:
+        The offset of the first member that is not such a one, or is the last.
+    """
+    from fastwarc.stream_io import GzipReader
+
+    source.seek(offset)
+    unpacked, ahead = GzipReader(source, _STEP_BYTES), _HEADER_BYTES
+    try:
+        first = unpacked.read(1)
+        while first:
+            data = first + unpacked.read(ahead)
+            while (end := data.find(_GAP, 0, MAX_HEADER_BYTES)) < 0:
+                piece = unpacked.read(_HEADER_BYTES // 4)
+                if not piece or len(data) > MAX_HEADER_BYTES:
+                    return offset
+                data += piece
+            length = _length_of_record(data, end + len(_GAP))
+            if length is None or length > min(_SHORTCUT_BYTES, MAX_BLOCK_BYTES):
+                return offset
+            total, ahead = end + len(_GAP) + length, end + len(_GAP)
+            data += unpacked.read(max(0, total + len(_GAP) - len(data)))
+            if data[total:] != _GAP or unpacked.frame_start_position() != offset:
+                return offset
+            first = unpacked.read(1)
+            behind = unpacked.frame_start_position()
+            if not first or behind <= offset:  # the file's end, or the member holds more
+                break
+            yield RawRecord(offset, data[:total])
+            offset = behind
+    except OSError:  # damage
+        pass
+    return offset
+
+
 def _only_record(data: bytes, place: int) -> RawRecord | None:
     """The record of a member that holds one and nothing else.
 
     Most members are so; `_Parser` would give the same, and takes as long as the decompression.
     """
     end = data.find(_GAP, 0, MAX_HEADER_BYTES) + len(_GAP)
-    if end < len(_GAP) or not data.startswith(_VERSION) or _START.search(data, 1, end):
-        return None
-    length = content_length(data[:end])
+    length = _length_of_record(data, end) if end >= len(_GAP) else None
     if length is None or length > MAX_BLOCK_BYTES or data[end + length :] != _GAP:
         return None
     return RawRecord(place, data[: end + length])
+
+
+def _length_of_record(data: bytes, end: int) -> int | None:
+    """The stated length of the block behind a header that ends at `end`; None: that is not one header."""
+    if not data.startswith(_VERSION) or _START.search(data, 1, end):
+        return None
+    return content_length(data[:end])
 
 
 def _behind_padding(source: IO[bytes], offset: int) -> int:

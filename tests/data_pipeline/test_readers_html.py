@@ -13,9 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.readers import html, line_model, page_process
+from data_pipeline.readers import main_text as main_text_module
 from data_pipeline.readers.html import decode_html, extract
-from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
+from data_pipeline.readers.main_text import choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
+from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels import page_lines as of
 from data_pipeline.readers.record import Record, RecordFault
 from governance.config import canonical_json
@@ -132,11 +134,53 @@ def test_whatever_the_nesting_all_lines_are_of_the_page_and_no_mark_is_left(piec
 
 def test_marks_are_placed_next_to_tags_only():
     page = '<DIV Class="a"><a href=x>y</a><a name=z></a><td\n>c</td><divider></div><article>'
-    marked = mark_containers(page).replace(MARK, "!")
+    [marked], _ = mark_containers([page.encode()])
+    marked = marked.replace(MARK, "!")
     assert re.sub("(![^Llce])[A-}]", r"\1", marked) == (
         '<DIV Class="a">!o<a href=x>!Ly!l</a><a name=z>!l</a><td\n>!Cc!c</td><divider>!e</div><article>!M'
     )
     assert choose(f"{MARK}e{MARK}c{MARK}l nothing was open {MARK}") == "nothing was open"
+
+
+MARKED_TAG = re.compile(
+    r"<(?:/?(?P<name>a|div|section|article|main|aside|td|th|form|header|pre)"
+    r"|(?P<line>p|h[1-6]|figcaption|time))(?:\s[^<>]*)?>",
+    re.IGNORECASE | re.ASCII,
+)
+ODD_TAGS = st.sampled_from(
+    ("<", ">", "</", "<a", "<A Href='y'>", "<a\x0bname=x>", "<a >", "<pre>\n", "<PRE id=x>", "<p/>", "<h7>", "<h1 \n>",
+     "<figcaption class='ads'>", "<figcaptions>", "<\u017fection>", "<div\x1c>", "<div id=\u03a3>", "<form<form>")
+)  # fmt: skip
+SKIPPED_TAGS = st.sampled_from(
+    ("<nav>", "</NAV>", "<Footer a>", "<dialog/>", "<template>", "<button", "<select>", "<option>", "<b hidden>",
+     "<p HIDDEN=x>", '<p aria-hidden="true">', "<i ARIA-Modal=true>", "<i role=banner>", "<td role = 'search'>",
+     "<nav\0>", '<b role="&#109;enu">', "<b role=tool&#x62;ar>", "<b ROLE='men&#117;bar'>", "<b role=x>", "role=menu")
+)  # fmt: skip
+
+
+def marked_plainly(page):
+    def mark(tag):
+        name = (tag["name"] or tag["line"]).lower()
+        if tag[0][1] == "/":
+            return MARK + {"a": "l", "td": "c", "th": "c"}.get(name, "e") + tag[0]
+        if name == "a":
+            return tag[0] + (MARK + "L") * ("href" in tag[0].lower())
+        if name == "pre":
+            return f"{MARK}R_{tag[0]}"
+        number = main_text_module._container_mark(tag[0])
+        return tag[0] + MARK + chr(number & 255) + chr(number >> 8)
+
+    return MARKED_TAG.sub(mark, page)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(PIECES | ODD_TAGS | SKIPPED_TAGS | st.text(max_size=9), max_size=30), max_size=4))
+def test_marks_are_those_of_a_plain_search_and_nothing_skipped_is_laid_out(lists):
+    pages = [decode_html("".join(pieces).encode()) for pieces in lists]
+    marked, bits = mark_containers([page.encode() for page in pages])
+    assert marked == [marked_plainly(page) for page in pages]
+    for page, found in zip(marked, bits, strict=True):
+        assert main_text_module._laid_out(page, found) == main_text_module._laid_out(page, -1), "with all selectors"
 
 
 @settings(max_examples=100)
@@ -167,7 +211,8 @@ def test_boxes_at_the_end_of_an_article_go_and_its_own_parts_stay():
 @settings(max_examples=100)
 @given(st.lists(PIECES, max_size=40))
 def test_the_model_never_leaves_out_all_prose(pieces):
-    page = line_model.read_layout_lines(resiliparse_layout(mark_containers("".join([*pieces, PARAGRAPHS]))))
+    [marked], _ = mark_containers(["".join([*pieces, PARAGRAPHS]).encode()])
+    page = line_model.read_layout_lines(resiliparse_layout(marked))
     assume(page.lines[:, of.PROSE].any())
     kept = line_model.main_lines(page)
     assert kept == sorted(set(kept))
@@ -324,6 +369,7 @@ def test_a_slow_page_costs_none_of_its_neighbours(impatient, name):
         '<div class="' * 50_000 + PROSE[0],
         "<div " * 100_000,
         "\x02" * 1000 + PROSE[0],
+        "role" * 250_000 + PROSE[0],
     ],
 )
 def test_deep_and_torn_pages_take_bounded_time(page):

@@ -16,10 +16,10 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import line_model, page_process
 from data_pipeline.readers.html import decode_html
 from data_pipeline.readers.items import find_source
-from data_pipeline.readers.main_text import MARK, main_text
+from data_pipeline.readers.main_text import main_text
 from data_pipeline.readers.page_process import read_page, read_pages
 from data_pipeline.readers.pages import extraction
-from data_pipeline.readers.pages.extraction import Extraction
+from data_pipeline.readers.pages.extraction import MARK, Extraction
 from data_pipeline.readers.pages.formulas import latex_of_math
 from data_pipeline.readers.pages.kernels import page_model
 from data_pipeline.readers.pages.kernels.page_features import VECTOR

@@ -18,6 +18,7 @@ from fastwarc.stream_io import BrotliWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.readers import warc_stream
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.warc import host_files, load_host_rules, payload, read_warc
@@ -81,6 +82,46 @@ def squeezed(records, way):
 
 
 # --- whole files
+
+
+def plain_members(parts):
+    """Members of a gzip file: a record, several, none, a long or a short one, padding, nonsense, or a damaged one."""
+    record = warc(http(page(len(parts))))
+    kinds = {
+        "record": gzip.compress(record),
+        "named": b"\x1f\x8b\x08\x08" + bytes(6) + b"name\0" + gzip.compress(record)[10:],
+        "two": gzip.compress(record + record),
+        "long": gzip.compress(warc(bytes(3000) + random.Random(1).randbytes(3000))),
+        "short": gzip.compress(b"WARC/1.0\r\nContent-Length: 0\r\n\r\n\r\n\r\n"),
+        "more": gzip.compress(record + b"more"),
+        "wrong_length": gzip.compress(record.replace(b"Content-Length: ", b"Content-Length: 1")),
+        "headless": gzip.compress(b"x" * 700),
+        "empty": gzip.compress(b""),
+        "padding": bytes(9),
+        "nonsense": b"nonsense",
+        "other_sum": gzip.compress(record)[:-8] + bytes(8),
+        "cut": gzip.compress(record)[:-20],
+    }
+    return b"".join(list(kinds.values())[part] for part in parts)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.just(0) | st.integers(0, 12), max_size=12))
+def test_members_read_in_one_stream_are_as_each_by_itself(tmp_path_factory, parts):
+    path = tmp_path_factory.mktemp("members") / "x.warc.gz"
+    path.write_bytes(plain_members(parts))
+    found = list(raw_records(path))
+    with path.open("rb") as source:
+        assert found == list(warc_stream._of_members(source, warc_stream._gunzip, b"\x1f\x8b\x08"))
+
+
+def test_whole_members_are_read_in_one_stream_up_to_the_last(tmp_path):
+    path = tmp_path / "x.warc.gz"
+    members = squeezed(pages(9), "gzip")
+    path.write_bytes(b"".join(members))
+    with path.open("rb") as source:
+        found = list(warc_stream._whole_members(source, len(members[0])))
+    assert [record.place for record in found] == offsets(members)[1:-1]
 
 
 @pytest.mark.parametrize("way", ["plain", "gzip", "zstd"])

@@ -13,7 +13,7 @@ Price: 1 microsecond per line.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, float64, int64, uint32
+from numba import float32, float64, int64, uint8, uint32
 
 from data_pipeline.readers.pages.kernels.page_features import (
     FEATURES,
@@ -34,8 +34,10 @@ from data_pipeline.readers.pages.kernels.page_lines import (
     PARENT,
     PROSE,
     SIZE,
+    copy,
     read_layout,
     write_lines,
+    write_utf8,
 )
 from governance.kernels.compiled import kernel, part
 
@@ -170,23 +172,22 @@ def keep_lines(text, lines, boxes, words, first, second):  # type: ignore[no-unt
 
 
 @kernel
-def main_points(points, ends, words, first, second):  # type: ignore[no-untyped-def]
-    """The main texts of layouts, as code points, and where each ends.
+def main_utf8(points, ends, words, first, second):  # type: ignore[no-untyped-def]
+    """The main texts of layouts in UTF-8, and where each ends.
 
     `ends` has the end of each layout in `points`. To call a kernel with so many tables takes as long as a small page.
     """
-    out, out_ends = np.empty(len(points) + 1, uint32), np.empty(len(ends), int64)
+    out, out_ends = np.empty(len(points) + len(points) // 4 + 64, uint8), np.empty(len(ends), int64)
     begin, filled = int64(0), int64(0)
     for page in range(len(ends)):
         text, lines, boxes = read_layout(points[begin : ends[page]], words[0])
         mark_prose(text, lines, words[1])
         found = write_lines(text, lines, choose_lines(text, lines, boxes, words, first, second), words[0])
-        if filled + len(found) > len(out):
-            longer = np.empty(2 * (filled + len(found)), uint32)
-            longer[:filled] = out[:filled]
+        if filled + 4 * len(found) > len(out):
+            longer = np.empty(2 * (filled + 4 * len(found)), uint8)
+            copy(out, 0, filled, longer, 0)
             out = longer
-        out[filled : filled + len(found)] = found
-        filled += len(found)
+        filled = write_utf8(found, out, filled)
         begin, out_ends[page] = ends[page], filled
     return out[:filled], out_ends
 
