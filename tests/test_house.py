@@ -33,7 +33,7 @@ DOORS = {
     "daft": {"data_pipeline/dedup/join.py"},
     "ray": {"governance/ray_cluster/ray_connection.py"},
     "fsspec": {"data_pipeline/readers/remote.py"},
-    "fastwarc": {"data_pipeline/readers/warc.py"},
+    "fastwarc": {"data_pipeline/readers/warc.py", "data_pipeline/readers/warc_stream.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
     "pygments": {"data_pipeline/code/languages.py"},
     "license_expression": {"data_pipeline/code/licences.py"},

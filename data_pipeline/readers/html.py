@@ -44,9 +44,9 @@ def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage
 
 
 def extract_several(pages: Sequence[tuple[bytes, str]]) -> list[tuple[bytes, tuple[str, ...]] | None]:
-    """Main text of several pages (bytes, charset), in UTF-8, and their signals; None where it is empty.
+    """Main text in UTF-8 and signals of several pages (bytes, charset).
 
-    For these, `extract` looks for other text.
+    None stands for a page whose main text is empty; `extract` looks for other text.
     """
     from data_pipeline.readers.main_text import main_texts
 
@@ -107,7 +107,10 @@ def decode_html(data: bytes, charset: str = "") -> str:
 
 
 def _decoded(data: bytes, charset: str) -> tuple[str, bytes | None]:
-    """The characters of a page, and `data` where it is these in UTF-8."""
+    """The characters of a page.
+
+    With them comes `data` where it is these in UTF-8, else None.
+    """
     mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", ""))
     page, same = (data[len(mark) :].decode(encoding, "replace"), None) if mark else _decode(data, charset)
     if MARK in page:

@@ -115,9 +115,9 @@ def _selectors(page: str, bits: int) -> list[str] | None:
 
 
 def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
-    """Pages with a mark inside each link and container, and the bits of what each page may hold.
+    """Set a mark inside each link and container of pages in UTF-8.
 
-    A mark is put behind the opening tag, and before the closing one.
+    It is put behind the opening tag, and before the closing one. With the pages come the bits of `find_tags`.
     """
     joined = b"".join((*pages, bytes(16)))
     data, ends = np.frombuffer(joined, np.uint8), np.cumsum([*map(len, pages)], dtype=np.int64)
@@ -171,7 +171,7 @@ def _kind(name: str, names: str) -> str:
 
 @cache
 def _mark_table() -> npt.NDArray[np.int64]:
-    """Marks by name of closing tags, of bare ones and of those with attributes."""
+    """Marks by name: closing tags, bare ones, those with attributes."""
     table = np.full((3, len(NAMES)), UNKNOWN, np.int64)
     for place, name in enumerate(NAMES):
         letter = {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE)

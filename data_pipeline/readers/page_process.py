@@ -317,9 +317,9 @@ def _replies(pages: Sequence[_PageRequest], start: int) -> list[tuple[object, by
 
 
 def _read_together(pages: Sequence[_PageRequest]) -> Sequence[tuple[bytes, tuple[str, ...]] | None]:
-    """Main text of small pages, and their signals; None: to be read alone.
+    """Main text and signals of small pages.
 
-    Where it fails, the process ends.
+    None stands for a page that is to be read alone. Where it fails, the process ends.
     """
     from data_pipeline.readers.html import extract_several
 

@@ -5,7 +5,7 @@ A compressed file has members (gzip, zstd) or is one stream (xz, bzip2, LZ4).
 Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
 member begins (in a plain file: at which it begins), and reading goes on at the next member or header; one stream is
 read up to its damage. fastwarc, which parses the records elsewhere, stops for good at the first damage, and takes a
-cut record for a whole one.
+cut record for a whole one: it decompresses here only what is followed by another whole member.
 
 A record's place is that byte, plus the number of records before it in its member where a member holds several (a WARC
 that was compressed as one file): unique in the file. Memory is bounded by `MAX_BLOCK_BYTES`: of a longer block only the
@@ -140,7 +140,7 @@ def _of_members(
 
 
 def _whole_members(source: IO[bytes], offset: int) -> Generator[RawRecord, None, int]:
-    """The records of gzip members that hold one each, as long as these follow one another undamaged.
+    """The records of undamaged gzip members that hold one each.
 
     FastWARC decompresses them as one stream, in two thirds of zlib's time, and says at which byte the member began that
     it has come to. A record is given when the next member has begun: then its own was whole, with its check sum.
@@ -192,7 +192,10 @@ def _only_record(data: bytes, place: int) -> RawRecord | None:
 
 
 def _length_of_record(data: bytes, end: int) -> int | None:
-    """The stated length of the block behind a header that ends at `end`; None: that is not one header."""
+    """The stated length of the block behind a header.
+
+    The header ends at `end`. The result is None if that is not one header.
+    """
     if not data.startswith(_VERSION) or _START.search(data, 1, end):
         return None
     return content_length(data[:end])

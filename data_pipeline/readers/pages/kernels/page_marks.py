@@ -1,4 +1,4 @@
-"""Tags of a page that get a mark, and the page with the marks (`readers/main_text.py`).
+"""Marks at the tags of a page (`readers/main_text.py`).
 
 Pages are read as UTF-8, once, from one `<` to the next. A tag is one of the names, then nothing or white space and
 characters other than `<` and `>`, then `>`.
@@ -73,7 +73,10 @@ def _find_less(data, eights, start, end):  # type: ignore[no-untyped-def]
 
 @part
 def _read_name(data, eights, start):  # type: ignore[no-untyped-def]
-    """Number of the name at a place, those sought behind the others, and where it ends; -1: another name."""
+    """Number of the name at a place, and where it ends.
+
+    Those sought are numbered behind the others; any other name has -1.
+    """
     word = eights[start]
     ends, closes = word ^ _MORES, word ^ _SLASHES
     stops = (
@@ -114,7 +117,7 @@ def _has_word(data, start, end, word):  # type: ignore[no-untyped-def]
 
 @part
 def _spells_role(data, start, end):  # type: ignore[no-untyped-def]
-    """Return whether the value of a `role` begins with letters and a reference."""
+    """Return whether a `role` may be written with references."""
     for begin in range(start, end - 4):
         if data[begin] | 32 != _R or not _has_word(data, begin, begin + 4, _ROLE):
             continue
@@ -133,7 +136,7 @@ def _spells_role(data, start, end):  # type: ignore[no-untyped-def]
 
 @part
 def _tag_end(data, start, end):  # type: ignore[no-untyped-def]
-    """Place behind the `>` of a tag whose name ends at `start`; -1 if it has none."""
+    """Place behind the tag whose name ends at `start`, or -1."""
     if start >= end or not (_SPACES[data[start]] or data[start] == _MORE):
         return -1
     for i in range(start, end):
