@@ -38,6 +38,7 @@ class Section(BaseModel):
 Config = TypeVar("Config", bound=Section)
 _SHOWN_CHARACTERS = 200
 _LISTED_KEYS = 24
+_AS_IS = frozenset((str, int, bool, type(None)))
 _MOST_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB a second
 
 
@@ -74,7 +75,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int)):
+    if type(value) in _AS_IS or isinstance(value, (str, int)):
         return value
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json"))
@@ -82,12 +83,12 @@ def _plain(value: Any) -> Any:
         if not math.isfinite(value):
             raise TypeError(f"canonical JSON has no {value}")
         return value
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
+    if isinstance(value, (dict, Mapping)):  # a dict is met before the slow check of an abstract class
+        if set(map(type, value)) - {str} and not all(isinstance(key, str) for key in value):
             raise TypeError("canonical JSON needs text keys")
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: item if type(item) in _AS_IS else _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [item if type(item) in _AS_IS else _plain(item) for item in value]
     raise TypeError(f"canonical JSON has no form for {type(value).__name__}")
 
 

@@ -119,11 +119,11 @@ def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtim
     Raises:
         PipelineError: as `read`.
     """
-    recipe = Recipe("receipts", VERSION, Section())
+    recipe, corpus = Recipe("receipts", VERSION, Section()), tokens.as_input()
 
     def make(folder: Path) -> Made:
         names = read()
-        salt, entries = _sorted_tags(names, tokens.digest)
+        salt, entries = _sorted_tags(names, corpus.digest)
         arrays = _grouped(names, *entries)
         hash_all = running_sha256()
         hash_all.update(b"assay receipts secret")
@@ -131,7 +131,7 @@ def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtim
             hash_all.update(memoryview(arrays[name]).cast("B") if len(arrays[name]) else b"")
         secret = hash_all.digest()
         tree = build(arrays["high"], arrays["low"], arrays["leaves"], secret)
-        head = {"corpus": tokens.digest, "names": len(arrays["high"]), "root": tree.root.hex(), "salt": salt}
+        head = {"corpus": corpus.digest, "names": len(arrays["high"]), "root": tree.root.hex(), "salt": salt}
         upper = {"nodes": tree.nodes, "secret": np.frombuffer(secret, np.uint8)}
         write_arrays(folder / NAMES, {name: arrays[name] for name in _OF_NAMES} | upper)
         write_arrays(folder / DOCUMENTS, {name: arrays[name] for name in _OF_DOCUMENTS})
@@ -139,7 +139,7 @@ def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtim
         outputs = [describe(folder / name, runtime.root) for name in (NAMES, DOCUMENTS, HEAD)]
         return Made(outputs, {**head, "documents": len(names.identities), "shard_tokens": list(names.shard_tokens)})
 
-    return run_stage(recipe, [tokens.as_input()], runtime, make, alone=True)
+    return run_stage(recipe, [corpus], runtime, make, alone=True)
 
 
 def head_of(made: Manifest) -> Output:
