@@ -19,6 +19,7 @@ from governance.gate.chain import require_chain
 from governance.log import get_logger
 from governance.manifest import Manifest, output_fault, read_manifest
 from governance.stage import Runtime
+from governance.verified_files import hashed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,27 +76,34 @@ def evaluate_classifier(
             f"training; of a fold with --set data.encode.classification.fold=NUMBER"
         )
     recipe = ClassificationRecipe(labels=config.labels, test="" if test is None else sha256_file(test))
-    opened = partial(_opened, run, artifacts, verified, runtime, test)
+    opened = partial(_opened, run, artifacts, verified, runtime, (test, recipe.test))
     return classify(verified, artifacts["encode"], recipe, opened, runtime)
 
 
 def _opened(
-    run: LoadedRun, artifacts: dict[str, Manifest], checkpoint: Manifest, runtime: Runtime, test: Path | None
+    run: LoadedRun,
+    artifacts: dict[str, Manifest],
+    checkpoint: Manifest,
+    runtime: Runtime,
+    given: tuple[Path | None, str],
 ) -> tuple[LoadedModel, Examples, Examples]:
-    """The model, and the documents of the test and of the validation."""
+    """The model, and the documents of the test and of the validation.
+
+    `given` are the test file, if any, and its digest.
+    """
     import pyarrow as pa
 
     from data_pipeline.tokens.labels import refuse_overlap
     from pretrain.checkpoint.format import identity_of
     from pretrain.inference.loaded_model import load_classifier
 
-    most = identity_of(checkpoint).recipe.train.sequence_length
+    (test, digest), most = given, identity_of(checkpoint).recipe.train.sequence_length
     table, labelled = _documents(run, artifacts, runtime)
     sides = {side: np.flatnonzero(labelled.sides == side) for side in ("train", "validation", "test")}
     by_side = {side: (table.take(pa.array(places)), labelled.at(places)) for side, places in sides.items()}
     if test is not None:
         seen = pa.concat_tables([by_side["train"][0], by_side["validation"][0]]).combine_chunks()
-        by_side["test"] = _file(test, require_labels(run))
+        by_side["test"] = _file(test, digest, require_labels(run))
         refuse_overlap(_texts(by_side["test"][0]), _texts(seen))
         _warn_of_known_groups(
             require_labels(run), by_side["test"][1], [by_side[side][1] for side in ("train", "validation")]
@@ -140,8 +148,12 @@ def _documents(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime)
     return table.combine_chunks(), Labelled(*joined)
 
 
-def _file(path: Path, config: ClassificationConfig) -> tuple[pa.Table, Labelled]:
-    """Documents of a test file: `text`, the label, and the group."""
+def _file(path: Path, digest: str, config: ClassificationConfig) -> tuple[pa.Table, Labelled]:
+    """Documents of a test file: `text`, the label, and the group.
+
+    Raises:
+        AlteredFile: it has not the digest of which the evaluation is.
+    """
     import pyarrow as pa
 
     from data_pipeline.decontamination.evaluation_sets import read_rows
@@ -150,7 +162,11 @@ def _file(path: Path, config: ClassificationConfig) -> tuple[pa.Table, Labelled]
     from data_pipeline.tokens.labels import Labelled, group_of, number_of_label
 
     names, texts, numbers, units = [], [], [], []
-    for number, row in enumerate(read_rows(path, "--test"), 1):
+    with hashed([path]) as [found]:
+        rows = list(read_rows(path, "--test"))
+    if found != digest:
+        raise AlteredFile(f"--test {path}: was changed since the command began. Run the same command again.")
+    for number, row in enumerate(rows, 1):
         name = f"{path.name}#{number}"
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():

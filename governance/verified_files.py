@@ -14,7 +14,7 @@ Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +86,23 @@ def all_intact(outputs: Iterable[Output], root: Path) -> Iterator[None]:
         for output in outputs:
             reading.enter_context(intact(output, root))
         yield
+
+
+@contextlib.contextmanager
+def hashed(paths: Sequence[Path]) -> Iterator[tuple[str, ...]]:
+    """Digests of files that no manifest lists, guarded while the context lasts.
+
+    So what is read there has these digests.
+
+    Raises:
+        MissingInput: one is missing.
+        AlteredFile: one was changed meanwhile.
+    """
+    before = [file_state(path) for path in paths]
+    yield tuple(map(sha256_file, paths))
+    for path, state in zip(paths, before, strict=True):
+        if file_state(path) != state:
+            raise AlteredFile(f"{path}: was changed while it was read. Run the same command again.")
 
 
 def _compare(output: Output, path: Path) -> None:

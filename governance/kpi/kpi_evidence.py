@@ -17,7 +17,6 @@ from typing import Any
 
 from governance.config import Section, flat
 from governance.errors import ConfigError, GateClosed, MissingInput
-from governance.files import sha256_file
 from governance.kpi.effects import (
     SAMPLE_RATIO_ALPHA,
     Influence,
@@ -153,7 +152,7 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
         raise GateClosed(
             f"{runtime.root / plan.path}: no line of the journal states this plan. Remove it, and plan again"
         )
-    source = Input(stage="file", digest=sha256_file(asked.data), path=asked.data.name)
+    source = Input(stage="file", digest=outcomes.sha256, path=asked.data.name)
     inputs = [plan.as_input(), asked.model.as_input(), source]
     if outcomes.count < plan.stats["groups"] and not asked.early:
         raise GateClosed(_too_few(asked, outcomes.count))

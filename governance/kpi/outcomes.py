@@ -40,6 +40,8 @@ class Outcomes:
     """Earliest day, YYYY-MM-DD; "" where no column of days is named."""
     unit_sketch: tuple[str, ...] = ()
     """The smallest digests of units' names, cut to 12 digits: two samples of the same units share them."""
+    sha256: str = ""
+    """Digest of the bytes that were read."""
 
     @property
     def count(self) -> int:
@@ -55,7 +57,7 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
         ConfigError: it cannot be read, or its rows do not fit the experiment; names the first fault and the fix.
     """
     named = file.columns
-    table = _read(path, (named.unit, named.arm, named.pair, named.cluster))
+    table, sha256 = _read(path, (named.unit, named.arm, named.pair, named.cluster))
     where = f"{path}: "
 
     def column(name: str, asked_by: str) -> Any:
@@ -88,11 +90,15 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
         _refuse_values(kpi, values, treated, where)
     first = _first_day(column(file.columns.day, "columns.day"), where) if file.columns.day else ""
     sketch = sorted(sha256_bytes(name.encode())[:12] for name in np.unique(units).tolist())[:SKETCH]
-    return Outcomes(treated, np.unique(groups, return_inverse=True)[1].reshape(-1), values, first, tuple(sketch))
+    codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    return Outcomes(treated, codes, values, first, tuple(sketch), sha256)
 
 
-def _read(path: Path, names: Sequence[str]) -> Any:
-    """The table; `names` are texts in CSV too: 01 is not 1."""
+def _read(path: Path, names: Sequence[str]) -> tuple[Any, str]:
+    """The table, and the digest of its bytes.
+
+    `names` are texts in CSV too: 01 is not 1.
+    """
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
@@ -108,7 +114,8 @@ def _read(path: Path, names: Sequence[str]) -> Any:
     if path.suffix not in readers:
         raise ConfigError(f"{path}: ends in {path.suffix!r}; give outcomes as .csv, .jsonl or .parquet")
     try:
-        return readers[path.suffix](path)
+        data = path.read_bytes()  # once: a test signs the digest of what it has tested
+        return readers[path.suffix](pa.BufferReader(data)), sha256_bytes(data)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
 

@@ -40,10 +40,10 @@ from pydantic import Field
 from governance.checks.bias.statistics import quantile
 from governance.config import Section
 from governance.errors import ConfigError
-from governance.files import sha256_bytes, sha256_file, write_json
+from governance.files import sha256_bytes, write_json
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
-from governance.verified_files import intact
+from governance.verified_files import hashed, intact
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.evaluation.bias_benchmarks import NAMES, BenchmarkItem, read_set
 from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_likelihoods
@@ -144,8 +144,10 @@ def audit_model(
     refuse_foreign_tokenizer(checkpoint, tokenizer, runtime.root)
     templates = load_templates(folder / config.templates if config.templates else None)
     paths = {name: [folder / path for path in getattr(config, name)] for name in NAMES if getattr(config, name)}
-    items = {name: read_set(name, files) for name, files in paths.items()}
-    digests = {name: tuple(sha256_file(path) for path in files) for name, files in paths.items()}
+    items, digests = {}, {}
+    for name, files in paths.items():
+        with hashed(files) as digests[name]:
+            items[name] = read_set(name, files)
     section = ModelAuditSection(templates_sha256=templates.sha256, sets=digests)
     bias = bias_of()
     inputs = [manifest.as_input() for manifest in (checkpoint, tokenizer, bias) if manifest is not None]

@@ -52,6 +52,7 @@ from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
 from governance.own_code import OwnCode, find_code, first_line, load
 from governance.processes import time_limit
+from governance.verified_files import hashed
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 
@@ -99,7 +100,7 @@ def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
             own = own_records(task, folder)
             digests, origin = {"sha256": own.sha256, "code_sha256": own.code_sha256}, task.task
         else:
-            digests, origin = {"sha256": _digest(_paths(task, folder))}, str(folder / task.path)
+            digests, origin = {"sha256": _joined([*map(sha256_file, _paths(task, folder))])}, str(folder / task.path)
         for field, found in digests.items():
             if getattr(task, field) not in ("", found):
                 raise ConfigError(
@@ -123,18 +124,16 @@ def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
 
 
 def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
-    questions: list[Question] = []
-    faults: list[str] = []
     if task.task:
         own = own_records(task, folder)
-        groups, digest, most, origin = [(task.task, own.records)], own.sha256, 0.0, task.task
+        found, digest, most, origin = list(_questions(task, task.task, own.records)), own.sha256, 0.0, task.task
     else:
-        paths = _paths(task, folder)
-        groups, digest, most = [(str(path), _records(path)) for path in paths], _digest(paths), MOST_FAULTS
-        origin = str(folder / task.path)
-    for place, records in groups:
-        for found in _questions(task, place, records):
-            (questions if isinstance(found, Question) else faults).append(found)
+        paths, most, origin = _paths(task, folder), MOST_FAULTS, str(folder / task.path)
+        with hashed(paths) as digests:
+            found = [one for path in paths for one in _questions(task, str(path), _records(path))]
+        digest = _joined(digests)
+    questions = [one for one in found if isinstance(one, Question)]
+    faults = [one for one in found if isinstance(one, str)]
     if not questions and not faults:
         raise ConfigError(f"evaluation.tasks, {task.name}: {origin} holds no question")
     if len(faults) > most * (len(questions) + len(faults)):
@@ -174,8 +173,7 @@ def _paths(task: TaskConfig, folder: Path) -> list[Path]:
     return paths
 
 
-def _digest(paths: Sequence[Path]) -> str:
-    digests = [sha256_file(path) for path in paths]
+def _joined(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else sha256_bytes("\n".join(digests).encode())
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import transformers
 
+from assay.classifier_runs import _file
 from assay.cli.main import main
 from assay.config import load_run
 from benchmarks.measures.small_run import SMALL_RUN
-from governance.errors import ConfigError
+from data_pipeline.tokens.labels import ClassificationConfig
+from governance.errors import AlteredFile, ConfigError
+from governance.files import sha256_file
 from governance.manifest import read_manifest
 from tests.conftest import tale, write_project
 
@@ -126,3 +129,14 @@ def test_a_mean_without_a_head_or_whole_rows_is_refused(tmp_path):
     assert load_run(run, [mean, *labels]).config.model.pooling == "mean"
     with pytest.raises(ConfigError, match="whole rows"):
         load_run(run, [mean, *labels, "engine.sequence_parallel_size=2"])
+
+
+def test_a_test_file_that_was_exchanged_since_it_was_hashed_tests_nothing(tmp_path):
+    """Else the evaluation of one file would be stored as that of another."""
+    config = ClassificationConfig(label="label", labels=("storm", "calm"))
+    write_rows(tmp_path / "test.jsonl", rows(3))
+    digest = sha256_file(tmp_path / "test.jsonl")
+    assert len(_file(tmp_path / "test.jsonl", digest, config)[1].numbers) == 3
+    write_rows(tmp_path / "test.jsonl", rows(4))
+    with pytest.raises(AlteredFile, match="was changed since the command began"):
+        _file(tmp_path / "test.jsonl", digest, config)

@@ -22,7 +22,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from benchmarks.measures.transfer.kpi_errors import CASES, rates
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed, MissingInput
-from governance.files import sha256_bytes
+from governance.files import sha256_bytes, sha256_file
 from governance.hooks import Hooks
 from governance.kpi import kpi_evidence
 from governance.kpi.effects import estimate, holm, influence, p_and_interval
@@ -39,7 +39,7 @@ from governance.kpi.kpi_file import KpiFile
 from governance.kpi.other_plans import OtherPlan, common_units, rival_plans
 from governance.kpi.outcomes import Outcomes, read_outcomes
 from governance.kpi.power_analysis import detectable, plan_facts, power_of
-from governance.manifest import Manifest
+from governance.manifest import Manifest, read_manifest
 from governance.reports.sections.kpi_section import answer, paid, paid_folded
 from governance.signing.dsse import create_key, private_key
 from governance.signing.journal import Journal
@@ -378,6 +378,22 @@ def test_a_test_decides_once_at_the_planned_size(trial):
     changed = file_of({**SHARE, "value": 2.0, "smallest_effect": 0.1}, money=MONEY, units_per_day=10)
     with pytest.raises(GateClosed, match=r"kpi solved\.smallest_effect 0\.2 there, 0\.1 here"):
         trial.test(changed, whole)
+
+
+def test_a_test_signs_the_digest_of_the_outcomes_that_it_has_tested(trial, monkeypatch):
+    file = file_of()
+    data = trial.outcomes("o.csv", make_plan(file, trial.runtime).stats["groups"])
+    tested = sha256_file(data)
+
+    def read(path, file):
+        found = read_outcomes(path, file)
+        path.write_bytes(b"others")
+        return found
+
+    monkeypatch.setattr("governance.kpi.kpi_evidence.read_outcomes", read)
+    trial.test(file, data)
+    [test] = map(read_manifest, trial.root.glob("kpi_test/*/manifest.json"))
+    assert [item.digest for item in test.inputs if item.stage == "file"] == [tested]
 
 
 def test_a_plan_without_statement_and_outcomes_that_do_not_fit_it_decide_nothing(trial):

@@ -236,7 +236,7 @@ def test_a_file_that_holds_no_templates_is_refused(tmp_path, content):
         load_templates(tmp_path / "t.toml")
 
 
-def test_an_audit_is_an_artifact_of_its_checkpoint_and_its_files(finished, tmp_path):
+def test_an_audit_is_an_artifact_of_its_checkpoint_and_its_files(finished, tmp_path, monkeypatch):
     root, run = finished
     checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
     tokens = read_manifest(next(root.glob(f"encode/*/{FILE_NAME}")))
@@ -257,3 +257,12 @@ def test_an_audit_is_an_artifact_of_its_checkpoint_and_its_files(finished, tmp_p
     assert len(opened) == 1  # found, not made again
     write(tmp_path / "crows.jsonl", [PAIR, PAIR])
     assert audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root)).digest != made.digest
+
+    def read_and_exchange(name, paths):
+        found = read_set(name, paths)
+        write(tmp_path / "crows.jsonl", [PAIR])
+        return found
+
+    monkeypatch.setattr("pretrain.evaluation.model_bias.read_set", read_and_exchange)
+    with pytest.raises(AlteredFile, match="was changed while it was read"):
+        audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from governance.errors import ConfigError, MissingInput
+from governance.errors import AlteredFile, ConfigError, MissingInput
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 from pretrain.evaluation.tasks import open_tasks, pin
@@ -155,6 +155,19 @@ def test_a_wrong_record_is_named(tmp_path, record, kind, messages):
         opened(path, kind)
     assert messages in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_questions_that_are_exchanged_while_they_are_read_have_no_digest(tmp_path, monkeypatch):
+    path, good = tmp_path / "set.jsonl", PUBLISHED["piqa"][0]
+    write(path, [good])
+
+    def read_and_exchange(where):
+        yield good
+        write(path, [good, good])
+
+    monkeypatch.setattr("pretrain.evaluation.tasks._records", read_and_exchange)
+    with pytest.raises(AlteredFile, match="was changed while it was read"):
+        open_tasks(EvaluationConfig(tasks=(TaskConfig(name="mine", format="piqa", path="set.jsonl"),)), tmp_path)
 
 
 def test_a_broken_record_in_a_hundred_is_skipped_and_counted(tmp_path, caplog):
