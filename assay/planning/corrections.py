@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,22 +123,19 @@ def read_record(folder: Path) -> MeasuredRun:
         ConfigError: it has too few steps.
     """
     start: Mapping[str, Any] = {}
-    steps: list[Mapping[str, Any]] = []
+    lines: list[Mapping[str, Any]] = []
     for line in read_lines(folder / METRICS_FILE):
         if line.get("event") == "start":
-            start, steps = line, []
-        elif line.get("event") == "step" and line.get("seconds"):
-            steps.append(line)
-    steps = steps[_WARM_UP:]
+            start, lines = line, []
+        elif line.get("event") != "step" or line.get("seconds"):
+            lines.append(line)
+    places = [place for place, line in enumerate(lines) if line.get("event") == "step"][_WARM_UP:]
+    steps = [lines[place] for place in places]
     if len(steps) < _LEAST_STEPS or not start:
         raise ConfigError(
             f"{folder / METRICS_FILE}: its last attempt has {len(steps)} step(s) after the first {_WARM_UP}, too few "
             f"to correct a plan; let it take at least {_LEAST_STEPS} more"
         )
-    joules = [(step["joules"], step["seconds"]) for step in steps if step.get("joules") is not None]
-    watts = None
-    if len(joules) > 1 and (spent := joules[-1][0] - joules[0][0]) > 0:
-        watts = spent / sum(took for _, took in joules[1:])
     kind = "cuda" if steps[-1].get("memory_reserved") is not None else "cpu"
     speeds = [(step["tokens_per_second"], step["seconds"]) for step in steps]
     per_second = statistics.median(speed for speed, _ in speeds)
@@ -146,4 +143,25 @@ def read_record(folder: Path) -> MeasuredRun:
         per_second = sum(speed * took for speed, took in speeds) / sum(took for _, took in speeds)
     # On CPU the peak counts pages of files too, which the estimate leaves out.
     peaks = [int(step["memory_peak"]) for step in steps] if kind == "cuda" else []
+    watts = _watts(lines[places[0] :])
     return MeasuredRun(int(start["world_size"]), kind, per_second, max(peaks, default=None), watts)
+
+
+def _watts(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean power between readings of the meter, from the lines of an attempt.
+
+    A step's seconds leave out validations and saves, which the meter counts: their own seconds are added. Those of
+    tasks are not recorded, so what spans them is left out.
+    """
+    spent = took = passed = 0.0
+    before: float | None = None
+    for line in lines:
+        if line.get("event") == "task":
+            before, passed = None, 0.0
+        if line.get("event") in ("step", "validation", "save"):
+            passed += line.get("seconds") or 0.0
+        if line.get("event") == "step" and (joules := line.get("joules")) is not None:
+            if before is not None:
+                spent, took = spent + joules - before, took + passed
+            before, passed = joules, 0.0
+    return spent / took if spent > 0 and took > 0 else None

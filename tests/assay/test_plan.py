@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from assay.cli.main import main
 from assay.config import load_run
 from assay.planning.cluster import FOLDER, Cluster, ClusterFigure, read_cluster, shipped_clusters
+from assay.planning.corrections import read_record
 from assay.planning.costs import costs
 from assay.planning.failures import best_interval, wall_seconds
 from assay.planning.layouts import fastest, layouts
@@ -288,6 +289,24 @@ def test_a_record_corrects_the_plan(planned, tmp_path, ratio):
     assert found["kwh"]["value"] == pytest.approx(2 * 5.0 * hours)
     assert high / low < 1.25 < plan_of("1b", 2).wall.high / plan_of("1b", 2).wall.low
     assert low < value < high
+
+
+def test_the_power_of_a_record_is_that_of_its_whole_time(tmp_path):
+    """The meter counts validations and saves, which are in no step; the time of tasks is not recorded."""
+    lines, passed = [{"event": "start", "attempt": 1, "world_size": 1}], 0.0
+    for number in range(1, 9):
+        passed += 2.0
+        numbers = {"seconds": 2.0, "tokens_per_second": 1.0, "memory_reserved": None, "joules": 300.0 * passed}
+        lines.append({"event": "step", "step": number, **numbers})
+        if number == 4:
+            lines.append({"event": "validation", "step": 4, "seconds": 50.0})
+            lines.append({"event": "save", "step": 4, "seconds": 7.0})
+            passed += 57.0
+        if number == 6:
+            lines.append({"event": "task", "step": 6})
+            passed += 1000.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_record(tmp_path).watts == pytest.approx(300.0)
 
 
 def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
