@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,6 @@ def inspect_path(
     inputs, others = find_inputs(path)
     inputs = [part for group in inputs for part in by_text_field(group)]
     readable = [group for group in inputs if group.kind != "megatron"]
-    total = sum(group.text_bytes for group in readable)
-    fraction = 1.0 if total <= sample_bytes * (1 + _TOLERANCE) else sample_bytes / total
     fields = [fields_of(group) for group in readable]
     tables = [_formats(inputs, others, readable, fields)]
     tables += [_megatron(group) for group in inputs if group.kind == "megatron"]
@@ -98,6 +95,8 @@ def inspect_path(
     ]
     if not usable:
         raise ConfigError(f"{path}: {_no_text(readable)}")
+    total = sum(group.text_bytes for group, _ in usable)  # the other files are in no sample
+    fraction = 1.0 if total <= sample_bytes * (1 + _TOLERANCE) else sample_bytes / total
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sample, sources = _take_sample(usable, fraction, root / "sample")
@@ -115,7 +114,7 @@ def inspect_path(
     if any(partly for _, partly in sample):
         sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read."
         scale = total / size if size else 1.0
-        kept = replace(kept, documents=int(kept.documents * scale), bytes=int(kept.bytes * scale))
+        kept = KeptTexts(*(int(count * scale) for count in (kept.documents, kept.bytes, kept.short)))
     left_out = _left_out(inputs, [group for group, _ in usable], others)
     proposal = proposed_run(path, usable, sets, kept, [cause.line for cause in causes], left_out)
     return Inspection(path, sampled, tuple(tables), proposal, tuple(causes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +157,8 @@ def _difference(ours: Any, theirs: Any, write: Any) -> str:
 
 def _median(facts: Mapping[str, Any], name: str) -> float | None:
     """The median of a curve, as thinned in report.json."""
-    values = sorted(value for _, value in ((facts["training"] or {}).get("curves") or {}).get(name, []))
-    return values[len(values) // 2] if values else None
+    values = [value for _, value in ((facts["training"] or {}).get("curves") or {}).get(name, [])]
+    return statistics.median(values) if values else None
 
 
 def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[list[str]]:

@@ -17,7 +17,7 @@ from governance.files import write_text
 from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 
 
 class FoldsRecipe(Section):
@@ -35,10 +35,10 @@ def mean_of_folds(values: Sequence[float], test: int, train: int) -> dict[str, A
 
     count = len(values)
     mean = math.fsum(values) / count
+    if min(values) == max(values):  # their mean is rounded, so the sum of squares need not be 0
+        return {"value": round(mean, 6), "lower": None, "upper": None}
     spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     margin = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(spread * (1 / count + test / train))
-    if not spread:
-        return {"value": round(mean, 6), "lower": None, "upper": None}
     return {"value": round(mean, 6), "lower": round(mean - margin, 6), "upper": round(mean + margin, 6)}
 
 

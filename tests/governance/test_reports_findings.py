@@ -292,9 +292,11 @@ def test_two_runs_are_set_side_by_side(runs):
     other = copy.deepcopy(sides[1])
     other.settings["clean.min_words"] = 50
     other.found["energy"]["checkpoints"] = [{"with_ancestors": 1.0}, {"with_ancestors": 7200.0}]
+    other.found["training"]["curves"]["tokens_per_second"] = [[1, 10.0], [2, 30.0]]
     found = comparison(sides[0], other)
     assert ["steps", "600", "400", "-200 (-33.33%)"] in found["sections"]["Loss"]
     assert ["clean.min_words", "–", "50"] in found["changed"]
+    assert found["sections"]["Throughput"][0][2] == "20"
     assert [row[2] for row in found["sections"]["Energy"] if row[0] == "last checkpoint and its inputs"] == ["2 Wh"]
     output = "\n".join(comparison_lines(found))
     assert re.search(r"^steps +600 +400 +-200 \(-33.33%\)$", output, re.MULTILINE)

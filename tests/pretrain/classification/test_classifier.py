@@ -201,7 +201,12 @@ def test_the_interval_of_folds_covers_the_truth():
         plain += abs(np.mean(errors) - truth) <= margin
     assert hits > plain
     assert hits / 400 > 0.93
-    assert mean_of_folds([1.0, 1.0], 40, 160) == {"value": 1.0, "lower": None, "upper": None}
+
+
+@given(st.floats(0, 1), st.integers(2, 12))
+def test_equal_folds_have_no_interval(value, count):
+    """Whatever their mean is rounded to."""
+    assert mean_of_folds([value] * count, 40, 160) == {"value": round(value, 6), "lower": None, "upper": None}
 
 
 def test_a_language_model_is_no_classifier():
