@@ -148,7 +148,7 @@ def read_record(folder: Path) -> MeasuredRun:
 
 
 def _watts(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean power between readings of the meter, from the lines of an attempt.
+    """Mean power over the lines of an attempt.
 
     A step's seconds leave out validations and saves, which the meter counts: their own seconds are added. Those of
     tasks are not recorded, so what spans them is left out.

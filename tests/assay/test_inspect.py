@@ -7,7 +7,6 @@ import json
 import lzma
 import os
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -324,19 +323,6 @@ def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
     assert result.sampled.startswith("A sample of about 2 MB of ")
     came = tables(result)["Funnel under the usual rules"].rows[0]
     assert came[1] == came[2] > 4_000, "whole lines only"
-
-
-def test_files_without_text_do_not_count_for_a_sample(tmp_path):
-    """What a whole run would keep follows from the files with a text, and what is too short is scaled as they are."""
-    rows = [{"text": prose(number, 1)} for number in range(4_000)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    alone = inspect_path(tmp_path, sample_bytes=100_000)
-    short = re.search(r"would remove ([\d,]+) documents", alone.proposal)
-    assert int(short[1].replace(",", "")) == pytest.approx(4_000, rel=0.1)
-    numbers = ({"count": number} for number in range(100_000))
-    (tmp_path / "b.ndjson").write_text("".join(json.dumps(row) + "\n" for row in numbers))
-    beside = inspect_path(tmp_path, sample_bytes=100_000)
-    assert (beside.sampled, short[0] in beside.proposal) == (alone.sampled, True)
 
 
 def lz4_frame(data):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import sys
 import tomllib
 
@@ -23,9 +24,9 @@ from governance.errors import MissingInput, StorageError, storage_errors
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
 
 
-def prose(seed):
+def prose(seed, sentences=8):
     draw = random.Random(seed)
-    return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(8))
+    return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(sentences))
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,16 @@ def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
         inspect_path(tmp_path / "pipe")
     (tmp_path / "two\nlines.txt").write_text("short")
     assert r"two\nlines.txt#0" in as_text(inspect_path(tmp_path / "two\nlines.txt"))
+
+
+def test_files_without_text_do_not_count_for_a_sample(tmp_path):
+    """What a whole run would keep follows from the files with a text, and what is too short is scaled as they are."""
+    rows = [{"text": prose(number, 1)} for number in range(4_000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone = inspect_path(tmp_path, sample_bytes=100_000)
+    short = re.search(r"would remove ([\d,]+) documents", alone.proposal)
+    assert int(short[1].replace(",", "")) == pytest.approx(4_000, rel=0.1)
+    numbers = ({"count": number} for number in range(100_000))
+    (tmp_path / "b.ndjson").write_text("".join(json.dumps(row) + "\n" for row in numbers))
+    beside = inspect_path(tmp_path, sample_bytes=100_000)
+    assert (beside.sampled, short[0] in beside.proposal) == (alone.sampled, True)
