@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from assay.impact import steps_that_read
 from assay.receipts.corpus_names import corpus_tree, shards_of
 from assay.receipts.nearest_document import WORDS, nearest_document
+from assay.receipts.unknown_ids import id_note
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table
 from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
@@ -56,8 +57,11 @@ class ReceiptRequest:
     """The text, the canonical URL, or the id."""
 
 
-def read_request(asked: str) -> ReceiptRequest:
+def read_request(asked: str, root: Path) -> ReceiptRequest:
     """The question behind a file, a URL or an id.
+
+    An id that its source states has any form, which a path has, too: it counts as an id if a source of the root holds
+    it.
 
     Raises:
         ConfigError: it is none of these; the text is empty, too long, or not UTF-8.
@@ -77,9 +81,10 @@ def read_request(asked: str) -> ReceiptRequest:
         raise ConfigError(f"{asked!r}: is not text in UTF-8. Give the document's id or URL in UTF-8")
     if url := normalise_url(asked):
         return ReceiptRequest("url", url)
-    if "#" not in asked or not asked.strip():
+    if not asked.strip() or ("#" not in asked and id_note(asked, root)):
         raise ConfigError(
-            f"{asked!r}: is no file, no URL, and no id, which reads <source>/<file>#<record>. Give one of them"
+            f"{asked!r}: is no file, no URL, and no id, which reads <source>/<file>#<record>, or as the source states "
+            "it and this root holds it. Give one of them"
         )
     return ReceiptRequest("id", asked)
 
@@ -109,11 +114,11 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
         ManifestError: the journal or the tree was altered.
         AlteredFile: a shard that the answer rests on was altered.
     """
-    request = read_request(asked)
+    root = root_of(checkpoint)
+    request = read_request(asked, root)
     if near and request.kind != "text":
         raise ConfigError(f"--nearest compares a text, and {asked!r} is none. Give a file with the text")
     manifest = open_checkpoint(checkpoint)
-    root = root_of(checkpoint)
     journal = own_journal(manifest, keyring, root)
     tokens = tokens_of(manifest, root)
     hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))

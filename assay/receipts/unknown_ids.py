@@ -58,7 +58,7 @@ def _nearest(asked: str, ids: pa.Array | pa.ChunkedArray) -> str:
     Of the file whose name is the most similar, it is the record of the nearest number.
     """
     files = pc.replace_substring_regex(ids, "#[^#]*$", "")
-    file, _, record = asked.rpartition("#")
+    file, _, record = asked.rpartition("#") if "#" in asked else (asked, "", "")
     alike = _closest(file, pc.unique(files).to_pylist())
     if not alike:
         return ""

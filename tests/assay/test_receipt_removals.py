@@ -1,11 +1,17 @@
 """Reasons that a receipt names for a document that was read and not trained on."""
 
+import json
+
 import pyarrow.parquet as pq
+import pytest
 
 from assay.config import load_run
 from assay.pipeline import corpus
-from assay.receipts.receipt_requests import _removals, read_request
+from assay.receipts.receipt_requests import ReceiptRequest, _removals, read_request
 from assay.receipts.unknown_ids import id_note
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers.sources import JsonlSource
+from governance.errors import ConfigError
 from governance.files import remove_file
 from governance.manifest import read_manifest
 from governance.stage import Runtime
@@ -19,7 +25,7 @@ def test_a_document_that_the_mixture_left_out_is_named_as_removed(project):
     left_out = [name for name, count in copies.items() if not count]
     assert left_out
     for name, removed in ((left_out[0], ["mix: mix_quota"]), (left_out[-1], ["mix: mix_quota"]), ("a.jsonl#999", [])):
-        assert list(_removals(read_request(name), made["encode"], runtime.root)) == removed
+        assert list(_removals(read_request(name, runtime.root), made["encode"], runtime.root)) == removed
 
 
 def test_an_id_that_no_source_holds_is_named_as_such(project):
@@ -46,3 +52,17 @@ def test_an_id_that_no_source_holds_is_named_as_such(project):
     remove_file(paths[0])
     assert id_note(ids[0], runtime.root).endswith(f"cannot be said: {paths[0]} is gone")
     assert id_note(ids[0], project).endswith("has no artifact of the stage ingest")
+
+
+def test_an_id_of_any_form_is_one_if_a_source_holds_it(project):
+    """Any other would be a mistyped path, which must not be answered with "not used"."""
+    runtime = Runtime(project / "root")
+    rows = [{"name": f"tale {number}", "text": f"A tale of number {number}. " * 9} for number in range(9)]
+    (project / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = JsonlSource(type="jsonl", name="mine", paths=("named.jsonl",), licence="CC0-1.0", id_field="name")
+    ingest((source,), IngestConfig(), project, runtime)
+    assert read_request("mine/tale 3", runtime.root) == ReceiptRequest("id", "mine/tale 3")
+    assert id_note("mine/tale 33", runtime.root).endswith("the nearest is mine/tale 3")
+    for asked in ("mine/tale 33", "mine/tale", "tale 3", " "):
+        with pytest.raises(ConfigError, match="is no file, no URL, and no id"):
+            read_request(asked, runtime.root)
