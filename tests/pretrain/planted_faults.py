@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from pretrain.distributed import launcher
 from pretrain.distributed.launcher import launch, progress_in
-from tests.pretrain.rank_runs import ENDING
+from tests.pretrain.rank_runs import ENDING, start_rank
 
 # A rank in a separate process; `plant` is Python that may replace parts of the trainer before it starts.
 SCRIPT = """
@@ -54,6 +55,11 @@ def script(root: Path, plant: str = "", **settings) -> str:
 def words(root: Path, plant: str = "", **settings) -> list[str]:
     """The command of one rank, which ends as Assay's do."""
     return [sys.executable, "-c", ENDING, "-c", script(root, plant, **settings)]
+
+
+def start_one(root: Path, plant: str = "", **settings) -> BaseProcess:
+    """Start one rank, whose output is in the root's log."""
+    return start_rank(["-c", script(root, plant, **settings)], root / "log")
 
 
 def launch_two(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:

@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from pretrain.distributed.launcher import _free_port
@@ -49,16 +50,20 @@ sys.exit(status)
 
 def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 900.0) -> tuple[bool, str]:
     """Start `python WORDS` as so many ranks; whether all ended well, and their output."""
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)} for rank in range(ranks)]
+    ended = ends_of_ranks(folder, words, own, timeout)
+    return not any(status for status, _ in ended), "\n".join(output for _, output in ended)
+
+
+def ends_of_ranks(
+    folder: Path, words: Sequence[str], own: Sequence[dict[str, str]], timeout: float = 900.0
+) -> list[tuple[int | None, str]]:
+    """Start `python WORDS` as a rank for each environment of its own; status and output of each."""
     folder.mkdir(parents=True, exist_ok=True)
     port = str(_free_port())  # below the ports that the system gives to connections meanwhile
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(paths)}
-    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    processes, logs = [], [folder / f"rank{rank}.log" for rank in range(ranks)]
-    for rank, path in enumerate(logs):
-        environment = {**os.environ, **meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(_SERVER.Process(target=_be_rank, args=(list(words), environment, path)))
-        processes[-1].start()
+    all_of_them = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(own))}
+    logs = [folder / f"rank{rank}.log" for rank in range(len(own))]
+    processes = [start_rank(words, path, {**all_of_them, **each}) for each, path in zip(own, logs, strict=True)]
     deadline, failed = time.monotonic() + timeout, False
     try:
         while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
@@ -69,7 +74,16 @@ def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 9
         for process in processes:
             process.kill()
             process.join()
-    return not any(process.exitcode for process in processes), "\n".join(path.read_text() for path in logs)
+    return [(process.exitcode, path.read_text()) for process, path in zip(processes, logs, strict=True)]
+
+
+def start_rank(words: Sequence[str], log: Path, own: Mapping[str, str] = MappingProxyType({})) -> BaseProcess:
+    """Start `python WORDS` with more in its environment and its output in a file."""
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **own}
+    process = _SERVER.Process(target=_be_rank, args=(list(words), environment, log))
+    process.start()
+    return process
 
 
 def _be_rank(words: Sequence[str], environment: dict[str, str], log: Path) -> None:

@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
-from tests.pretrain.rank_runs import ENDING
+from tests.pretrain.rank_runs import start_rank
 
 # Runs in a separate process: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -305,20 +303,18 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
     moment = random.Random(0)
     for _ in range(4):
         # Far more steps than the time allows would never end: so each attempt may finish, and often does not.
-        process = subprocess.Popen(
-            [sys.executable, "-c", ENDING, "-c", script(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
+        process = start_rank(["-c", script(tmp_path)], tmp_path / "log")
         deadline = time.monotonic() + 600
-        while process.poll() is None and not list((tmp_path / "train").glob("*/metrics.jsonl")):
+        while process.exitcode is None and not list((tmp_path / "train").glob("*/metrics.jsonl")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(moment.uniform(0, 0.8))
         process.kill()
-        process.wait()
-    done = subprocess.run(
-        [sys.executable, "-c", ENDING, "-c", script(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split()[-1] == finished[1].digest
+        process.join()
+    process = start_rank(["-c", script(tmp_path)], tmp_path / "log")
+    process.join(600)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().split()[-1] == finished[1].digest
 
 
 @pytest.mark.parametrize(

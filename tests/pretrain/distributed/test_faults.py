@@ -22,7 +22,7 @@ from pretrain import loop, train
 from pretrain.distributed.process_group import Ranks
 from pretrain.distributed.stragglers import RATIO, WINDOWS, StragglerMonitor, ratios
 from pretrain.engine.engine import Engine
-from tests.pretrain.planted_faults import launch_two, words
+from tests.pretrain.planted_faults import launch_two, start_one
 
 
 def me(number=signal.SIGTERM):
@@ -110,13 +110,13 @@ def lines_of(root: Path) -> list[dict]:
 
 def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_training):
     slow = "at_step(5, lambda: time.sleep(600))"
-    first = subprocess.Popen(words(tmp_path, slow), stderr=subprocess.PIPE)
+    first = start_one(tmp_path, slow)
     try:
         deadline = time.monotonic() + 600
         while not any(
             line["event"] == "step" for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
         ):
-            assert first.poll() is None, first.stderr.read()[-2000:]
+            assert first.exitcode is None, (tmp_path / "log").read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.1)
         with pytest.raises(
@@ -126,7 +126,7 @@ def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_t
         assert error.value.exit_code == 73
     finally:
         first.kill()  # leaves no lock behind
-        first.wait()
+        first.join()
     assert run_training(tmp_path).digest == finished[1].digest
 
 
@@ -151,7 +151,7 @@ def until_marked(process, path):
     """Wait until another process has made this file."""
     deadline = time.monotonic() + 600
     while not path.exists():
-        assert process.poll() is None
+        assert process.exitcode is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -159,26 +159,27 @@ def until_marked(process, path):
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_training):
     """One process: the first run stops between two steps, the second while its evaluation never ends."""
     slow = f"{NOTED}at_step(6, until_noted)"
-    first = subprocess.Popen(words(tmp_path, slow), stderr=subprocess.PIPE, text=True)
+    first = start_one(tmp_path, slow)
     until_marked(first, tmp_path / "in-step")
-    first.send_signal(signal.SIGINT)
-    assert "which is saved; run the same command" in first.communicate(timeout=600)[1]
-    assert first.returncode == 75
+    os.kill(first.pid, signal.SIGINT)
+    first.join(600)
+    assert "which is saved; run the same command" in (tmp_path / "log").read_text()
+    assert first.exitcode == 75
     stopped = max(line["step"] for line in lines_of(tmp_path) if line["event"] == "step")
     assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "checkpoint"][-1] == stopped < 10
 
     (tmp_path / "noted-1").unlink()
     endless = f"{NOTED}loop.measure = lambda *_: (root / 'in-evaluation').touch() or time.sleep(600)"
-    second = subprocess.Popen(words(tmp_path, endless), stderr=subprocess.PIPE, text=True)
+    second = start_one(tmp_path, endless)
     until_marked(second, tmp_path / "in-evaluation")  # in which no batch ends and so no signal is noticed
     for count in (1, 2):  # the same request, delivered to the launcher and to the rank
-        second.send_signal(signal.SIGINT)
+        os.kill(second.pid, signal.SIGINT)
         until_marked(second, tmp_path / f"noted-{count}")
     time.sleep(3.2)
-    assert second.poll() is None
-    second.send_signal(signal.SIGINT)
-    assert second.wait(timeout=120) == -signal.SIGINT
-    second.stderr.close()
+    assert second.exitcode is None
+    os.kill(second.pid, signal.SIGINT)
+    second.join(120)
+    assert second.exitcode == -signal.SIGINT
     assert run_training(tmp_path).digest == finished[1].digest
 
 

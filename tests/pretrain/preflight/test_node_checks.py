@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +20,11 @@ from governance.files import touch
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed.launcher import _free_port
 from pretrain.distributed.process_group import Ranks, meeting_name
 from pretrain.preflight import node_checks
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.node_checks import check_node, clock, disk, ecc, exchange, gpus, save_bytes
+from tests.pretrain.rank_runs import ends_of_ranks
 
 MODEL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -209,17 +208,17 @@ def test_no_two_starts_meet_in_one_folder():
 
 
 NODE = """
-import sys; from pathlib import Path
+import os, sys; from pathlib import Path
 from governance.errors import PipelineError
 from pretrain.preflight import node_checks
 from pretrain.distributed.process_group import Ranks
 import time; from torch import distributed
 node_checks._MEET_SECONDS, node_checks._CONNECT_SECONDS, node_checks._ARRIVE_SECONDS = {seconds}
-root, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+root, rank, world = Path({root!r}), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 sys.path.insert(0, {folder!r})
 from test_node_checks import engine, needed_bytes, requested
 {plant}
-up = [Path(sys.argv[1]) / ("up-%d" % other) for other in range(world)]
+up = [Path({root!r}) / ("up-%d" % other) for other in range(world)]
 up[rank].touch()
 while not all(path.exists() for path in up):  # how long the imports take is the machine's
     time.sleep(0.02)
@@ -233,19 +232,9 @@ except PipelineError as error:
 
 
 def nodes(root: Path, world: int, plant: str = "", seconds=(120.0, 60.0, 60.0)) -> list[tuple[int, str]]:
-    code = NODE.format(folder=str(Path(__file__).parent), plant=plant, seconds=seconds)
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    environment = {**os.environ, **meeting, "PYTHONPATH": str(Path(__file__).parents[3])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(root), str(rank), str(world)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**environment, "SLURMD_NODENAME": f"n{rank}"},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    output = [process.communicate(timeout=600)[0] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, output, strict=True)]
+    code = NODE.format(folder=str(Path(__file__).parent), plant=plant, seconds=seconds, root=str(root))
+    own = [{"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo", "SLURMD_NODENAME": f"n{rank}"} for rank in range(world)]
+    return ends_of_ranks(root / "logs", ["-c", code], own)
 
 
 def test_two_nodes_meet_and_add_up(tmp_path):
