@@ -51,8 +51,7 @@ def finished(tmp_path_factory):
     folder = write_project(tmp_path_factory.mktemp("finished") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine holds the lock
-        done = assay("run", folder / "run.toml", "--root", folder / "root", "--data-workers", 2)
-    assert done.returncode == 0, done.stderr
+        assert main(["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "2"]) == 0
     return folder
 
 
