@@ -11,11 +11,11 @@
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
 saves, loads and looks at the run's holders; `nodes`, `assay slurm status`, the checks of a submission and a plan on up
-to 10,000 nodes; `shards`, manifests of up to 10^6 shards, and what a shard and a key file cost; `planning`, `assay
-plan` against published speeds and against runs on this machine, and how long an answer takes; `verdict`, the restart
-verdict on the labelled logs of tests/slurm: those from which its rules and weights were made, and those held back;
-`scaling`, planted scaling laws and the coverage of their intervals; `mixture`, planted best mixtures. `--plot` draws
-one group.
+to 10,000 nodes; `shards`, manifests and verification of up to 10^6 shards, and what a shard and a key file cost;
+`planning`, `assay plan` against published speeds and against runs on this machine, and how long an answer takes;
+`verdict`, the restart verdict on the labelled logs of tests/slurm: those from which its rules and weights were made,
+and those held back; `scaling`, planted scaling laws and the coverage of their intervals; `mixture`, planted best
+mixtures. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process

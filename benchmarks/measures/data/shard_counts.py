@@ -1,8 +1,8 @@
-"""Cost of many shards: their manifest, their records, and the key files of a join, by decade.
+"""Cost of many shards: their manifest, verification, records, and the key files of a join, by decade.
 
-Manifests are of up to 10^6 shards. The shards that are made and found again are files of a few bytes, up to 10^5 of
-them: what a shard costs besides its work. The key files hold 4 million keys together, in up to 10^4 files, as the join
-of a range reads them; of more the disk would hold nothing else.
+Manifests are of up to 10^6 shards, and as many files of a few bytes are verified. The shards that are made and found
+again are files of a few bytes, up to 10^5 of them: what a shard costs besides its work. The key files hold 4 million
+keys together, in up to 10^4 files, as the join of a range reads them; of more the disk would hold nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EVENTS = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed", "os
 
 def goals(quick: bool) -> Iterator[Goal]:
     """Figures of each decade; `quick` leaves out the last one."""
-    for kind, counts in (("manifest", MANIFESTS), ("shards", SHARDS), ("join", KEY_FILES)):
+    for kind, counts in (("manifest", MANIFESTS), ("verify", MANIFESTS), ("shards", SHARDS), ("join", KEY_FILES)):
         for count in counts[:2] if quick else counts:
             words = [sys.executable, "-c", f"from {__name__} import child; child({kind!r}, {count})"]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
@@ -44,7 +44,7 @@ def goals(quick: bool) -> Iterator[Goal]:
 def child(kind: str, count: int) -> None:
     """Measure one count in this process; prints JSON."""
     with tempfile.TemporaryDirectory() as scratch:
-        measure = {"manifest": _manifest, "shards": _shards, "join": _join}[kind]
+        measure = {"manifest": _manifest, "verify": _verify, "shards": _shards, "join": _join}[kind]
         found = measure(Path(scratch), count)
     found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(found))
@@ -75,6 +75,43 @@ def _manifest(root: Path, count: int) -> dict[str, float]:
     found, read = _seconds(lambda: read_manifest(root / made.path))
     _, digest = _seconds(lambda: [found.as_input() for _ in range(3)])  # by three later stages
     return {"write_cpu_seconds": write, "read_cpu_seconds": read, "digests_cpu_seconds": digest, "mb": size / 1e6}
+
+
+def _verify(folder: Path, count: int) -> dict[str, float]:
+    """Verify a root whose artifact has many files, as `assay governance verify` does; the last file is altered."""
+    from governance.config import Section
+    from governance.gate.verdict import GovernanceConfig, Keyring
+    from governance.hooks import Hooks
+    from governance.lineage.attest import attest_with, open_journal
+    from governance.manifest import Output
+    from governance.stage import Made, Recipe, Runtime, run_stage
+    from governance.verification import verify_root
+
+    def make(folder: Path) -> Made:
+        outputs = []
+        for number in range(count):
+            data, path = str(number).encode(), folder / "texts" / f"{number:07d}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            outputs.append(
+                Output(path=path.relative_to(root).as_posix(), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            )
+        return Made(outputs, {})
+
+    root = folder / "root"
+    keyring = Keyring(GovernanceConfig(signing_key="owner.pem"), folder)
+    hooks = Hooks(attest=attest_with(open_journal(keyring, root), keyring, root))
+    made = run_stage(Recipe("many", 1, Section()), [], Runtime(root, hooks=hooks), make)
+    found: dict[str, float] = {}
+    for name, deep in (("plain", False), ("deep", True)):
+        verified, spent = _seconds(lambda deep=deep: verify_root(root, keyring, deep=deep))
+        assert verified.files >= count, verified.files
+        assert not verified.problems, verified.problems[:3]
+        found |= {f"{name}_cpu_milliseconds_a_file": 1000 * spent / count, f"{name}_cpu_seconds": spent}
+    altered = root / made.outputs[-1].path
+    altered.write_bytes(b"x" * altered.stat().st_size)
+    found["altered_found"] = len(verify_root(root, keyring).problems)
+    return found
 
 
 def _tiny(section: Any, payload: Any, path_of: Any) -> Any:
