@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.trace_text.traced_text import find_index
 from data_pipeline.text_index import index_stage, search
 from data_pipeline.text_index.index_stage import TextIndexConfig, text_index
 from data_pipeline.text_index.search import (
@@ -164,6 +165,14 @@ def test_documents_without_text_give_an_index_that_holds_nothing(tmp_path):
         _, index = indexed(tmp_path / str(number), shards)
         assert find_spans(index, "one", 1) == ([(0, 3)] if number == 2 else [])
         shutil.rmtree(tmp_path / str(number))
+
+
+def test_an_index_of_an_older_version_is_not_read(tmp_path):
+    made, _ = indexed(tmp_path, [["one"]])
+    tokens = read_manifest(tmp_path / made.inputs[0].path)
+    assert find_index(tokens, tmp_path).digest == made.digest
+    write_manifest(made.model_copy(update={"version": index_stage.VERSION - 1}), tmp_path)
+    assert find_index(tokens, tmp_path) is None
 
 
 def test_a_shard_has_a_size():
