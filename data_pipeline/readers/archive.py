@@ -7,12 +7,14 @@ is ever run. A zip inside a zip is unpacked to a nameless temporary file (in mem
 
 A member that unpacks to absurdly more than it takes (`streams.is_bomb`), or with which the archive as a whole would, is
 not opened: reading it raises `TornStream("decompression_bomb")`. In a tar, which is one stream, the bound holds for the
-stream: behind it there is one last member, of the archive's own name, that cannot be read.
+stream, and for the place of the next member: behind it there is one last member, of the archive's own name, that cannot
+be read.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -31,8 +33,9 @@ from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, storage_errors
 
 MAX_DEPTH = 3
-_DAMAGE = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError,
+_DAMAGE = (  # ValueError: also a number of a tar's header that is none, or a name that is not UTF-8
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
+    ValueError,
 )  # fmt: skip
 _ENCRYPTED = RuntimeError  # what zipfile raises for a member with a password
 _IN_MEMORY_BYTES = 16 << 20
@@ -190,16 +193,19 @@ def _inner_zip(
 
 
 def _tar_members(path: Path, patterns: tuple[str, ...]) -> Iterator[Member]:
+    packed = path.stat().st_size
     try:
         with open_source(path) as source, _open_tar(source, path) as archive:
             for info in archive:
                 name = info.name.removeprefix("./")
-                if not info.isfile() or not _matches(name, patterns):
-                    continue
-                if is_bomb(path.stat().st_size, info.size):  # also a sparse member, whose holes take no bytes
-                    yield _broken(name, info.size, "decompression_bomb")
-                else:
-                    yield Member(name, info.size, _tar_opener(archive, info))
+                if info.isfile() and _matches(name, patterns):
+                    if is_bomb(packed, info.size):  # also a sparse member, whose holes take no bytes
+                        yield _broken(name, info.size, "decompression_bomb")
+                    else:
+                        yield Member(name, info.size, _tar_opener(archive, info))
+                # The library would look for the next header there, in steps of 10 KiB, however far behind the end.
+                if is_bomb(packed, archive.offset):
+                    raise TornStream("decompression_bomb")
     except TornStream as error:
         if error.reason not in _OWN_FAULTS:
             raise

@@ -249,6 +249,41 @@ def test_a_damaged_member_is_torn_and_the_others_are_read(tmp_path):
     assert torn_or_bytes(path) == {"in.zip": "unreadable_member", "b.txt": b"good"}
 
 
+def test_a_damaged_member_that_is_packed_with_lzma_is_torn(tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.txt", os.urandom(1000))
+        archive.writestr("b.txt", b"good")
+    data = bytearray(packed.getvalue())
+    data[60:90] = bytes(30)
+    path = tmp_path / "x.zip"
+    path.write_bytes(bytes(data))
+    assert torn_or_bytes(path) == {"a.txt": "unreadable_member", "b.txt": b"good"}
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "none of it"])
+def test_a_member_that_ends_far_behind_its_tar_ends_it(tmp_path, pattern):
+    """The next header would be sought step by step: a header of 512 bytes cost centuries."""
+    member = tarfile.TarInfo("a.txt")
+    member.size = 1 << 60
+    path = tmp_path / "x.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    found = {member.name: member.fault for member in members(path, [pattern])}
+    wanted = ["a.txt"] * (pattern == "*.txt") + ["x.tar"]
+    assert found == dict.fromkeys(wanted, "decompression_bomb")
+
+
+def test_a_number_of_a_tar_header_that_is_none_is_damage(tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.pax_headers = {"GNU.sparse.map": "0,x"}
+        archive.addfile(member)
+    (tmp_path / "x.tar").write_bytes(packed.getvalue())
+    with pytest.raises(MissingInput, match="cannot be read as an archive"):
+        list(members(tmp_path / "x.tar", ["*"]))
+
+
 @pytest.mark.parametrize("data", [b"", b"no archive at all", tar_of([("a", os.urandom(5000))])[:2000]])
 def test_files_that_are_not_archives(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
