@@ -89,6 +89,25 @@ def test_a_message_with_a_line_that_is_no_text_is_left_out_whole(tmp_path, torn)
     assert [reason for _, reason in faults] == ["not_utf8"]
 
 
+@pytest.mark.parametrize("long", ['"' + "z" * 300 + '"', '"' + "z" * 90 + '"\n"' + "z" * 90 + '"', "# " + "z" * 300])
+def test_a_message_beyond_the_bound_is_one_fault(tmp_path, monkeypatch, long):
+    """Its lines were joined one by one: 4 MB of them took 20 seconds, 64 MB hours."""
+    for module in ("file_types.pair_files", "streams"):
+        monkeypatch.setattr(f"data_pipeline.readers.{module}.MAX_RECORD_BYTES", 150)
+    text = f'msgid "One"\nmsgstr "Eins"\n\nmsgid "Two"\nmsgstr ""\n{long}\n"more"\n\nmsgid "Four"\nmsgstr "Vier"\n'
+    pairs, faults, _ = read(tmp_path, {"de.po": text})
+    assert pairs == [("One", "Eins"), ("Four", "Vier")]
+    assert [reason for _, reason in faults] == ["line_too_long"]
+
+
+def test_a_message_whose_first_line_is_beyond_the_bound_costs_no_other(tmp_path, monkeypatch):
+    for module in ("file_types.pair_files", "streams"):
+        monkeypatch.setattr(f"data_pipeline.readers.{module}.MAX_RECORD_BYTES", 150)
+    text = f'msgid "One"\nmsgstr "Eins"\nmsgid "{"z" * 300}"\nmsgstr "Zwei"\nmsgid "Four"\nmsgstr "Vier"\n'
+    pairs, faults, _ = read(tmp_path, {"de.po": text})
+    assert (pairs, [reason for _, reason in faults]) == ([("One", "Eins"), ("Four", "Vier")], ["line_too_long"])
+
+
 def test_the_flags_of_an_obsolete_message_are_its_own(tmp_path):
     text = '#, fuzzy\n#~ msgid "Gone"\n#~ msgstr "Weg"\n\nmsgid "Real"\nmsgstr "Echt"\n'
     assert read(tmp_path, {"de.po": text}) == ([("Real", "Echt")], [], {})
@@ -110,6 +129,15 @@ def test_a_tmx_that_is_torn_or_hostile_keeps_what_came_before(tmp_path):
     assert (len(pairs), faults) == (1, [(2, "truncated_xml")])
     bomb = TMX.replace('SYSTEM "tmx14.dtd"', '[<!ENTITY a "b">]')
     assert read(tmp_path, {"memory.tmx": bomb})[1] == [(0, "hostile_xml")]
+
+
+@pytest.mark.parametrize("long", ["<seg>" + "z" * 3000 + "</seg>", '<tuv lang="' + "z" * 3000 + '"/>'])
+def test_a_unit_of_tmx_beyond_the_bound_is_hostile(tmp_path, monkeypatch, long):
+    """A gigabyte in one segment was a gigabyte of memory."""
+    monkeypatch.setattr("data_pipeline.readers.file_types.pair_files.MAX_RECORD_BYTES", 1500)
+    monkeypatch.setattr("data_pipeline.readers.streams.BLOCK_BYTES", 100)
+    hostile = TMX.replace("<tu><tuv lang", f"<tu>{long}<tuv lang")
+    assert read(tmp_path, {"memory.tmx": hostile})[1] == [(2, "hostile_xml")]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])

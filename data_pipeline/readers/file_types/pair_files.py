@@ -1,13 +1,14 @@
 """Parallel text: aligned files, PO and TMX; each pair is a document.
 
     corpus.en, corpus.de   aligned: line n of one is the translation of line n of the other; also packed (corpus.en.gz)
-    de.po                  GNU gettext: msgid is the source, msgstr the target; a plural form is a pair of its own
+    de.po                  GNU gettext: msgid is the source, msgstr the target; the first plural form (msgid_plural,
+                           msgstr[1]) is a pair of its own, further ones are not read
     memory.tmx             TMX 1.4: the first segments in the two languages of each unit; markup inside is left out
 
 Passed over, by reason: `untranslated` and `fuzzy` (PO), `other_language` (a TMX unit without both), `long_pair`.
-Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `line_too_long`, and of TMX `corrupt_xml`,
-`truncated_xml`, `hostile_xml` (an entity of its own). A record's position is its line, its place
-among the translated messages and plural forms, or its unit, from 0.
+Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `line_too_long` (also a message of PO of more than
+64 MiB), and of TMX `corrupt_xml`, `truncated_xml`, `hostile_xml` (an entity of its own, or a unit or a tag of more than
+64 MiB). A record's position is its line, its place among the translated messages and plural forms, or its unit, from 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from data_pipeline.readers.record import Record, RecordFault, sample
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, lines, plain_name
 from governance.errors import ConfigError, MissingInput, PipelineError
 
-_PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[(\d+)\])?)?\s*"(.*)"\s*')
+_PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?)?\s*"(.*)"\s*')
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 Pair = tuple[int, str, str]
@@ -189,32 +190,58 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
     """Values of each message by keyword, and whether it is fuzzy.
 
-    A message with a line that is no UTF-8 is a fault as a whole.
+    A message with a line that is no UTF-8, or of more than 64 MiB, is a fault as a whole.
     """
-    values: dict[str, str] = {}
-    name, fuzzy, next_fuzzy, whole = "", False, False, True
+    values: dict[str, list[str]] = {}
+    name, fuzzy, next_fuzzy, size = "", False, False, 0
+    whole = True
     for count, line in enumerate(lines(blocks(path))):
         text = line.decode("utf-8", "replace").strip()
-        if text.startswith("#,") and "fuzzy" in text:
-            next_fuzzy = True
-        elif text.startswith("#~"):
-            next_fuzzy = False  # it was that of an obsolete message
-        if not (found := _PO_LINE.fullmatch(text)):
+        if text.startswith("#"):
+            next_fuzzy = _is_fuzzy(text, next_fuzzy)
+        if (found := _parts_of(line, text)) is None:
             continue  # a comment, an obsolete message, an empty line
-        keyword, form, string = found.groups()
+        keyword, string = found
         if keyword in ("msgctxt", "msgid") and not (keyword == "msgid" and name == "msgctxt"):
             if values and whole:
-                yield values, fuzzy
-            values, fuzzy, next_fuzzy, whole = {}, next_fuzzy, False, True
-        if not _is_utf8(line):
-            pairs.fault(count, "not_utf8", line)
-            whole = False
+                yield _joined(values), fuzzy
+            values, fuzzy, next_fuzzy, whole, size = {}, next_fuzzy, False, True, 0
+        size += len(line)
+        if reason := _fault_of(line, size, whole=whole):
+            pairs.fault(count, reason, line)
+            values, whole = {}, False
         name = keyword or name
-        if keyword == "msgstr" and form:
-            name = f"msgstr[{form}]"
-        values[name] = values.get(name, "") + _ESCAPE.sub(lambda sign: _ESCAPES.get(sign[1], sign[1]), string)
+        if whole:
+            values.setdefault(name, []).append(_ESCAPE.sub(lambda sign: _ESCAPES.get(sign[1], sign[1]), string))
     if values and whole:
-        yield values, fuzzy
+        yield _joined(values), fuzzy
+
+
+def _is_fuzzy(comment: str, before: bool) -> bool:
+    """Return whether the next message is fuzzy, after this comment."""
+    if comment.startswith("#,") and "fuzzy" in comment:
+        return True
+    return before and not comment.startswith("#~")  # it was that of an obsolete message
+
+
+def _parts_of(line: bytes, text: str) -> tuple[str, str] | None:
+    """Keyword, "" without one, and string of a line; None of others."""
+    if found := _PO_LINE.fullmatch(text):
+        return found[1] or "", found[2]
+    if len(line) > MAX_RECORD_BYTES:  # it was cut
+        return text[:20].partition('"')[0].strip(), ""
+    return None
+
+
+def _fault_of(line: bytes, size: int, *, whole: bool) -> str:
+    """Fault of a message's line; "" without a new one."""
+    if size > MAX_RECORD_BYTES:
+        return "line_too_long" if whole else ""
+    return "" if _is_utf8(line) else "not_utf8"
+
+
+def _joined(values: dict[str, list[str]]) -> dict[str, str]:
+    return {name: "".join(strings) for name, strings in values.items()}
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -231,6 +258,7 @@ class _Tmx:
     def __init__(self) -> None:
         self.units: list[dict[str, str]] = []
         self._language, self._markup = "", 0
+        self._size = self._silent = 0
         self._text: list[str] | None = None
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
@@ -241,6 +269,9 @@ class _Tmx:
         self._unit: dict[str, str] = {}
 
     def feed(self, data: bytes, final: bool) -> None:
+        self._silent += len(data)
+        if self._silent > MAX_RECORD_BYTES:
+            raise TornStream("hostile_xml", b"a tag of more than 64 MiB")
         try:
             self._parser.Parse(data, final)
         except (expat.ExpatError, ValueError, LookupError) as error:
@@ -251,8 +282,9 @@ class _Tmx:
         raise TornStream("hostile_xml", b"an entity declaration")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._silent = 0
         if name == "tu":
-            self._unit = {}
+            self._unit, self._size = {}, 0
         elif name == "tuv":
             self._language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower().replace("_", "-")
         elif name == "seg":
@@ -261,10 +293,15 @@ class _Tmx:
             self._markup += 1
 
     def _characters(self, text: str) -> None:
+        self._silent = 0
         if self._text is not None and not self._markup:
+            self._size += len(text)
+            if self._size > MAX_RECORD_BYTES:
+                raise TornStream("hostile_xml", b"a unit of more than 64 MiB")
             self._text.append(text)
 
     def _end(self, name: str) -> None:
+        self._silent = 0
         if name == "seg" and self._text is not None:
             self._unit.setdefault(self._language, "".join(self._text))
             self._text = None
