@@ -31,7 +31,7 @@ from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import HubSource
 from data_pipeline.readers.streams import PACKED, blocks, plain_name
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError, MissingInput, PipelineError, storage_errors
 from governance.files import sha256_bytes, sha256_file
 from governance.hub_client import HubPlace, ask_hub
 from governance.log import get_logger
@@ -110,17 +110,24 @@ def _saved(path: Path, source: HubSource) -> tuple[str, ...]:
 
 
 def read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    """Rows of a JSON array or JSON lines file."""
+    """Rows of a JSON array or JSON lines file.
+
+    Raises:
+        MissingInput: the device fails while it is read.
+        StorageError: the disk of temporary files is full.
+    """
     position = 0
     with tempfile.TemporaryDirectory() as folder:
         try:
             if path.suffix == ".lz4":  # the library does not unpack it
                 packed, path = path, Path(folder, "plain.json")
-                with path.open("wb") as out:
+                with storage_errors(path), path.open("wb") as out:
                     out.writelines(blocks(packed))
             for row in _door().load_dataset("json", data_files=[str(path)], split="train", streaming=True):
                 yield to_record(row, fields, file, position)
                 position += 1
+        except PipelineError:  # the machine's: another run may read the file whole
+            raise
         except Exception as error:  # a damaged file: Arrow, fsspec and the library raise types of their own
             yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 

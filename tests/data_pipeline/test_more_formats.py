@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -19,8 +20,11 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import streams
 from data_pipeline.readers.file_types import arrow_files
 from data_pipeline.readers.file_types.wikitext import plain_text
+from data_pipeline.readers.hub import read_json
+from data_pipeline.readers.record import Fields
 from data_pipeline.readers.sources import Source
 from governance.config import Section, validate
+from governance.errors import StorageError
 from governance.stage import Runtime
 from tests.data_pipeline.test_delimited import made
 
@@ -286,6 +290,23 @@ def test_torn_and_hostile_wacz_archives_are_counted(tmp_path, monkeypatch):
     assert stats["torn_files"] == 1
     wacz(path, {"archive/notes.txt": (b"not a web archive", STORED)})
     assert made(tmp_path, **values)[2]["torn_files"] == 1
+
+
+def test_a_full_disk_of_temporary_files_is_no_property_of_an_archive(tmp_path, monkeypatch):
+    """Its rows would be counted as lost, in an artifact that another run makes whole."""
+
+    def full(*_):
+        yield b"a"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("data_pipeline.readers.file_types.web_captures.read_blocks", full)
+    monkeypatch.setattr("data_pipeline.readers.hub.blocks", full)
+    wacz(tmp_path / "x.wacz", {"archive/a.warc.gz": (page("one", "http://a.example/1"), STORED)})
+    with pytest.raises(StorageError, match="no space left"):
+        made(tmp_path, type="warc", paths=["x.wacz"])
+    (tmp_path / "x.json.lz4").touch()
+    with pytest.raises(StorageError, match="no space left"):
+        list(read_json(tmp_path / "x.json.lz4", "x.json.lz4", Fields("text")))
 
 
 def test_a_wacz_with_another_file_than_it_states_is_not_read(tmp_path):

@@ -14,6 +14,7 @@ counts as torn. It counts as torn, too, where a WARC file is not the one whose S
 from __future__ import annotations
 
 import json
+import lzma
 import tempfile
 import zipfile
 import zlib
@@ -28,9 +29,10 @@ from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import WarcSource, WetSource
 from data_pipeline.readers.streams import PACKED, TornStream, open_source
 from data_pipeline.readers.warc_stream import RawRecord, raw_records
-from governance.errors import MissingInput
+from governance.errors import MissingInput, storage_errors
 from governance.files import sha256_file
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _GAP = b"\r\n\r\n"
 _MOST_PACKAGE_BYTES = 64 << 20
 """Size of a datapackage.json that is read."""
@@ -112,15 +114,20 @@ def read_wacz(
 
 
 def _unpack(member: Member, target: IO[bytes]) -> str:
-    """Write the bytes of a member; return its fault, or ""."""
-    try:
-        for block in read_blocks(member):
-            target.write(block)
-    except TornStream as error:
-        return error.reason
-    finally:
+    """Write the bytes of a member; return its fault, or "".
+
+    Raises:
+        StorageError: the disk of temporary files is full.
+    """
+    fault = ""
+    with storage_errors(Path(tempfile.gettempdir())):
+        try:
+            for block in read_blocks(member):
+                target.write(block)
+        except TornStream as error:
+            fault = error.reason
         target.flush()
-    return ""
+    return fault
 
 
 def _stated_digests(path: Path) -> dict[str, str]:
@@ -129,7 +136,7 @@ def _stated_digests(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive, archive.open("datapackage.json") as file:
             package = json.loads(file.read(_MOST_PACKAGE_BYTES))
         resources = [(str(resource["path"]), str(resource.get("hash", ""))) for resource in package["resources"]]
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, *_DAMAGE):
         return {}  # absent or unreadable: a WACZ without statements is read as it is
     of_archive = [(name, stated) for name, stated in resources if name.startswith("archive/")]
     return {name: stated.removeprefix("sha256:") if stated.startswith("sha256:") else "" for name, stated in of_archive}
