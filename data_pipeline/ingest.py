@@ -74,6 +74,7 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, Output, present, read_manifest
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import all_intact
 
 VERSION = 15
 _FETCHED = (PackageSource, HubSource, SyntheticSource)
@@ -461,11 +462,17 @@ def _without_repeats(
     if parts[0][0].payload.source.fields.id:  # found by one worker for all
         key = recipe.key(["repeated", *(output.sha256 for _, output, _ in found)])
         path = folder.parent / "records" / f"{key}.repeated.json"
-        once(runtime, path, lambda path: write_json(path, repeated_rows(paths)))
+
+        def decide(path: Path) -> None:
+            with all_intact([output for _, output, _ in found], runtime.root):
+                write_json(path, repeated_rows(paths))
+
+        once(runtime, path, decide)
         repeated = json.loads(path.read_bytes())
     work = []
     for (name, output, quarantine), path, rows in zip(found, paths, repeated, strict=True):
         inputs = ("finish", output.sha256, quarantine.sha256 if quarantine else "", *map(str, rows))
         beside = runtime.root / quarantine.path if quarantine else None
-        work.append(Shard(name, inputs, (path, beside, frozenset(rows))))
+        reads = (output, quarantine) if quarantine else (output,)
+        work.append(Shard(name, inputs, (path, beside, frozenset(rows)), reads))
     return work

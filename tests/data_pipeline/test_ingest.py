@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table, shard_writer
 from data_pipeline.ingest import IngestConfig, ingest, plan, repeated_rows
 from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, TextSource
-from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.manifest import verify
-from governance.stage import Runtime
+from governance.parallel import once
+from governance.stage import Runtime, ShareDone
+from tests.governance.attacked import flip
 
 
 def jsonl(name="a", paths=("*.jsonl",), **values):
@@ -182,6 +184,32 @@ def test_the_first_of_an_id_stays_across_shards(tmp_path):
         check_funnel(manifest, root)
         digests.add(manifest.digest)
     assert len(digests) == 1
+
+
+def test_a_shard_that_was_altered_since_it_was_read_is_not_finished(tmp_path, monkeypatch):
+    """A share compares sizes alone; the finished shard would be signed as altered, under the key of the whole one."""
+    monkeypatch.setattr("governance.file_digests._SETTLED_NANOSECONDS", -(10**18))
+    root = tmp_path / "root"
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": str(number)}) + "\n" for number in range(1000))
+    for mode in ("join", "share"):
+        with pytest.raises(ShareDone):
+            made([jsonl(paths=("*.jsonl.gz",))], tmp_path, root, shard_bytes=1000, mode=mode)
+    flip(next(root.glob("ingest/*/read_documents_00001/*.parquet")))
+    with pytest.raises(AlteredFile, match="read_documents_00001"):
+        made([jsonl(paths=("*.jsonl.gz",))], tmp_path, root, shard_bytes=1000, mode="share")
+
+
+def test_ids_of_a_shard_that_was_altered_since_it_was_read_decide_nothing(tmp_path, monkeypatch):
+    write_rows(tmp_path / "x.jsonl", [{"text": "a", "id": "1"}, {"text": "b", "id": "2"}])
+
+    def altered(*arguments):
+        flip(next((tmp_path / "root").glob("ingest/*/read_documents/*.parquet")))
+        return once(*arguments)
+
+    monkeypatch.setattr("data_pipeline.ingest.once", altered)
+    with pytest.raises(AlteredFile, match="read_documents"):
+        made([jsonl(id_field="id")], tmp_path, tmp_path / "root")
 
 
 def test_one_id_in_two_sources_is_not_a_duplicate(tmp_path):
