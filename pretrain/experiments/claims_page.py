@@ -39,6 +39,11 @@ def _with_interval(found: Found | None, write: Callable[[float], str] = compact)
     return f"{write(found['mean'])} [{write(found['low'])},\u00a0{write(found['high'])}]"
 
 
+def _not_negative(found: Found | None) -> Found | None:
+    """An interval of a time, rate or energy, cut at 0."""
+    return found and {**found, "low": max(0.0, found["low"])}
+
+
 def _short(value: float) -> str:
     return f"{value:.3f}"
 
@@ -156,15 +161,15 @@ def _models(found: Found) -> Html:
          f"{row['learning_rate']:g}"]
         for row in found["models"]
     ]  # fmt: skip
-    head = ["model", "width", "parameters", "to Transformer", "FLOPs a token", "to Transformer", "rate"]
+    head = ["model", "width", "parameters", "to Transformer", "FLOPs a token", "to Transformer", "learning rate"]
     return tag("section", tag("h3", "Models"), table("Sizes", head, rows, numeric=range(1, 7), shown=len(rows)))
 
 
 def _figures(found: Found) -> Html:
     rows = [
         [_name(row, _several(found)), number(row["budget"]), _with_interval(row["loss"], _short),
-         _with_interval(row["tokens_per_second"]), _with_interval(row["seconds"]),
-         _with_interval(row["joules"], energy)]
+         _with_interval(_not_negative(row["tokens_per_second"])), _with_interval(_not_negative(row["seconds"])),
+         _with_interval(_not_negative(row["joules"]), energy)]
         for row in found["figures"]
     ]  # fmt: skip
     head = ["model", "tokens", "loss, nats a token", "tokens a second", "seconds", "energy"]

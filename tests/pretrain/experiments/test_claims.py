@@ -225,7 +225,15 @@ def test_the_bytes_of_a_report_are_those_of_its_version():
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
     page = re.sub(r"<style>.*?</style>", "", claims_page(found), flags=re.DOTALL)  # the look is all reports'
     digest = sha256_bytes(json.dumps(rounded, sort_keys=True).encode() + page.encode())[:16]
-    assert (REPORT_VERSION, digest) == (4, "5639194a8b462d13")
+    assert (REPORT_VERSION, digest) == (6, "fec949fb05a52da0")
+
+
+def test_no_interval_of_a_time_begins_below_zero():
+    found = findings_of(lambda s: (3.0, (1.0, 900.0, 5.0, 400.0, 7.0)[s - 1], 10.0), lambda s: (3.2, 100.0, 10.0))
+    assert min(row["tokens_per_second"]["low"] for row in found["figures"]) < 0
+    figures = claims_page(found).partition("Validation loss, speed, time and energy")[2].partition("</table>")[0]
+    assert "[0,\u00a0" in figures
+    assert "[-" not in figures
 
 
 def test_the_quick_form_is_a_valid_experiment_of_the_same_architectures():
