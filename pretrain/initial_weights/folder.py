@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
+from governance.verified_files import file_state
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ class WeightsFolder:
     """Name -> SHA-256, of every file that is read."""
     address: str = ""
     """hf://OWNER/NAME@COMMIT of a model of the hub."""
+    states: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> `file_state` before the digest was taken."""
 
     @property
     def name(self) -> str:
@@ -59,7 +62,9 @@ class WeightsFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Fields of config.json."""
-        return read_object(self.path / CONFIG)
+        found = read_object(self.path / CONFIG)
+        self._refuse_changed(CONFIG)
+        return found
 
     @cached_property
     def tensors(self) -> dict[str, str]:
@@ -89,12 +94,26 @@ class WeightsFolder:
         return found
 
     def read(self, name: str) -> torch.Tensor:
-        """Tensor of a name, fp32 on the CPU."""
+        """Tensor of a name, fp32 on the CPU.
+
+        Raises:
+            CheckpointError: its file was changed since its digest was taken.
+        """
+        import torch
         from safetensors import safe_open
 
         with safe_open(self.path / self.tensors[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor.float()
+            tensor: torch.Tensor = file.get_tensor(name).to(torch.float32, copy=True)  # no view of the file
+        self._refuse_changed(self.tensors[name])
+        return tensor
+
+    def _refuse_changed(self, name: str) -> None:
+        """Raise where a file is not the one whose digest the run is keyed by."""
+        if (before := self.states.get(name)) is not None and file_state(self.path / name) != before:
+            raise CheckpointError(
+                f"{self.path / name}: was changed since its digest was taken. Fetch it again, then run the same "
+                "command again."
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; reads no weights."""
@@ -135,7 +154,7 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file, addr
             f"{FIELD}: there is no folder {path}. Give a folder, relative to the run's file, or hf://OWNER/NAME."
         )
     required = [CONFIG, TOKENIZER]
-    if (path / INDEX).exists():
+    if (path / INDEX).exists() and not (path / SINGLE).exists():  # of both, transformers reads the single file
         weights = sorted(set(read_object(path / INDEX).get("weight_map", {}).values()))
         if any(Path(name).name != name for name in weights):
             raise ConfigError(f"{path / INDEX}: names files outside its folder. Fetch it again.")
@@ -152,7 +171,8 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file, addr
         raise MissingInput(f"{FIELD}: {path} lacks {', '.join(absent)}. Fetch the whole folder again.")
     known = [entry.name for entry in path.iterdir() if entry.name == CARD or _TERMS.fullmatch(entry.name)]
     names = [*required, *(name for name in known if (path / name).is_file())]
-    return WeightsFolder(path, {name: digest_of(path / name) for name in names}, address)
+    states = {name: file_state(path / name) for name in names}
+    return WeightsFolder(path, {name: digest_of(path / name) for name in names}, address, states)
 
 
 def _card_facts(path: Path) -> dict[str, Any]:

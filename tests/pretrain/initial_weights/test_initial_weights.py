@@ -136,6 +136,36 @@ def test_shards_are_read_by_their_index_and_in_bf16(tmp_path):
     assert len({part.folder.digest for part in (whole, shards, half)}) == 3
 
 
+def test_of_a_single_file_and_shards_the_single_file_is_read(tmp_path):
+    """As `transformers` does."""
+    saved("llama", tmp_path / "folder", shard="20KB")
+    theirs = saved("llama", tmp_path / "whole", initializer_range=0.3)
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "folder")
+    found = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "folder")
+    ours = opened(tmp_path / "folder").weight("lm_head.weight", theirs.lm_head.weight.shape)
+    assert torch.equal(found.lm_head.weight, theirs.lm_head.weight)
+    assert torch.equal(ours, theirs.lm_head.weight)
+
+
+def test_weights_that_are_exchanged_after_their_digest_was_taken_are_refused(tmp_path):
+    saved("llama", tmp_path / "folder")
+    weights, other = opened(tmp_path / "folder"), saved("llama", tmp_path / "other", initializer_range=0.3)
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "folder")
+    with pytest.raises(CheckpointError, match="was changed since its digest was taken"):
+        weights.weight("lm_head.weight", other.lm_head.weight.shape)
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling", ""])
+def test_a_part_of_a_head_that_turns_is_refused(place):
+    """Some versions of `transformers` turn the whole head, others the part; it was ignored."""
+    fields = {"model_type": "llama", **GROUPED}
+    read_model({**fields, "partial_rotary_factor": 1.0})
+    part = {"partial_rotary_factor": 0.5}
+    scaled = {**part, "rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor = 0\.5"):
+        read_model(fields | ({place: scaled} if place else part))
+
+
 def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
