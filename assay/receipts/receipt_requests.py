@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +127,10 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
     names = open_names(made, root)
     kind, place = _kind_found(names, request)
     identities = names.identities_of(place) if place is not None else frozenset()
+    steps: list[int] = []
     if place is not None:
-        _refuse_other_shards(identities, names.found(place), manifest, tokens, made, root)
-    steps = steps_that_read(identities, manifest, tokens, root) if identities else []
+        with _intact_shards(identities, names.found(place), manifest, tokens, made, root):
+            steps = steps_that_read(identities, manifest, tokens, root)
     identity = identity_of(manifest)
     taken_down = next(takedowns(identities, manifest, journal.verified()), "")
     facts = {
@@ -149,15 +151,16 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
     return found
 
 
-def _refuse_other_shards(
+@contextlib.contextmanager
+def _intact_shards(
     identities: frozenset[bytes],
     found: Mapping[str, Any],
     checkpoint: Manifest,
     tokens: Manifest,
     made: Manifest,
     root: Path,
-) -> None:
-    """Raise where the shards are not those of the tree.
+) -> Iterator[None]:
+    """Shards of the tree, guarded while the context lasts.
 
     Hashed are the shards that hold the documents, packed rows, and all shards where sources order the rows. Of the
     others, the numbers of tokens count, which number the rows.
@@ -166,21 +169,39 @@ def _refuse_other_shards(
         AlteredFile: names the shard.
     """
     train = identity_of(checkpoint).recipe.train
-    shards = {split: list(shards_of(tokens, root, split)) for split in ("train", "validation")}
-    places = {id(output): len(places_in(shard, identities)) for of in shards.values() for output, shard in of}
+    held = _held(identities, tokens, root)
     everything = bool(train.mixture or train.late_sources)
     packed = [] if checkpoint.inputs[0].stage != "pack" else read_manifest(root / checkpoint.inputs[0].path).outputs
-    read = [output for of in shards.values() for output, _ in of if everything or places[id(output)]]
+    read = [output for of in held.values() for output, places, _ in of if everything or places]
     with all_intact((*packed, *read), root):
-        pass
-    counts = [sum(places[id(output)] for output, _ in shards[split]) for split in ("train", "validation")]
+        _refuse_other_counts(_held(identities, tokens, root), found, tokens, made, root)  # as they are now
+        yield
+
+
+_Held = dict[str, list[tuple[Output, int, int]]]
+"""Split -> each shard, its copies of a document, and its tokens."""
+
+
+def _held(identities: frozenset[bytes], tokens: Manifest, root: Path) -> _Held:
+    return {
+        split: [
+            (output, len(places_in(shard, identities)), len(shard.tokens))
+            for output, shard in shards_of(tokens, root, split)
+        ]
+        for split in ("train", "validation")
+    }
+
+
+def _refuse_other_counts(held: _Held, found: Mapping[str, Any], tokens: Manifest, made: Manifest, root: Path) -> None:
+    """Raise where shards hold a document or tokens otherwise than the tree."""
+    counts = [sum(places for _, places, _ in held[split]) for split in ("train", "validation")]
     if counts != [found["copies"], found["held_out"]]:
         raise AlteredFile(
             f"{root / tokens.folder}: its shards hold the document {counts[0]} time(s) for training and {counts[1]} "
             f"held out, and the tree of its names says {found['copies']} and {found['held_out']}: a shard was altered. "
             "Find it with: assay governance verify ROOT"
         )
-    if [len(shard.tokens) for _, shard in shards["train"]] != made.stats["shard_tokens"]:
+    if [size for _, _, size in held["train"]] != made.stats["shard_tokens"]:
         raise AlteredFile(
             f"{root / tokens.folder}: a shard has another number of tokens than the tree of its names states: it was "
             "altered. Find it with: assay governance verify ROOT"
