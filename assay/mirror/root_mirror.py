@@ -123,7 +123,10 @@ def pull_root(url: str, root: Path) -> Mirrored:
                 raise ConfigError(f"{target}: exists with other content. Fetch into a new folder.")
             with system.open(f"{base}/{_BLOBS}/{digest}", "rb") as source, atomic_file(target) as out:
                 if _copy(source, out.write, size) != digest:
-                    raise ManifestError(f"{public_url(url)}: the object of {name} is damaged. Push the root again.")
+                    raise ManifestError(
+                        f"{public_url(url)}/{_BLOBS}/{digest}: the object of {name} is damaged. Remove it there, then "
+                        "push the root again: a push sends only what the store lacks."
+                    )
             return digest, size, True
 
         ordered = sorted(index.items(), key=lambda entry: PurePosixPath(entry[0]).name == JOURNAL)

@@ -150,7 +150,7 @@ def test_what_is_altered_is_refused_on_both_sides(root, store, tmp_path):
         push_root(root, store)
     assert not system.exists(f"{base}/blobs/{digest}")
     system.pipe_file(f"{base}/blobs/{digest}", bytes(data))
-    with pytest.raises(ManifestError, match=r"the object of ingest/.* is damaged"):
+    with pytest.raises(ManifestError, match=r"blobs/\w+: the object of ingest/.* is damaged\. Remove it there"):
         pull_root(store, tmp_path / "second")
     (before / "journal.jsonl").write_text("of another run\n")
     system.pipe_file(f"{base}/blobs/{digest}", whole)
