@@ -108,7 +108,7 @@ class WeightsFolder:
         return tensor
 
     def _refuse_changed(self, name: str) -> None:
-        """Raise where a file is not the one whose digest the run is keyed by."""
+        """Raise where a file was changed since it was hashed."""
         if (before := self.states.get(name)) is not None and file_state(self.path / name) != before:
             raise CheckpointError(
                 f"{self.path / name}: was changed since its digest was taken. Fetch it again, then run the same "

@@ -1,19 +1,22 @@
 """Reasons that a receipt names for a document that was read and not trained on."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from assay.config import load_run
 from assay.pipeline import corpus
-from assay.receipts.receipt_requests import ReceiptRequest, _removals, read_request
+from assay.receipts.receipt_requests import ReceiptRequest, _held, _intact_shards, _removals, read_request
 from assay.receipts.unknown_ids import id_note
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.sources import JsonlSource
-from governance.errors import ConfigError
+from data_pipeline.tokens.token_shards import TokenShard
+from governance.errors import AlteredFile, ConfigError
 from governance.files import remove_file
-from governance.manifest import read_manifest
+from governance.manifest import Manifest, read_manifest
 from governance.stage import Runtime
 
 
@@ -66,3 +69,22 @@ def test_an_id_of_any_form_is_one_if_a_source_holds_it(project):
     for asked in ("mine/tale 33", "mine/tale", "tale 3", " "):
         with pytest.raises(ConfigError, match="is no file, no URL, and no id"):
             read_request(asked, runtime.root)
+
+
+def test_shards_that_change_while_steps_are_counted_give_no_receipt(project):
+    root = project / "root"
+    run = load_run(project / "run.toml", [])
+    tokens = corpus(run, Runtime(root))["encode"]
+    path = next(path for path in tokens.files("train", root) if path.suffix == ".tokens")
+    identity = frozenset({TokenShard.open(path).identities[0].tobytes()})
+    values = {"train_key": "a" * 64, "step": 1, "vocabulary_size": 300}
+    checkpoint = Manifest(
+        stage="checkpoint", version=1, key="c" * 64, inputs=(tokens.as_input(),), outputs=(), stats={}, run={},
+        config={**values, "recipe": run.config.recipe.model_dump(mode="json")},
+    )  # fmt: skip
+    tree = SimpleNamespace(stats={"shard_tokens": [size for _, _, size in _held(identity, tokens, root)["train"]]})
+    given = (identity, {"copies": 1, "held_out": 0}, checkpoint, tokens, tree, root)
+    with _intact_shards(*given):
+        pass
+    with pytest.raises(AlteredFile, match="was changed while it was read"), _intact_shards(*given):
+        os.utime(path, (0, 0))
