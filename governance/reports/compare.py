@@ -133,7 +133,8 @@ def _of_last_checkpoint(found: Mapping[str, Any]) -> float | None:
     Runs that share a root share the total of that root, so only this differs between them.
     """
     listed = (found.get("energy") or {}).get("checkpoints") or [{}]
-    return listed[-1].get("with_ancestors")
+    joules: float | None = listed[-1].get("with_ancestors")
+    return joules
 
 
 def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:
