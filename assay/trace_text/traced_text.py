@@ -22,6 +22,7 @@ from governance.lineage.attest import KeySigner, refuse_unstated
 from governance.manifest import FILE_NAME, Manifest, Output, output_fault, present, read_manifest
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime, read_artifact, root_of
+from governance.verified_files import file_state, require_unchanged
 from pretrain.checkpoint.format import identity_of, open_checkpoint
 
 _LONGEST = 1_000_000
@@ -178,17 +179,20 @@ def trace_text(
     journal = own_journal(model or made, keyring, root)
     refuse_unstated(made, keyring, root)
     hooks = Hooks(signer=KeySigner(keyring))
+    packed = [read_manifest(root / item.path) for item in model.inputs[:1] if item.stage == "pack"] if model else []
+    counted = [(one, [*one.listed("train"), *one.listed("validation")]) for one in (tokens, *packed) if model]
+    read = [*made.outputs, *(output for _, shards in counted for output in shards)]
+    before = [file_state(root / output.path) for output in read if (root / output.path).exists()]
     index = open_sound_index(made, root, hooks)
-    if model is not None:
-        packed = [read_manifest(root / item.path) for item in model.inputs[:1] if item.stage == "pack"]
-        for one in (tokens, *packed):
-            shards = [*one.listed("train"), *one.listed("validation")]
-            _refuse_altered(one, shards, root, hooks, "The steps rest on it; nothing was traced. Put it back")
+    for one, shards in counted:
+        _refuse_altered(one, shards, root, hooks, "The steps rest on it; nothing was traced. Put it back")
     spans = find_spans(index, text, least)
     held = [holders_of(index, text[start:end], most) for start, end in spans]
     shown = iter(read_listed(index, [one for found in held for one in found.first]))
     listed = [[(one, next(shown)) for one in found.first] for found in held]
     facts = _reads([row["id"] for rows in listed for _, row in rows], model, tokens, root, journal.verified())
+    for output, state in zip(read, before, strict=True):
+        require_unchanged(output, root / output.path, state)
     return TracedText(
         text, least,
         tuple(
