@@ -162,8 +162,11 @@ def _with(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
 def architecture(config: Mapping[str, Any]) -> str:
     """A model's shape in a line."""
     experts, layers = config.get("moe") or {}, config["num_hidden_layers"]
+    counted = f"{layers} layer{'s' * (layers > 1)}"
+    if encoders := config.get("encoder_layers"):
+        counted = f"{encoders} layer{'s' * (encoders > 1)} of the encoder, {layers} of the decoder"
     parts = [
-        f"{layers} layer{'s' * (layers > 1)} of width {config['hidden_size']}",
+        f"{counted}, of width {config['hidden_size']}" if encoders else f"{counted} of width {config['hidden_size']}",
         f"{config['num_attention_heads']} attention heads ({config['num_key_value_heads']} for keys and values)",
         f"{config['feed_forward']} of width {config['intermediate_size']}",
         f"{config['norm']}, {config['norm_position']}",
@@ -171,7 +174,9 @@ def architecture(config: Mapping[str, Any]) -> str:
     ]
     if experts:
         parts.append(f"{experts['num_local_experts']} experts, {experts['num_experts_per_tok']} per token")
-    return "decoder-only Transformer: " + "; ".join(parts)
+    if labels := config.get("num_labels"):
+        parts.append(f"a head of {labels} labels in place of the tokens'")
+    return f"{'encoder-decoder' if encoders else 'decoder-only'} Transformer: {'; '.join(parts)}"
 
 
 def joined(values: Sequence[str]) -> str | None:
