@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from governance.errors import MissingInput, PipelineError
@@ -126,10 +127,28 @@ def copy_unchanged(path: Path, digest: str, target: Path) -> None:
     with atomic_path(target) as temporary:
         shutil.copyfile(path, temporary)
         if sha256_file(temporary) != digest:
-            raise MissingInput(
-                f"{path} was changed while it was read; no artifact was made. Run the command again when nothing "
-                "writes to the file."
-            )
+            raise _changed(path)
+
+
+@contextlib.contextmanager
+def unchanged(files: Iterable[tuple[Path, str]]) -> Iterator[None]:
+    """Read files by the digests that were taken of them.
+
+    Raises:
+        MissingInput: one has another digest when the reading ends, or was changed meanwhile.
+    """
+    held = [(path, digest, _facts(path)) for path, digest in files]
+    yield
+    for path, digest, before in held:
+        if _facts(path) != before or sha256_file(path) != digest:
+            raise _changed(path)
+
+
+def _changed(path: Path) -> MissingInput:
+    return MissingInput(
+        f"{path} was changed while it was read; no artifact was made. Run the command again when nothing writes to the "
+        "file."
+    )
 
 
 def _facts(path: Path) -> list[int]:

@@ -46,7 +46,7 @@ from data_pipeline.documents import (
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import Source, licence_lists
 from governance.config import Section
-from governance.file_digests import file_inputs
+from governance.file_digests import file_inputs, unchanged
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import ShardMade
@@ -130,7 +130,8 @@ def _select_shard(
     section: CodeIdentity, work: tuple[Path, tuple[Path, ...]], path_of: Callable[[str], Path]
 ) -> ShardMade:
     path, lists = work
-    entries = read_opt_outs(lists)
+    with unchanged(zip(lists, section.opt_out, strict=True)):
+        entries = read_opt_outs(lists)
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         rows = group.to_pylist()
@@ -166,7 +167,8 @@ def select_code(
     recipe = Recipe("code", VERSION, identity)
 
     def make(target: Path) -> Made:
-        entries = read_opt_outs(lists)
+        with unchanged(zip(lists, identity.opt_out, strict=True)):
+            entries = read_opt_outs(lists)
         done = map_documents(recipe, _select_shard, documents, [tuple(lists)], (), target, runtime)
         made = gathered(done, _zero_counts(identity))
         if without := unmatched(entries, made.stats["opt_out_entries"]):

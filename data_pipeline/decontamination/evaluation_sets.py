@@ -36,7 +36,7 @@ from data_pipeline.readers.record import encodable, value_at
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
-from governance.file_digests import file_inputs
+from governance.file_digests import file_inputs, unchanged
 from governance.files import sha256_bytes
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
@@ -143,14 +143,16 @@ def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
     return str(value)
 
 
-def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]], path_of: Any) -> ShardMade:
-    wanted, paths = payload
+def _write_set(
+    config: Section, payload: tuple[EvaluationSet, tuple[Path, ...], tuple[str, ...]], path_of: Any
+) -> ShardMade:
+    wanted, paths, digests = payload
     target: Path = path_of("items")
     known = dict.fromkeys(wanted.fields, True) | dict.fromkeys(wanted.answer_fields, False)
     seen: Counter[str] = Counter()
     names: dict[str, None] = {}
     number = texts = 0
-    with shard_writer(target, ITEM_SCHEMA) as add:
+    with shard_writer(target, ITEM_SCHEMA) as add, unchanged(zip(paths, digests, strict=True)):
         for row in (row for path in paths for row in read_rows(path, wanted.name)):
             item = encodable(_item_name(row, number, wanted))
             names.update(dict.fromkeys(row))
@@ -194,7 +196,7 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
             digests = tuple(item.digest for item in inputs[start : start + len(found)])
             start += len(found)
             paths = tuple(file.path for file in found)
-            shards.append(Shard(wanted.name, (sha256_bytes(canonical_json(known)), *digests), (wanted, paths)))
+            shards.append(Shard(wanted.name, (sha256_bytes(canonical_json(known)), *digests), (wanted, paths, digests)))
         recipe = Recipe("evaluation_sets", VERSION, Section())
         return gathered(map_shards(recipe, _write_set, shards, target, whole), {"items": {}, "texts": {}})
 

@@ -39,7 +39,7 @@ from data_pipeline.readers.streams import TornStream, blocks, lines
 from data_pipeline.urls import normalise_url
 from governance.config import Section
 from governance.errors import ManifestError
-from governance.file_digests import file_inputs
+from governance.file_digests import file_inputs, unchanged
 from governance.files import atomic_path, sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Manifest, describe
@@ -182,23 +182,29 @@ def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) 
 
     def make(folder: Path) -> Made:
         wrong: list[str] = []
-        tables = {kind: _keyed(_understood(files[kind], kind, wrong)) for kind in ("domains", "urls")}
-        words = sorted(
-            {(code, entry) for code in config.words for entry in _understood(files[f"words/{code}"], "words", wrong)}
-        )
+        paths = [file.path for found in files.values() for file in found]
+        with unchanged(zip(paths, (item.digest for item in inputs), strict=True)):
+            tables = {kind: _keyed(_understood(files[kind], kind, wrong)) for kind in ("domains", "urls")}
+            words = sorted(
+                {
+                    (code, entry)
+                    for code in config.words
+                    for entry in _understood(files[f"words/{code}"], "words", wrong)
+                }
+            )
         columns = [[code for code, _ in words], [entry for _, entry in words]]
         tables["words"] = pa.table(columns, schema=WORDS_SCHEMA)
         if wrong:
             get_logger(__name__).warning(
                 "lists: %d lines are not an entry of their list, such as %s", len(wrong), wrong[0]
             )
-        paths = [folder / f"{kind}.arrow" for kind in ("domains", "urls")]
-        for path in paths:
+        made = [folder / f"{kind}.arrow" for kind in ("domains", "urls")]
+        for path in made:
             table = tables[path.stem]
             with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), KEYED_SCHEMA) as writer:
                 writer.write_batch(pa.record_batch([column.combine_chunks() for column in table.columns], KEYED_SCHEMA))
         write_table(folder / "words.parquet", tables["words"])
-        outputs = [describe(path, runtime.root) for path in (*paths, folder / "words.parquet")]
+        outputs = [describe(path, runtime.root) for path in (*made, folder / "words.parquet")]
         return Made(outputs, {**{n: table.num_rows for n, table in tables.items()}, "not_understood": len(wrong)})
 
     return run_stage(recipe, inputs, runtime, make, alone=True)

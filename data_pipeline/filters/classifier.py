@@ -47,7 +47,7 @@ from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, PipelineError
-from governance.file_digests import copy_unchanged, file_inputs
+from governance.file_digests import copy_unchanged, file_inputs, unchanged
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, Output, describe
 from governance.parallel import ShardMade
@@ -184,7 +184,9 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
     recipe = Recipe("classifier", VERSION, ModelIdentity(model=identity))
 
     def make(folder: Path) -> Made:
-        weights, stats = fit(config, list(labelled(config, [file.path for file in files])))
+        with unchanged((file.path, item.digest) for file, item in zip(files, inputs, strict=True)):
+            rows = list(labelled(config, [file.path for file in files]))
+        weights, stats = fit(config, rows)
         used = np.flatnonzero(weights)
         table = {"bucket": pa.array(used, pa.int64()), "weight": pa.array(weights[used], pa.float32())}
         write_table(folder / "weights.parquet", pa.table(table))

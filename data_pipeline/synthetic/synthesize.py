@@ -52,7 +52,7 @@ from data_pipeline.synthetic.prompts import (
 from data_pipeline.synthetic.spending import TRIES, ExpectedCost, TeacherBudget, forecast, refuse_beyond_budget
 from governance.config import Section
 from governance.errors import MissingInput
-from governance.file_digests import Digests
+from governance.file_digests import Digests, unchanged
 from governance.files import atomic_file, held, remove_file, sha256_bytes
 from governance.log import Advance, get_logger, progress
 from governance.manifest import Input, Manifest, Output, describe
@@ -104,6 +104,13 @@ class Planned:
     def requests(self) -> Iterator[Request]:
         """Its requests of each seed, in order."""
         return requests(self.source, self.template, self.seeds, self.files)
+
+    def read(self) -> list[tuple[Path, str]]:
+        """Local files of the seeds and prompts, with their digests."""
+        seeds = [] if self.seeds is None else [*self.seeds.items, *self.seeds.beside]
+        digests = [item.digest for item in self.inputs][len(seeds) :]
+        prompts = zip((file.path for file in self.files), digests, strict=True)
+        return [*((item.path, item.digest) for item in seeds if item.path is not None), *prompts]
 
     def folder(self, root: Path) -> Path:
         """The artifact's folder."""
@@ -194,7 +201,8 @@ def facts_of(made: Manifest) -> dict[str, Any]:
 def _make(planned: Planned, runtime: Runtime, folder: Path) -> Made:
     root, signer = runtime.root, runtime.hooks.signer
     with held(root / LOCK, "requests answers", _PATIENCE):
-        asked = listed(planned.requests())
+        with unchanged(planned.read()):
+            asked = listed(planned.requests())
         if not asked:
             raise MissingInput(f"source {planned.source.name}: has no seed, so no request. Correct seeds or prompts.")
         known = known_answers(root, signer, asked)

@@ -68,7 +68,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
-from governance.verified_files import guarded
+from governance.verified_files import all_intact, guarded
 
 VERSION = 6
 SPLITS = ("train", "validation")
@@ -377,7 +377,8 @@ def encode(
         plans = {path.stem: (output, path) for output, path in of_plan}
         shards = []
         listed = document_shards(documents, runtime.root)
-        labels = _labels_of([path for _, path in listed], config)
+        with all_intact([output for output, _ in listed] if config.classification is not None else [], runtime.root):
+            labels = _labels_of([path for _, path in listed], config)
         for (output, path), labelled in zip(listed, labels, strict=True):
             inputs, part, reads = [path.stem, output.sha256, tokenizer.digest], None, [output]
             if plan is not None:

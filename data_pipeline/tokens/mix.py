@@ -61,9 +61,10 @@ from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes, write_json
 from governance.log import get_logger
-from governance.manifest import Manifest
+from governance.manifest import Manifest, Output
 from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import all_intact
 
 VERSION = 2
 PLAN_SCHEMA = required(row=pa.int64(), copies=pa.int64())
@@ -306,12 +307,12 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime, scored: Manife
                 f"at most {_MOST_PARTS:,} can be mixed. Use a value that groups documents."
             )
         allocation = allocate(sizes, config)
-        paths = [runtime.root / shard.outputs["sizes"].path for shard in measured]
-        rules = _shared_rules(allocation, sizes, paths, folder, config, runtime)
+        measures = [shard.outputs["sizes"] for shard in measured]
+        rules = _shared_rules(allocation, sizes, measures, folder, config, runtime)
         known = sha256_bytes(canonical_json(_written(rules)))
         work = [
-            Shard(path.stem, ("plan", shard.outputs["sizes"].sha256, known), (path, rules), (shard.outputs["sizes"],))
-            for path, shard in zip(paths, measured, strict=True)
+            Shard(Path(one.path).stem, ("plan", one.sha256, known), (runtime.root / one.path, rules), (one,))
+            for one in measures
         ]
         done = map_shards(recipe, _plan_shard, work, folder, runtime)
         stats = sum_stats([funnel([], [], [], []), {"copies": 0, "mixed": {}}, *(shard.stats for shard in done)])
@@ -346,7 +347,7 @@ def _written(rules: Rules) -> list[Any]:
 def _shared_rules(
     allocation: Allocation,
     sizes: Mapping[Cell, int],
-    paths: Sequence[Path],
+    measures: Sequence[Output],
     folder: Path,
     config: MixConfig,
     runtime: Runtime,
@@ -354,14 +355,15 @@ def _shared_rules(
     """The rules, decided once for all workers."""
 
     def tables() -> Iterator[pa.Table]:
-        return (read_table(path, sizes_schema(config)) for path in paths)
+        return (read_table(runtime.root / one.path, sizes_schema(config)) for one in measures)
 
     def decide(path: Path) -> None:
-        if config.quality is None:
-            bounds: dict[Group, list[float]] = {}
-            rules = thresholds(allocation.got, sizes, tables)
-        else:
-            bounds, rules = quality_rules(allocation, config, tables)
+        with all_intact(measures, runtime.root):
+            if config.quality is None:
+                bounds: dict[Group, list[float]] = {}
+                rules = thresholds(allocation.got, sizes, tables)
+            else:
+                bounds, rules = quality_rules(allocation, config, tables)
         write_json(path, {"bounds": [[*item] for item in sorted(bounds.items())],
                           "rules": [[*item] for item in sorted(rules.items())]})  # fmt: skip
 

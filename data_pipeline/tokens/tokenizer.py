@@ -52,6 +52,7 @@ from data_pipeline.tokens.vocabulary import (
 from data_pipeline.tokens.word_counts import count_words
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, hub_hint
+from governance.file_digests import unchanged
 from governance.files import sha256_bytes, sha256_file, write_bytes, write_text
 from governance.log import get_logger, progress
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
@@ -334,10 +335,12 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
     """
     inputs, given, template = [documents.as_input()], None, ""
     if config.path:
-        given = take_over(folder / config.path, config)
         source = folder / config.path
         source = source / TOKENIZER_FILE if source.is_dir() else source
-        inputs.append(Input(stage="file", digest=sha256_file(source), path=source.name))
+        digest = sha256_file(source) if source.is_file() else ""  # without it, `take_over` says what is missing
+        with unchanged([(source, digest)] if digest else []):
+            given = take_over(source, config)
+        inputs.append(Input(stage="file", digest=digest, path=source.name))
         if template := find_template(source):
             inputs.append(Input(stage="file", digest=sha256_bytes(template.encode()), path=TEMPLATE_FILE))
         config = config.model_copy(update={"path": source.name})  # its folder decides nothing
