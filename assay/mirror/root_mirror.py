@@ -52,6 +52,7 @@ def push_root(root: Path, url: str) -> Mirrored:
     Raises:
         MissingInput: the root has no manifest, or the store needs a package that is not installed.
         AlteredFile: a file is missing or not what its manifest states.
+        ConfigError: the store has the copy of another root, or of a later state of this one.
         StorageError: the store refuses or cannot be reached, or a file was rewritten while it was sent.
     """
     listed, locks = _listed(root)
@@ -66,6 +67,8 @@ def push_root(root: Path, url: str) -> Mirrored:
         )
     with _reported(url):
         system, base = file_system(url)
+        if system.exists(f"{base}/{_INDEX}"):
+            _refuse_other_copy(system.cat_file(f"{base}/{_INDEX}"), url, root / JOURNAL)
         if not url.startswith(_OBJECT_STORES):
             system.makedirs(f"{base}/{_BLOBS}", exist_ok=True)
         there = {
@@ -131,6 +134,25 @@ def pull_root(url: str, root: Path) -> Mirrored:
 
         ordered = sorted(index.items(), key=lambda entry: PurePosixPath(entry[0]).name == JOURNAL)
         return _counted(_at_once(fetch, ordered))
+
+
+def _refuse_other_copy(index: bytes, url: str, journal: Path) -> None:
+    """Raise unless the copy's journal is the beginning of the root's.
+
+    A new index takes the names of all that only the old one lists.
+    """
+    try:
+        held = _read_index(index, url).get(JOURNAL)
+    except ManifestError:
+        return  # cut while it was written: this push writes it again
+    if held is None:
+        return
+    digest, size = held
+    if not journal.is_file() or journal.stat().st_size < size or _digest(journal, size) != digest:
+        raise ConfigError(
+            f"{public_url(url)}: has the copy of another root, or of a later state of this one: its {JOURNAL} is not "
+            f"the beginning of {journal}. Give another URL."
+        )
 
 
 def _listed(root: Path) -> tuple[dict[str, tuple[str, int]], set[str]]:

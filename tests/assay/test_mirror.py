@@ -94,6 +94,24 @@ def test_a_root_goes_out_and_comes_back(root, kind, request, tmp_path, capsys):
     assert verify(read_manifest(path), tmp_path / "back", deep=True) == []
 
 
+def test_a_push_replaces_no_copy_of_another_root_nor_of_a_later_state(root, store, tmp_path):
+    """Its index would take the names of what only the copy holds. A cut index is written again."""
+    shutil.copytree(root, tmp_path / "older")
+    with (root / "journal.jsonl").open("a") as journal:
+        journal.write("another line\n")
+    push_root(root, store)
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "journal.jsonl").write_text("of another root, and longer than that line\n")
+    for wrong in (tmp_path / "older", other):
+        with pytest.raises(ConfigError, match="of another root, or of a later state of this one"):
+            push_root(wrong, store)
+    system, base = root_mirror.file_system(store)
+    system.pipe_file(f"{base}/index.json", b'{"files": {')
+    assert push_root(root, store).sent == 0
+    assert pull_root(store, tmp_path / "back").files == len(files(root))
+
+
 def test_the_lock_that_a_training_lists_goes_along_and_no_other(root, store, tmp_path):
     lock = root / "train" / ("0" * 16) / "run.lock"
     lock.parent.mkdir(parents=True)
