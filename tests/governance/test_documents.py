@@ -274,3 +274,13 @@ def test_a_model_is_called_by_its_kind():
     pairs = architecture({**shape, "encoder_layers": 1})
     assert pairs.startswith("encoder-decoder Transformer: 1 layer of the encoder, 6 of the decoder, of width 64; ")
     assert architecture({**shape, "num_labels": 3}).endswith("; a head of 3 labels in place of the tokens'")
+
+
+@pytest.mark.parametrize(
+    ("field", "tag"), [("encoder_layers", "text2text-generation"), ("num_labels", "text-classification")]
+)
+def test_the_card_is_found_under_what_the_model_does(evidence, field, tag):
+    assert "pipeline_tag: text-generation\n" in metadata_block(evidence)
+    found = copy.deepcopy(evidence.found)
+    found["training"]["config"].setdefault("model", {})[field] = 2
+    assert f"pipeline_tag: {tag}\n" in metadata_block(Evidence(found, evidence.artifacts, evidence.root))

@@ -86,13 +86,16 @@ def metadata_block(evidence: Evidence) -> str:
             "geographical_location": evidence.at("energy.footprint.country") or TO_COMPLETE,
             "hardware_used": hardware(evidence) or TO_COMPLETE,
         }
+    shape = evidence.at("training.config.model") or {}
+    task_type = "text2text-generation" if shape.get("encoder_layers") else "text-generation"
+    task_type = "text-classification" if shape.get("num_labels") else task_type
     results = [
-        EvalResult("text-generation", "local", visible(task), measure, value)
+        EvalResult(task_type, "local", visible(task), measure, value)
         for task, measure, value in _task_measures(evidence)
     ]
     data = ModelCardData(
         language=evidence.languages or None,
-        pipeline_tag="text-generation",
+        pipeline_tag=task_type,
         tags=["pretraining", "assay"],
         model_name=evidence.at("training.path") if results else None,
         eval_results=results or None,
