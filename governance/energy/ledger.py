@@ -117,7 +117,7 @@ class Interval:
         if all(one <= other for one, other in itertools.pairwise(times)):
             return (times[-1] - times[0]).total_seconds()
         first, last = (sum(sample.marks.get(PHASES, {}).values()) for sample in (self.samples[0], self.samples[-1]))
-        return max(0, last - first) / 1000
+        return float(max(0, last - first)) / 1000
 
     @property
     def span(self) -> tuple[datetime.datetime, datetime.datetime]:
