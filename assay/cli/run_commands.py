@@ -46,13 +46,18 @@ def keyring_of(signing_key: Path | None) -> Keyring:
     return Keyring(GovernanceConfig(signing_key="" if signing_key is None else str(signing_key.absolute())))
 
 
+def read_run(arguments: Arguments) -> LoadedRun:
+    """The run of a command, from its files as they are now."""
+    more, overrides = getattr(arguments, "more", []), [*sweep_overrides(), *arguments.overrides]
+    return load_run(arguments.config, overrides, more, needs=getattr(arguments, "needs", "all"))
+
+
 def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     """The run and the runtime of a command.
 
     `command` is the command that a failed look-up suggests.
     """
-    more, overrides = getattr(arguments, "more", []), [*sweep_overrides(), *arguments.overrides]
-    run = load_run(arguments.config, overrides, more, needs=getattr(arguments, "needs", "all"))
+    run = read_run(arguments)
     root: Path = arguments.root or default_root(arguments.config)
     refuse_edited(run, root.absolute())
     journal = run.journal(root.absolute())

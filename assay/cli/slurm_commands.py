@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say
-from assay.cli.run_commands import Arguments, load
+from assay.cli.run_commands import Arguments, load, read_run
 from assay.config import LoadedRun
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
@@ -121,6 +121,7 @@ def submit(arguments: Arguments) -> int:
         _say_plan(loaded, runtime, config)
         fetch_here(loaded, runtime, _config_words(arguments), requested=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
+        _refuse_edited_meanwhile(arguments, loaded)
         lines = _queue(submission, requests, start[0] if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
@@ -130,6 +131,17 @@ def submit(arguments: Arguments) -> int:
             write_json(chosen, evidence)
             say(words, carbon=evidence)
     return _rehearse(submission, lines, requests)
+
+
+def _refuse_edited_meanwhile(arguments: Arguments, loaded: LoadedRun) -> None:
+    """Read the run's files again, once they are kept.
+
+    Raises:
+        ConfigError: what was kept is not what was checked.
+    """
+    again = read_run(arguments)
+    if (again.config, again.policy) != (loaded.config, loaded.policy):
+        raise ConfigError(f"{loaded.path}: was edited while it was submitted; nothing was queued. Submit it again.")
 
 
 def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
@@ -216,6 +228,7 @@ def retry(arguments: Arguments) -> int:
             return 0
         _refuse(submission, requests)
         freeze_run(loaded, runtime.root, submission.config, take_edits=arguments.take_edits)
+        _refuse_edited_meanwhile(arguments, loaded)
         end(stale)  # only now: a refused submission must not lose waiting jobs
         lines = _queue(submission, requests)
     return _rehearse(submission, lines, requests)

@@ -170,6 +170,21 @@ def test_what_is_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeyp
     assert (cluster / "root" / "slurm" / "jobs.jsonl").exists()
 
 
+def test_a_run_that_is_edited_while_it_is_submitted_is_not_queued(cluster, monkeypatch, capsys):
+    """A download may take hours; the jobs would take the edit for what was submitted and checked."""
+    own = cluster / "run.toml"
+    own.write_text(f'base = "{CONFIG}"\n')
+
+    def corpus(run, runtime):
+        own.write_text(f'base = "{CONFIG}"\n[train]\nsteps = 7\n')
+        raise ShareDone("ingest", "its shards are an array's", 0)
+
+    monkeypatch.setattr("assay.pipeline.corpus", corpus)
+    assert main(["slurm", "submit", str(own), "--root", str(cluster / "root"), "--fetch"]) == 78
+    assert "was edited while it was submitted" in capsys.readouterr().err
+    assert not (cluster / "root" / "slurm" / "jobs.jsonl").exists()
+
+
 @pytest.fixture
 def submitted(cluster, monkeypatch):
     """A root with a line in each record of its jobs, and its run: an edit of the program was taken."""
