@@ -320,8 +320,8 @@ def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> Clean
         user = f"a worker that holds join.lock: {holder}" if holder is not None else in_use(root, joins=True)
         head = journal.head()
         found = plan() if not user else None
-        if found is not None and journal.head() != head:
-            user = f"a command that appended to {JOURNAL}"
+        if found is not None:  # the plan takes a while, and somebody may have begun to read meanwhile
+            user = f"a command that appended to {JOURNAL}" if journal.head() != head else in_use(root, joins=True)
         if user or found is None:
             raise Occupied(f"{root}: is used by {user}. Nothing was removed. Wait until it ends, then run this again.")
         if found.free:

@@ -1,5 +1,6 @@
 """Clean-up: what nothing rests on goes, the rest stays and verifies, also after a kill at any step."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import assay.clean_up
 from assay.clean_up import clean_up, named_in, plan_clean_up
 from assay.cli.main import main
 from governance.errors import Occupied, StorageError
-from governance.files import write_text
+from governance.files import held, write_text
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.manifest import Manifest, read_manifest, write_manifest
 from governance.parallel import close_pool
@@ -387,6 +388,20 @@ def test_a_plan_is_made_anew_once_nothing_else_runs(yard):
     with pytest.raises(Occupied, match="Nothing was removed"):
         clean_up(yard.root, plan, yard.journal)
     assert (yard.root / late.path).exists()
+
+
+def test_a_worker_that_begins_while_the_plan_is_made_is_seen(yard):
+    """It reads artifacts, and has appended nothing to the journal yet."""
+    old = yard.make("redact", OLD)
+    with contextlib.ExitStack() as stack:
+
+        def plan():
+            stack.enter_context(held(yard.root / "share-0-of-2.lock"))
+            return yard.plan()
+
+        with pytest.raises(Occupied, match=r"is used by a worker that holds share-0-of-2\.lock\. Nothing was removed"):
+            clean_up(yard.root, plan, yard.journal)
+    assert (yard.root / old.path).exists()
 
 
 def test_artifacts_that_a_configuration_names_are_kept(yard, tmp_path):
