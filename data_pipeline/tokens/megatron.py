@@ -34,7 +34,8 @@ from pydantic import Field, model_validator
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, TokenShard, group_name, write_token_shard
 from governance.config import Section
 from governance.errors import ManifestError, MissingInput, PipelineError
-from governance.files import atomic_file, sha256_file
+from governance.file_digests import Digests, is_unchanged
+from governance.files import atomic_file
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -208,8 +209,14 @@ def cut_documents(indexed: MegatronIndex, shard_tokens: int) -> Iterator[tuple[i
         first = stop
 
 
-def _import_shard(config: MegatronConfig, work: tuple[Path, int, int], path_of: Callable[[str], Path]) -> ShardMade:
-    prefix, first, stop = work
+Known = tuple[tuple[Path, tuple[int, ...], str], ...]
+"""Each file with its facts and its digest, as they were when the digest was taken."""
+
+
+def _import_shard(
+    config: MegatronConfig, work: tuple[Path, int, int, Known], path_of: Callable[[str], Path]
+) -> ShardMade:
+    prefix, first, stop, known = work
     indexed = open_indexed(prefix)
     documents: list[EncodedDocument] = []
     added = 0
@@ -224,6 +231,9 @@ def _import_shard(config: MegatronConfig, work: tuple[Path, int, int], path_of: 
             ids = np.append(ids.astype(np.int64), config.end_of_document)
             added += 1
         documents.append(EncodedDocument(f"{prefix.name}#{number}", ids, 0, group_name(prefix.name, "")))
+    for path, facts, digest in known:
+        if not is_unchanged(path, facts, digest, again=False):  # not all of it again for each shard
+            raise MissingInput(f"{path} was changed while it was read. Run again when nothing writes to the file.")
     target = path_of(_ROLE)
     write_token_shard(target, documents, config.vocabulary_size, config.end_of_document)
     counts = {"documents": len(documents), "tokens": sum(len(document.tokens) for document in documents)}
@@ -240,12 +250,15 @@ def import_megatron(prefix: Path, config: MegatronConfig, runtime: Runtime) -> M
     `end_of_document`.
 
     Raises:
-        MissingInput: a file is not there.
+        MissingInput: a file is not there, or was changed while it was read.
         ManifestError: a file is torn or alien.
         PipelineError: an id is outside the vocabulary, or the index has no document.
     """
     paths = files_of(prefix)
-    inputs = [Input(stage="file", digest=sha256_file(path), path=path.name) for path in paths]
+    taken = Digests(runtime)
+    inputs = [Input(stage="file", digest=taken.of(path), path=path.name) for path in paths]
+    taken.save()
+    known = tuple((path, taken.facts(path), item.digest) for path, item in zip(paths, inputs, strict=True))
 
     def make(folder: Path) -> Made:
         indexed = open_indexed(prefix)
@@ -254,7 +267,7 @@ def import_megatron(prefix: Path, config: MegatronConfig, runtime: Runtime) -> M
             raise PipelineError(f"{paths[1]}: holds no document")
         digests = tuple(item.digest for item in inputs)
         shards = [
-            Shard(f"{number:05d}", (*digests, prefix.name, f"{first}-{stop}"), (prefix, first, stop))
+            Shard(f"{number:05d}", (*digests, prefix.name, f"{first}-{stop}"), (prefix, first, stop, known))
             for number, (first, stop) in enumerate(cuts)
         ]
         done = map_shards(Recipe("megatron", VERSION, config), _import_shard, shards, folder, runtime, SUFFIX)

@@ -12,6 +12,7 @@ from data_pipeline.synthetic.synthesize import list_answers, plan
 from data_pipeline.tokens import tokenizer
 from data_pipeline.tokens.encode import EncodeConfig, encode
 from data_pipeline.tokens.labels import ClassificationConfig, split_documents
+from data_pipeline.tokens.megatron import MegatronConfig, export_megatron, import_megatron, open_indexed
 from data_pipeline.tokens.mix import mix
 from data_pipeline.tokens.tokenizer import TokenizerConfig, train_tokenizer
 from governance import file_digests
@@ -22,6 +23,7 @@ from governance.parallel import once
 from governance.stage import Runtime
 from tests.data_pipeline.test_classifier import labels_file
 from tests.data_pipeline.test_labels import LABELS, documents, notes
+from tests.data_pipeline.test_megatron import END, encoded
 from tests.data_pipeline.test_mix import CONFIG, corpus, rows
 from tests.data_pipeline.test_synthetic import NEWS, SEEDS, source
 from tests.governance.attacked import flip
@@ -108,6 +110,21 @@ def test_documents_that_were_altered_and_put_back_give_no_labels(tmp_path, monke
     config = EncodeConfig(validation_share=0.0, classification=ClassificationConfig(labels=LABELS))
     with pytest.raises(AlteredFile, match=f"{path.name}: was changed while it was read"):
         encode(labelled, tokens, config, Runtime(tmp_path))
+
+
+def test_tokens_that_changed_after_their_digest_was_taken_are_not_imported(tmp_path, monkeypatch):
+    """A signed record of the shard would have kept them, under the digest of the others."""
+    export_megatron(encoded(tmp_path, [[[1, 2]]], 100), "train", tmp_path / "x", tmp_path)
+
+    def altered(prefix):
+        (tmp_path / "x.bin").write_bytes(bytes(6))
+        return open_indexed(prefix)
+
+    monkeypatch.setattr("data_pipeline.tokens.megatron.open_indexed", altered)
+    config = MegatronConfig(vocabulary_size=1 << 16, end_of_document=END)
+    with pytest.raises(MissingInput, match=r"x\.bin was changed while it was read"):
+        import_megatron(tmp_path / "x", config, Runtime(tmp_path / "root"))
+    assert not [*tmp_path.glob("root/megatron/records/*.json")]
 
 
 def test_a_tokenizer_that_changed_while_it_was_read_is_not_taken_over(tmp_path, monkeypatch):
