@@ -30,7 +30,9 @@ _BUFFER_BYTES = 1 << 18  # a member is sought for each record, mostly of a few k
 _STEP_BYTES = 16 << 10
 _ZSTD_STEP_BYTES = 4 << 10  # a call's output has no bound, so its input is small
 _HEADER_BYTES = 256  # few headers are shorter
+_USUAL_HEADER_BYTES = 4 << 10  # few are longer
 _SHORTCUT_BYTES = 1 << 20  # what a wrong length may take of other members in vain
+_MOST_LEFT = 1000  # members that are read without the shortcut after it has failed
 _VERSION = b"WARC/1."
 _GAP = b"\r\n\r\n"
 _START = re.compile(rb"WARC/1\.[0-9]\r\n[A-Za-z]")
@@ -120,9 +122,14 @@ def _of_members(
 ) -> Iterator[RawRecord | TornRecord]:
     size = source.seek(0, 2)
     offset = _behind_padding(source, 0)
+    failed = left = 0
     while offset < size:
-        if shortcut is not None:
-            offset = yield from shortcut(source, offset)
+        left -= 1
+        if shortcut is not None and left < 0:
+            begin, offset = offset, (yield from shortcut(source, offset))
+            # What it unpacks in vain may be much more than what it skips: it is tried the more rarely.
+            failed = min(2 * failed + 1, _MOST_LEFT) if offset - begin < _STEP_BYTES else 0
+            left = failed
         parser: _Parser | None = None
         try:
             for piece, end in unpack(source, offset):
@@ -146,7 +153,7 @@ def _whole_members(source: IO[bytes], offset: int) -> Generator[RawRecord, None,
     it has come to. A record is given when the next member has begun: then its own was whole, with its check sum.
 
     Returns:
-        The offset of the first member that is not such a one, or is the last.
+        The offset of the first member that is not such a one, has a long header, or is the last.
     """
     from fastwarc.stream_io import GzipReader
 
@@ -156,9 +163,9 @@ def _whole_members(source: IO[bytes], offset: int) -> Generator[RawRecord, None,
         first = unpacked.read(1)
         while first:
             data = first + unpacked.read(ahead)
-            while (end := data.find(_GAP, 0, MAX_HEADER_BYTES)) < 0:
+            while (end := data.find(_GAP)) < 0:
                 piece = unpacked.read(_HEADER_BYTES // 4)
-                if not piece or len(data) > MAX_HEADER_BYTES:
+                if not piece or len(data) > _USUAL_HEADER_BYTES:
                     return offset
                 data += piece
             length = _length_of_record(data, end + len(_GAP))

@@ -124,6 +124,25 @@ def test_whole_members_are_read_in_one_stream_up_to_the_last(tmp_path):
     assert [record.place for record in found] == offsets(members)[1:-1]
 
 
+@pytest.mark.parametrize("bad", [b"Content-Length: 900000\r\n\r\nshort", b"X: " + b"a" * 60_000])
+def test_members_that_are_unpacked_in_vain_are_soon_read_alone(tmp_path, monkeypatch, bad):
+    """Each would have up to a megabyte of those behind it unpacked again."""
+    path, tried, shortcut = tmp_path / "x.warc.gz", [], warc_stream._whole_members
+    bad_member, good = gzip.compress(b"WARC/1.1\r\n" + bad), squeezed(pages(300), "gzip")
+    members = [*[bad_member] * 400, *good]
+    path.write_bytes(b"".join(members))
+
+    def counted(source, offset):
+        tried.append(offset)
+        return (yield from shortcut(source, offset))
+
+    monkeypatch.setattr(warc_stream, "_whole_members", counted)
+    found = list(raw_records(path))
+    assert [record.place for record in found] == offsets(members)
+    assert [type(record) for record in found] == [TornRecord] * 400 + [RawRecord] * 300
+    assert len(tried) < 20
+
+
 @pytest.mark.parametrize("way", ["plain", "gzip", "zstd"])
 def test_records_are_at_the_byte_where_they_begin(tmp_path, way):
     members = squeezed(pages(5), way)
