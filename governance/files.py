@@ -421,7 +421,8 @@ def make_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # one that is empty is made anew
         folder.rmdir()
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):  # a file, or a link to nowhere: it is refused below
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise StorageError(

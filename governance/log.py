@@ -123,7 +123,10 @@ Advance = Callable[..., None]
 
 def _amount(value: float, digits: int) -> str:
     """A number of so many digits, never with an exponent."""
-    return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+    if value >= 10**digits - 0.5:  # `g` would round it to a power of ten with an exponent
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.{digits + 6}f}".rstrip("0").rstrip(".") if "e" in text else text
 
 
 @contextlib.contextmanager

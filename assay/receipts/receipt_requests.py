@@ -115,11 +115,10 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
         ManifestError: the journal or the tree was altered.
         AlteredFile: a shard that the answer rests on was altered.
     """
-    root = root_of(checkpoint)
+    manifest, root = open_checkpoint(checkpoint), root_of(checkpoint)
     request = read_request(asked, root)
     if near and request.kind != "text":
         raise ConfigError(f"--nearest compares a text, and {asked!r} is none. Give a file with the text")
-    manifest = open_checkpoint(checkpoint)
     journal = own_journal(manifest, keyring, root)
     tokens = tokens_of(manifest, root)
     hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))

@@ -12,6 +12,7 @@ for another arithmetic, each such stretch twice.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def audit_training(
         facts["verdict"] = _verdict([one["result"] for one in repeated])
         write_json(folder / "audit.json", facts)
         remove_tree(scratch)
+        with contextlib.suppress(OSError):  # another audit may use it; an empty one would refuse other accounts
+            scratch.parent.rmdir()
         return Made([describe(folder / "audit.json", root)], facts)
 
     config = TrainingAuditConfig(training=training, value=draw["value"], share=share)

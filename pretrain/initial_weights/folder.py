@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
@@ -27,6 +27,7 @@ from governance.verified_files import file_state
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 FIELD = "train.initial_weights"
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
 STATEMENT = "export.statement.json"
@@ -46,8 +47,8 @@ class WeightsFolder:
     """Name -> SHA-256, of every file that is read."""
     address: str = ""
     """hf://OWNER/NAME@COMMIT of a model of the hub."""
-    states: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name -> `file_state` before the digest was taken."""
+    states: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> `file_state` before the digest was taken, or as the file was last found to have it."""
 
     @property
     def name(self) -> str:
@@ -62,9 +63,7 @@ class WeightsFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Fields of config.json."""
-        found = read_object(self.path / CONFIG)
-        self._refuse_changed(CONFIG)
-        return found
+        return self._unchanged(CONFIG, lambda: read_object(self.path / CONFIG))
 
     @cached_property
     def tensors(self) -> dict[str, str]:
@@ -102,18 +101,31 @@ class WeightsFolder:
         import torch
         from safetensors import safe_open
 
-        with safe_open(self.path / self.tensors[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name).to(torch.float32, copy=True)  # no view of the file
-        self._refuse_changed(self.tensors[name])
-        return tensor
+        def tensor() -> torch.Tensor:
+            with safe_open(self.path / self.tensors[name], framework="pt") as file:
+                found: torch.Tensor = file.get_tensor(name)
+                return found.to(torch.float32, copy=True)  # no view of the file
 
-    def _refuse_changed(self, name: str) -> None:
-        """Raise where a file was changed since it was hashed."""
-        if (before := self.states.get(name)) is not None and file_state(self.path / name) != before:
-            raise CheckpointError(
-                f"{self.path / name}: was changed since its digest was taken. Fetch it again, then run the same "
-                "command again."
-            )
+        return self._unchanged(self.tensors[name], tensor)
+
+    def _unchanged(self, name: str, read: Callable[[], T]) -> T:
+        """Result of reading a file that has the bytes of its digest.
+
+        A second name or another mode moves the time of a file's entry alone: it is then hashed, and read, once more.
+
+        Raises:
+            CheckpointError: it was changed since its digest was taken.
+        """
+        path = self.path / name
+        while True:
+            found, before, now = read(), self.states.get(name), file_state(path)
+            if before is None or now == before:
+                return found
+            if now[:-1] != before[:-1] or sha256_file(path) != self.files[name]:
+                raise CheckpointError(
+                    f"{path}: was changed since its digest was taken. Fetch it again, then run the same command again."
+                )
+            self.states[name] = now
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; reads no weights."""

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from assay.cli.main import main
 from assay.recomputation import repeated_stretch
 from assay.recomputation.repeated_stretch import other_arithmetic
-from governance.errors import Preempted
+from governance.errors import Preempted, StorageError
+from governance.files import make_private_folder
 from governance.manifest import read_manifest
 from governance.recomputation.audit_draw import drawn, public_value
 from governance.recomputation.audit_statement import audit_faults
@@ -94,7 +95,7 @@ def test_an_honest_training_is_equal_to_the_bit_and_known_everywhere(trained, au
         assert one["last_step"] == one["first_step"] + 1 == 2 * one["number"] + 2
         assert read_manifest(root / one["end"]["path"]).digest == one["end"]["digest"]
         assert one["other_arithmetic"] == []
-    assert not list(trained.glob("root-training-audit/*"))
+    assert not (trained / "root-training-audit").exists(), "an empty one would refuse another account"
     again = audit("--share", "0.1", "--beacon", "drand 4,242,424: 8f1e")
     assert (again["draws"], again["beacon"], again["nonce"]) == (2, True, "drand 4,242,424: 8f1e")
     # The journal has each draw before its audit; what knows of them: verification, report, the page.
@@ -126,11 +127,16 @@ def test_an_honest_training_is_equal_to_the_bit_and_known_everywhere(trained, au
     assert len(audit_faults([entry for entry in entries if entry.kind != "training-audit-draw"], root)) == 2
 
 
-def test_a_repetition_that_another_account_left_is_not_taken(trained, capsys):
+def test_a_repetition_that_another_account_left_is_not_taken(trained, tmp_path, capsys):
     """Whoever may write next to the root reads the draw in the journal, and could leave the drawn checkpoints there."""
     left = trained / "root-training-audit"
     (left / "planted").mkdir(parents=True)
     left.chmod(0o755)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for file in (tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(StorageError, match="is not a folder of this account alone"):
+            make_private_folder(file)
     assert main(["audit-training", str(trained / "run.toml"), "--root", str(trained / "root"), "--share", "0.1"]) == 74
     assert f"{left}: is not a folder of this account alone" in capsys.readouterr().err
     shutil.rmtree(left)

@@ -104,10 +104,12 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
         named = [enough, *(budget for budget in sorted(config.budgets) if budget > enough)]
         while len(named) < len(config.budgets):
             named.append(two_digits_up(2 * named[-1]))
+        fewer = len(models) - 1
+        enough_without = fewer >= LEAST_VALUES and fewer * len(config.budgets) * config.seeds >= LEAST_TRAININGS
         raise ConfigError(
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
-            f"a schedule needs {LEAST_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}, or "
-            f"leave out this width"
+            f"a schedule needs {LEAST_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}"
+            + (", or leave out this width" if enough_without else "")
         )
     found = []
     for budget in sorted(config.budgets):

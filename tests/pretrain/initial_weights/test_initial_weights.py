@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,21 @@ def test_weights_that_are_exchanged_after_their_digest_was_taken_are_refused(tmp
     shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "folder")
     with pytest.raises(CheckpointError, match="was changed since its digest was taken"):
         weights.weight("lm_head.weight", other.lm_head.weight.shape)
+
+
+def test_weights_that_got_a_second_name_are_read(tmp_path):
+    """As a backup by hard links gives it; bytes that were altered under the same time of modification are refused."""
+    theirs = saved("llama", tmp_path / "folder").lm_head.weight
+    weights, path = opened(tmp_path / "folder"), tmp_path / "folder" / "model.safetensors"
+    (tmp_path / "backup").hardlink_to(path)
+    path.chmod(0o600)
+    assert torch.equal(weights.weight("lm_head.weight", theirs.shape), theirs)
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="was changed since its digest was taken"):
+        weights.weight("lm_head.weight", theirs.shape)
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling", ""])

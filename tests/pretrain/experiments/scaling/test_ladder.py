@@ -75,3 +75,4 @@ def test_the_budgets_of_the_message_suffice(budgets):
     named = str(caught.value).partition("Set scaling.budgets = ")[2].partition("]")[0]
     _, rungs = rungs_of(f"scaling.budgets={named}]", widths)
     assert min(rung.steps for rung in rungs) >= LEAST_STEPS
+    assert "leave out this width" not in str(caught.value), "two widths show no curve"
