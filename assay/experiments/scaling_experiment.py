@@ -170,7 +170,7 @@ def _predicted(fit: Fit, parameters: float, tokens: float) -> dict[str, float]:
 
 
 def _best_at_an_edge(curves: Sequence[Sequence[Trained]]) -> list[str]:
-    """A warning where the best size lies beyond the ladder.
+    """A warning where the best size is beyond the ladder.
 
     Every curve of equal FLOPs then has its least loss at the same end.
     """
@@ -178,7 +178,7 @@ def _best_at_an_edge(curves: Sequence[Sequence[Trained]]) -> list[str]:
     for end, word, other in ((min, "smallest", "smaller"), (max, "largest", "larger")):
         if all(size == end(point.parameters for point in curve) for size, curve in zip(best, curves, strict=True)):
             return [
-                f"At every budget the {word} model has the lowest loss, so the best size lies beyond the ladder and is "
+                f"At every budget the {word} model has the lowest loss, so the best size is beyond the ladder and is "
                 f"only extrapolated. Add {other} widths to scaling.hidden_sizes."
             ]
     return []

@@ -98,6 +98,7 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
     use = [_median(side.found, "mfu") for side in sides]
     per_token = [_median(side.found, "joules_per_token") for side in sides]
     lasting = [_of_last_checkpoint(side.found) for side in sides]
+    bounded = ", at least" if any(partly for _, partly in lasting) else ""
     firsts = [str((side.found.get("first") or [{"what": "none"}])[0]["what"]) for side in sides]
     waivers = [len(side.found["verdict"].get("waivers", [])) for side in sides]
     return {
@@ -115,7 +116,7 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
             "Throughput": [_line("tokens per second, median", rates, compact), _line("MFU, median", use, share),
                            _line("joules per token, median", per_token, compact)],
             "Energy": [
-                _line("last checkpoint and its inputs", lasting, energy),
+                _line(f"last checkpoint and its inputs{bounded}", [joules for joules, _ in lasting], energy),
                 row("everything under the root", "energy_joules", energy),
                 row("everything, at least", "energy_low_joules", energy),
                 row("everything, at most", "energy_high_joules", energy),
@@ -127,14 +128,15 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _of_last_checkpoint(found: Mapping[str, Any]) -> float | None:
+def _of_last_checkpoint(found: Mapping[str, Any]) -> tuple[float | None, bool]:
     """Joules of the last checkpoint with those of its inputs.
 
-    Runs that share a root share the total of that root, so only this differs between them.
+    The second value states that a part had no meter. Runs that share a root share the total of that root, so only this
+    differs between them.
     """
-    listed = (found.get("energy") or {}).get("checkpoints") or [{}]
-    joules: float | None = listed[-1].get("with_ancestors")
-    return joules
+    last = ((found.get("energy") or {}).get("checkpoints") or [{}])[-1]
+    joules: float | None = last.get("with_ancestors")
+    return joules, joules is not None and last.get("with_ancestors_high", joules) is None
 
 
 def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:
