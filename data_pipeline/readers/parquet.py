@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import paths_of_fields, read_batch, until_bomb
-from data_pipeline.readers.streams import open_source
+from data_pipeline.readers.streams import end_at_machine_error, open_source
 
 MAX_PAGE_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 20
@@ -68,7 +68,7 @@ def read_parquet(
     `first` is the number of their first row within the file.
 
     Raises:
-        MissingInput: the file is missing or cannot be opened.
+        MissingInput: the file cannot be opened, the device fails while it is read, or the memory does not suffice.
     """
     with open_source(path) as source, contextlib.ExitStack() as stack:
         try:
@@ -78,6 +78,7 @@ def read_parquet(
             )
             opened = _Open(reader, source, found, fields, paths_of_fields(reader.schema_arrow, fields), file)
         except _DAMAGE as error:
+            end_at_machine_error(error, path)
             yield RecordFault(file, first, "unreadable_rows", _words(error))
             return
         chosen = range(len(found)) if groups is None else groups
@@ -104,6 +105,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
     try:
         batch_rows = _batch_rows(opened, group)
     except _DAMAGE as error:
+        end_at_machine_error(error, Path(opened.source.name))
         yield _lost("unreadable_rows", opened, group, range(first, first + rows), _words(error))
         return
     if not batch_rows:
@@ -117,6 +119,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
                 yield from read_batch(batch, opened.ways, opened.fields, opened.file, first + count)
                 count += batch.num_rows
         except _DAMAGE as error:
+            end_at_machine_error(error, Path(opened.source.name))
             words = _words(error)
         else:
             words = "the row group ends early"

@@ -14,6 +14,7 @@ limit of 1032 times, or zstd's of 32,768 times. Below 128 MiB everything passes,
 from __future__ import annotations
 
 import bz2
+import errno
 import io
 import lzma
 import zlib
@@ -87,6 +88,23 @@ def byte_range(path: Path, begin: int, end: int) -> Iterator[bytes]:
     with open_source(path) as source:
         source.seek(begin)
         yield from _first(_raw_blocks(source, path), end - begin)
+
+
+def end_at_machine_error(error: BaseException, path: Path) -> None:
+    """End the run where the machine, not the file, is at fault.
+
+    Without a number an `OSError` is a library's word for damaged content; an invalid argument is the file's own offset.
+
+    Raises:
+        MissingInput: the device fails while the file is read, or the memory does not suffice.
+    """
+    if isinstance(error, MemoryError):
+        raise MissingInput(f"cannot read {path}: not enough memory. Give the run more memory.") from error
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        reason = error.strerror or error
+        raise MissingInput(
+            f"cannot read {path}: {reason}. Start again; if this persists, examine the device."
+        ) from error
 
 
 def is_bomb(packed: int, unpacked: int) -> bool:

@@ -11,21 +11,22 @@ from collections import Counter
 
 import pyarrow as pa
 import pyarrow.orc
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import streams
+from data_pipeline.readers import parquet, streams
 from data_pipeline.readers.file_types import arrow_files
 from data_pipeline.readers.file_types.mediawiki import read_mediawiki
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.hub import read_json
-from data_pipeline.readers.record import Fields
+from data_pipeline.readers.record import Fields, RecordFault
 from data_pipeline.readers.sources import MediawikiSource, Source
 from governance.config import Section, validate
-from governance.errors import StorageError
+from governance.errors import MissingInput, StorageError
 from governance.stage import Runtime
 from tests.data_pipeline.test_delimited import made
 
@@ -212,6 +213,36 @@ def test_long_rows_of_an_orc_file_are_read_few_at_a_time(tmp_path, monkeypatch):
         assert sum(taken) == len(texts)
         assert max(taken) <= most
     assert max(taken) == 64
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError(), pa.ArrowMemoryError("x")])
+@pytest.mark.parametrize("kind", ["arrow", "orc", "parquet"])
+def test_a_fault_of_the_machine_ends_the_run_and_is_no_torn_file(tmp_path, monkeypatch, kind, error):
+    path = tmp_path / f"x.{kind}"
+    table = pa.Table.from_pylist(ROWS)
+    {"arrow": lambda: arrow(path), "orc": lambda: pa.orc.write_table(table, path),
+     "parquet": lambda: pyarrow.parquet.write_table(table, path)}[kind]()  # fmt: skip
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(parquet if kind == "parquet" else arrow_files, "read_batch", fails)
+    with pytest.raises(MissingInput, match=rf"cannot read .*x\.{kind}: (Input/output error|not enough memory)"):
+        made(tmp_path, type=kind, paths=[path.name])
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_a_damaged_length_of_an_arrow_file_asks_for_no_memory(tmp_path, form):
+    """Rows that are lost with one machine's memory are lost with any."""
+    arrow(tmp_path / "x.arrow", form=form)
+    data = (tmp_path / "x.arrow").read_bytes()
+    start = 8 if form == "file" else 0
+    reasons = set()
+    for at in range(start + 4, start + 700):
+        (tmp_path / "x.arrow").write_bytes(data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :])
+        pieces = arrow_files.read_arrow_file(tmp_path / "x.arrow", "x.arrow", Fields("text"))
+        reasons |= {piece.reason for piece in pieces if isinstance(piece, RecordFault)}
+    assert "unreadable_rows" in reasons
 
 
 # --- WET and WACZ

@@ -16,6 +16,7 @@ own row only.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import ROW_BYTES, paths_of_fields, read_batch, until_bomb
-from data_pipeline.readers.streams import BOMB_RATIO, is_bomb, open_source
+from data_pipeline.readers.streams import BOMB_RATIO, end_at_machine_error, is_bomb, open_source
 
 _FILE_MAGIC, _END_MAGIC = b"ARROW1\0\0", b"ARROW1"
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
@@ -42,12 +43,29 @@ def read_arrow_file(path: Path, file: str, fields: Fields) -> Iterator[Record | 
     """The rows of an IPC file or stream.
 
     Raises:
-        MissingInput: the file cannot be opened.
+        MissingInput: the file cannot be opened, the device fails while it is read, or the memory does not suffice.
     """
     with open_source(path) as source:
         size = path.stat().st_size
         whole = _before_bomb(path, at_stream(source).tell(), size)
-        yield from until_bomb(_rows(source, file, fields, whole, size), size)
+        yield from until_bomb(_rows(source, path, file, fields, whole, size), size)
+
+
+class _Onwards(io.RawIOBase):
+    """A file's rest; a damaged length reserves no memory beyond it."""
+
+    def __init__(self, source: IO[bytes], size: int) -> None:
+        self._source, self._size = source, size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, count: int = -1) -> bytes:
+        rest = max(0, self._size - self._source.tell())
+        return self._source.read(rest if count < 0 else min(count, rest))
+
+    def tell(self) -> int:
+        return self._source.tell()
 
 
 def at_stream(source: IO[bytes]) -> IO[bytes]:
@@ -57,11 +75,13 @@ def at_stream(source: IO[bytes]) -> IO[bytes]:
     return source
 
 
-def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None, size: int) -> Iterator[Record | RecordFault]:
+def _rows(
+    source: IO[bytes], path: Path, file: str, fields: Fields, whole: int | None, size: int
+) -> Iterator[Record | RecordFault]:
     """Rows of the first `whole` batches; None: of all."""
     position = batches = 0
     try:
-        with pa.ipc.open_stream(source) as stream:
+        with pa.ipc.open_stream(_Onwards(source, size)) as stream:
             ways = paths_of_fields(stream.schema, fields)
             while whole is None or batches < whole:
                 try:
@@ -79,6 +99,7 @@ def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None, size:
                     yield from read_batch(piece, ways, fields, file, position)
                     position += piece.num_rows
     except _DAMAGE as error:
+        end_at_machine_error(error, path)
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
     else:
         yield RecordFault(file, position, "decompression_bomb", f"record batch {batches}")
@@ -193,8 +214,8 @@ def _before_bomb(path: Path, start: int, size: int) -> int | None:
                 if is_bomb(size, unpacked):
                     return batches
                 batches += message.type == "record batch"
-    except _DAMAGE:
-        pass
+    except _DAMAGE as error:
+        end_at_machine_error(error, path)
     return None
 
 
@@ -239,7 +260,7 @@ def read_orc(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordF
     """The rows of an ORC file.
 
     Raises:
-        MissingInput: the file cannot be opened.
+        MissingInput: the file cannot be opened, the device fails while it is read, or the memory does not suffice.
     """
     open_source(path).close()
     yield from until_bomb(_orc_rows(path, file, fields), path.stat().st_size)
@@ -263,4 +284,5 @@ def _orc_rows(path: Path, file: str, fields: Fields) -> Iterator[Record | Record
             yield from read_batch(batch, ways, fields, file, position)
             position += batch.num_rows
     except _DAMAGE as error:
+        end_at_machine_error(error, path)
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
