@@ -32,8 +32,9 @@ section.span:target{outline:2px solid var(--a);outline-offset:.5rem}
 def trace_lines(traced: TracedText) -> Iterator[str]:
     """Lines for a terminal."""
     yield _summary(traced)
+    masked = find(traced.text)
     for place, span in enumerate(traced.spans, 1):
-        text = visible(replace_all(span.text)).replace("\n", "↵")
+        text = visible(_quoted(span, traced, masked)).replace("\n", "↵")
         more = f"{text[:_EXCERPT]}…" if len(text) > _EXCERPT else text
         yield f"\n{place}. characters {span.start} to {span.end}: {_counts(span)}\n   {more}"
         for one in span.sources:
@@ -49,11 +50,12 @@ def trace_page(traced: TracedText) -> str:
     if traced.step is not None:
         facts = [("checkpoint", digest(traced.checkpoint)), ("step", number(traced.step)), *facts]
     rows = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]
+    masked = find(traced.text)
     body: list[Child] = [
         tag("dl", rows, class_="facts"),
         tag("p", _summary(traced), class_="note"),
-        tag("p", list(_marked(traced)), class_="traced"),
-        *(_span(place, span, traced) for place, span in enumerate(traced.spans, 1)),
+        tag("p", list(_marked(traced, masked)), class_="traced"),
+        *(_span(place, span, traced, masked) for place, span in enumerate(traced.spans, 1)),
     ]
     foot = (
         "Made by assay trace-text; the page loads no external resources. A span is marked where the corpus holds it "
@@ -94,9 +96,8 @@ def _steps(steps: Sequence[int], traced: TracedText) -> str:
     return f"read {len(steps):,} time(s), at step(s) {', '.join(map(str, steps[:_SHOWN]))}{more}"
 
 
-def _marked(traced: TracedText) -> Iterator[Child]:
+def _marked(traced: TracedText, masked: Sequence[Detection]) -> Iterator[Child]:
     """The text, personal data masked, each span a link to its documents."""
-    masked = find(traced.text)
     borders = {0, len(traced.text), *(at for span in traced.spans for at in (span.start, span.end))}
     for start, end in pairwise(sorted(borders)):
         over = [place for place, span in enumerate(traced.spans, 1) if span.start <= start and end <= span.end]
@@ -120,7 +121,19 @@ def _shown(text: str, start: int, end: int, masked: Sequence[Detection]) -> Iter
     yield text[start:end]
 
 
-def _span(place: int, span: TracedSpan, traced: TracedText) -> Html:
+def _quoted(span: TracedSpan, traced: TracedText, masked: Sequence[Detection]) -> str:
+    """A span's text, masked by what is found in the whole text.
+
+    A span may cut an address, and half of one is not recognised. A span that begins within it begins with its
+    placeholder. What is recognised in the span alone is masked too.
+    """
+    cut = next((one for one in masked if one.start < span.start < one.end), None)
+    begin = placeholder(cut.type) if cut is not None else ""
+    start = span.start if cut is None else min(cut.end, span.end)
+    return begin + replace_all("".join(_shown(traced.text, start, span.end, masked)))
+
+
+def _span(place: int, span: TracedSpan, traced: TracedText, masked: Sequence[Detection]) -> Html:
     title = tag("h2", f"Span {place}", tag("small", _counts(span)))
     rows = [
         [tag("bdi", replace_all(one.id)), one.source, one.licence, tag("bdi", replace_all(one.url)) if one.url else "–",
@@ -129,6 +142,6 @@ def _span(place: int, span: TracedSpan, traced: TracedText) -> Html:
     ]  # fmt: skip
     more = span.documents - len(span.sources)
     note = tag("p", f"{more:,} more documents hold it.", class_="note") if more else None
-    quoted = tag("p", tag("q", tag("bdi", replace_all(span.text))))
+    quoted = tag("p", tag("q", tag("bdi", _quoted(span, traced, masked))))
     listed = table("Documents", ["id", "source", "licence", "URL", "in training"], rows)
     return tag("section", title, quoted, listed, note, id=f"span-{place}", class_="reader span")

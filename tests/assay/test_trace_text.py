@@ -3,10 +3,14 @@
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from assay.config import load_run
 from assay.pipeline import corpus
 from assay.trace_text import traced_text
+from assay.trace_text.trace_page import trace_lines, trace_page
+from assay.trace_text.traced_text import SpanSource, TracedSpan, TracedText
 from data_pipeline.text_index.index_stage import TextIndexConfig
 from governance.errors import AlteredFile
 from governance.hooks import Hooks
@@ -31,3 +35,25 @@ def test_an_index_that_changes_while_it_is_searched_gives_no_answer(project, mon
     monkeypatch.setattr(traced_text, "find_spans", search_and_change)
     with pytest.raises(AlteredFile, match="was changed while it was read"):
         traced_text.trace_text(*given)
+
+
+ADDRESS = "maria.oberhauser@kanzlei-am-see.example"
+WORDS = f"Please write to {ADDRESS} before Friday"
+
+
+@given(st.tuples(*[st.integers(0, len(WORDS))] * 2).filter(lambda ends: ends[0] < ends[1]).map(sorted))
+def test_a_span_that_cuts_an_address_shows_no_part_of_it(ends):
+    """Half an address is no address any more, so a mask of the span alone leaves it."""
+    start, end = ends
+    source = SpanSource("s/a#1", "s", "", "CC0-1.0", 1, 0, 1, None, "")
+    span = TracedSpan(start, end, WORDS[start:end], 1, 1, (source,))
+    traced = TracedText(WORDS, 1, (span,), "1" * 64, "2" * 64, 1, "", None)
+    begin = WORDS.index(ADDRESS)
+    meets = start < begin + len(ADDRESS) and end > begin
+    quoted = trace_page(traced).partition("<q>")[2].partition("</q>")[0]
+    excerpt = next(line for line in trace_lines(traced) if line.startswith("\n1.")).split("\n")[2]
+    for shown in (quoted, excerpt):
+        assert ("[EMAIL]" in shown) == meets
+        assert not any(part in shown for part in ("maria", "ober", "hauser", "kanz", "lei", "see"))
+        kept = WORDS[start : max(start, min(end, begin))], WORDS[min(end, max(start, begin + len(ADDRESS))) : end]
+        assert all(part in shown for part in kept)
