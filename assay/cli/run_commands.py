@@ -331,7 +331,7 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
     from data_pipeline.tokens.chat_template import CHATML
-    from governance.files import sha256_file, write_json
+    from governance.files import write_json
     from governance.hub_client import push, require_name
     from governance.stage import read_artifact
     from pretrain.export.huggingface import ExportFacts
@@ -357,15 +357,12 @@ def export(arguments: Arguments) -> None:
     others = averaged_with(read_artifact(checkpoint), arguments, loaded, runtime.root)
     facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels, others)
     if arguments.adapter:
-        manifest = export_adapter(checkpoint, arguments.target, runtime.root, facts.unverified)
+        manifest, digests = export_adapter(checkpoint, arguments.target, runtime.root, facts.unverified)
     else:
-        manifest = write(
+        manifest, digests = write(
             checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
         )
-    subjects = {
-        f"{arguments.target.name}/{path.name}": sha256_file(path)
-        for path in sorted(arguments.target.glob("*.safetensors"))
-    }
+    subjects = {f"{arguments.target.name}/{name}": digest for name, digest in sorted(digests.items())}
     made_from = [*(one.as_input() for one in (manifest, *others)), artifacts["tokenizer"].as_input()]
     journal = loaded.journal(runtime.root)
     journal.state("export", subjects, made_from, origin=origin)

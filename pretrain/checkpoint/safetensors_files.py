@@ -1,11 +1,11 @@
 """Safetensors files: streaming writer and lazy reader.
 
-Promise: `write_tensors` writes byte for byte what the safetensors library writes of the same tensors, and holds none of
-them: each piece goes straight to the file. Price: one pass over the bytes, no copy in memory. `TensorFiles` reads only
-the bytes of tensors that are requested.
+Promise: `write_tensors` and `write_rounded` write byte for byte what the safetensors library writes of the same
+tensors, and hold none of them: each piece goes straight to the file. Price: one pass over the bytes, no copy in memory.
+`TensorFiles` reads only the bytes of tensors that are requested.
 
     8 bytes        length of the header, little endian
-    the header     JSON: name -> dtype, shape, data_offsets; tensors by name; padded with spaces to 8 bytes
+    the header     JSON: name -> dtype, shape, data_offsets; widest tensors first, then by name; padded to 8 bytes
     the tensors    in that order, row-major, without gaps
 """
 
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from governance.errors import CheckpointError
-from governance.files import atomic_file
+from governance.files import atomic_file, running_sha256
 
 _ITEM = 4  # bytes of a float32
+_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 """Name and full shape of each parameter, in the model's order."""
@@ -68,16 +69,49 @@ def write_tensors(path: Path, entries: Iterable[TensorEntry], metadata: Mapping[
     for entry in ordered:
         start, end = end, end + _ITEM * math.prod(entry.shape)
         header[entry.name] = {"dtype": "F32", "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
     with atomic_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_header_bytes(header))
         for entry in ordered:
             arrays = [numpy.asarray(piece).reshape(-1) for piece in entry.pieces]
             if sum(array.size for array in arrays) != math.prod(entry.shape):
                 raise ValueError(f"{path}: the pieces of {entry.name} do not add up to its shape {entry.shape}")
             for array in arrays:
                 file.write(memoryview(array.astype("<f4", copy=False)).cast("B"))
+
+
+def write_rounded(path: Path, tensors: Mapping[str, Any]) -> str:
+    """Write tensors of fp32, bf16 or fp16 as PyTorch weights; return the SHA-256.
+
+    The digest is that of the bytes that were written: whoever can write to the folder may replace the file before it
+    could be read again.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    import torch
+
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _DTYPES[str(tensor.dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    running = running_sha256()
+    with atomic_file(path) as file:
+        for piece in (_header_bytes(header), *(tensor for _, tensor in ordered)):
+            if not isinstance(piece, bytes):
+                piece = memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy())
+            running.update(piece)
+            file.write(piece)
+    return running.hexdigest()
+
+
+def _header_bytes(header: Mapping[str, Any]) -> bytes:
+    """The header as it begins a file, with its length."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 from data_pipeline.tokens.chat_template import CHATML, TEMPLATE_FILE
 from governance.errors import CheckpointError, ConfigError
-from governance.files import atomic_path, copy_beginning, write_json, write_text
+from governance.files import copy_beginning, write_json, write_text
 from governance.manifest import Manifest
 from pretrain.checkpoint.averaged_weights import averaged_weights
 from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state
-from pretrain.checkpoint.safetensors_files import file_plan
+from pretrain.checkpoint.safetensors_files import file_plan, write_rounded
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import classifier_of, family_of
@@ -79,7 +79,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
     facts: ExportFacts = ExportFacts(),
-) -> Manifest:
+) -> tuple[Manifest, dict[str, str]]:
     """Write a checkpoint and its tokenizer into the new folder `target`.
 
     Args:
@@ -92,7 +92,7 @@ def export(
         facts: for the card and the chat template.
 
     Returns:
-        The checkpoint's manifest.
+        The checkpoint's manifest, and the SHA-256 of each file of weights as it was written.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
@@ -118,10 +118,10 @@ def export(
         def read(name: str) -> Any:
             return biases[name] if name in biases else weight(name, None)
 
-        family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype, facts.labels)
+        family, digests = write_folder(read, identity, vocabulary, target, shard_bytes, dtype, facts.labels)
     card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
     write_text(target / "README.md", card)
-    return manifest
+    return manifest, digests
 
 
 def expert_bias_tensors(model: ModelConfig, values: Sequence[Sequence[float]] | None) -> dict[str, Any]:
@@ -139,8 +139,10 @@ def write_folder(
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
     labels: Sequence[str] = (),
-) -> Family:
+) -> tuple[Family, dict[str, str]]:
     """Write the folder without its card; `read` returns a parameter by name.
+
+    Returns the architecture, and the SHA-256 of each file of weights as it was written.
 
     Raises:
         CheckpointError: the tokenizer has another vocabulary.
@@ -149,7 +151,7 @@ def write_folder(
     special = _special_tokens(tokenizer, identity)
     model = identity.recipe.model
     family = classifier_of(model, labels) if model.num_labels else family_of(model)
-    _write_weights(read, family, identity, target, (shard_bytes, dtype))
+    digests = _write_weights(read, family, identity, target, (shard_bytes, dtype))
     if family.own_code:
         for name in ("configuration_assay.py", "modeling_assay.py"):
             source = importlib.resources.files(__package__).joinpath("remote_code", name)
@@ -167,7 +169,7 @@ def write_folder(
     if tokenizer.chat_template:
         write_text(target / TEMPLATE_FILE, tokenizer.chat_template)
     _write_settings(target, family, identity, (tokenizer, special), dtype)
-    return family
+    return family, digests
 
 
 def _special_tokens(tokenizer: ExportVocabulary, identity: CheckpointIdentity) -> dict[str, str]:
@@ -209,13 +211,11 @@ def _begin_processor(text: str, index: int) -> dict[str, Any]:
 
 def _write_weights(
     read: Read, family: Family, identity: CheckpointIdentity, target: Path, form: tuple[int, Dtype]
-) -> None:
+) -> dict[str, str]:
     """Write the weights in one file, or in several with an index.
 
-    `form` has the most bytes of a file, and the type of the weights.
+    `form` has the most bytes of a file, and the type of the weights. Returns the SHA-256 of what was written, by file.
     """
-    from safetensors.torch import save_file
-
     sizes = _parameter_sizes(identity)
     pieces = {piece.name: piece for piece in family.tensors(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
@@ -224,18 +224,16 @@ def _write_weights(
     # `file_plan` counts 4 bytes per element
     plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes * 4 // width)
     found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for number, names in enumerate(plan, 1):
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
         tensors = {name: _rounded_tensor(read, pieces[name], dtype) for name in names}
-        with atomic_path(target / file) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.chmod(mode)  # safetensors makes files that only their owner may read
+        digests[file] = write_rounded(target / file, tensors)
         found |= dict.fromkeys(names, file)
     if len(plan) > 1:
         total = width * sum(count for _, count in elements)
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
+    return digests
 
 
 def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:

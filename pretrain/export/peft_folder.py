@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from governance.errors import ConfigError
-from governance.files import atomic_path, write_json, write_text
+from governance.files import write_json, write_text
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, weights
+from pretrain.checkpoint.safetensors_files import write_rounded
 from pretrain.config.training import AdapterConfig
 from pretrain.export.architectures import tensors_of
 from pretrain.finetuning.trained_parameters import DOWN, UP, adapted_matrices, trained_count
@@ -25,17 +26,16 @@ from pretrain.finetuning.trained_parameters import DOWN, UP, adapted_matrices, t
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def export_adapter(checkpoint: Path, target: Path, root: Path, unverified: str = "") -> Manifest:
+def export_adapter(checkpoint: Path, target: Path, root: Path, unverified: str = "") -> tuple[Manifest, dict[str, str]]:
     """Write a checkpoint's adapter into the new folder `target`, in fp32.
 
-    `unverified` is the reason why the checkpoint's origin is not verified. Returns the checkpoint's manifest.
+    `unverified` is the reason why the checkpoint's origin is not verified. Returns the checkpoint's manifest, and the
+    SHA-256 of the weights as they were written, by file.
 
     Raises:
         CheckpointError: the checkpoint or its base is damaged.
         ConfigError: it has no adapter, other parameters learned too, or the base's tensors have other forms.
     """
-    from safetensors.torch import save_file
-
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
     manifest = read_checkpoint(checkpoint, root)
@@ -53,14 +53,10 @@ def export_adapter(checkpoint: Path, target: Path, root: Path, unverified: str =
             for matrix, name in names.items()
             for part in (DOWN, UP)
         }
-    with atomic_path(target / _WEIGHTS) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+    digests = {_WEIGHTS: write_rounded(target / _WEIGHTS, tensors)}
     write_json(target / _CONFIG, _settings(adapter, sorted(names.values()), base))
     write_text(target / "README.md", "\n".join(_card(manifest, identity, adapter, unverified)))
-    return manifest
+    return manifest, digests
 
 
 def _names(identity: CheckpointIdentity, adapter: AdapterConfig, model_type: str) -> dict[str, str]:

@@ -17,10 +17,13 @@ from governance.energy.attribution import settle
 from governance.energy.checkpoint_cost import surviving
 from governance.energy.ledger import read_ledger
 from governance.errors import ManifestError
+from governance.files import sha256_file
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import Manifest, read_manifest, write_manifest
 from governance.signing.dsse import create_key, private_key, sign
 from governance.stage import Runtime
+from pretrain.export import huggingface
+from pretrain.initial_weights.folder import STATEMENT
 from tests.conftest import write_project, write_tales
 from tests.governance.attacked import flip
 
@@ -128,6 +131,24 @@ def test_lineage_holds_where_the_exported_checkpoint_is_gone_and_its_energy_is_n
     found, _ = read_trainings([child], root)
     [start] = found[child.folder].starts
     assert (start.artifact, start.step) == (str(Path(gone).parent), None)  # no record: the sum is "at least"
+
+
+def test_an_export_states_the_weights_that_it_wrote(family, tmp_path, monkeypatch):
+    """Whoever can write to the target may replace a file before the command ends."""
+    folder, _, _, _ = family
+    card = huggingface._card
+
+    def replaced(*given):
+        flip(tmp_path / "swapped" / "model.safetensors")
+        return card(*given)
+
+    monkeypatch.setattr(huggingface, "_card", replaced)
+    words = [folder / "student.toml", "last", tmp_path / "swapped", "--root", folder / "root"]
+    assert main(["export", *map(str, words)]) == 0
+    signed = json.loads((tmp_path / "swapped" / STATEMENT).read_text())
+    [subject] = json.loads(base64.b64decode(signed["payload"]))["subject"]
+    assert subject["digest"]["sha256"] == sha256_file(folder / "exported" / "model.safetensors")
+    assert subject["digest"]["sha256"] != sha256_file(tmp_path / "swapped" / "model.safetensors")
 
 
 def elsewhere(folder: Path, place: Path) -> Path:

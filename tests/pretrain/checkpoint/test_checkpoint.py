@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from governance.errors import CheckpointError, MissingInput
-from governance.files import remove_tree
+from governance.files import remove_tree, sha256_file
 from governance.manifest import FILE_NAME, read_manifest, write_manifest
 from pretrain.checkpoint import canonical
 from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import identity_of, moments, read_checkpoint, read_state, require_step, weights
 from pretrain.checkpoint.load import newest_whole
-from pretrain.checkpoint.safetensors_files import TensorEntry, map_tensors, write_tensors
+from pretrain.checkpoint.safetensors_files import TensorEntry, map_tensors, write_rounded, write_tensors
 from tests.pretrain.checkpoint_ranks import ALONE, SHAPES, save, state_at, store_in, together, values_at
 
 
@@ -84,6 +84,37 @@ def test_a_file_is_byte_for_byte_what_safetensors_writes(tmp_path_factory, shape
     assert metadata == {}
     assert mapped.keys() == tensors.keys()
     assert all(numpy.array_equal(mapped[name], tensors[name].flatten().numpy()) for name in tensors)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+            lambda n: n != "__metadata__"
+        ),
+        st.tuples(
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+            st.lists(st.integers(0, 4), max_size=3),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_rounded_weights_are_byte_for_byte_what_safetensors_writes(tmp_path_factory, kinds):
+    """Their digest is that of the file; a transposed tensor is written as its values are."""
+    folder = tmp_path_factory.mktemp("files")
+    # the library orders bf16 and fp16 by a rule of its own; an export holds at most one of them
+    narrow = {dtype for dtype, _ in kinds.values() if dtype != torch.float32}
+    kinds = {
+        name: (dtype if dtype == torch.float32 else sorted(narrow, key=str)[0], of)
+        for name, (dtype, of) in kinds.items()
+    }
+    tensors = {name: torch.randn(shape).to(dtype) for name, (dtype, shape) in kinds.items()}
+    save_file(tensors, folder / "theirs", metadata={"format": "pt"})
+    digest = write_rounded(
+        folder / "ours", {name: one.mT.contiguous().mT if one.dim() > 1 else one for name, one in tensors.items()}
+    )
+    assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()
+    assert digest == sha256_file(folder / "ours")
 
 
 def test_pieces_that_do_not_add_up_write_nothing(tmp_path):

@@ -133,7 +133,7 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
         held |= expert_bias_tensors(settings, expert_bias_of(model))
     template = tokenizer.with_name("chat_template.jinja")
     vocabulary = ExportVocabulary(tokenizer, end, begin, template.read_text() if template.exists() else "")
-    family = write_folder(lambda parameter: held[parameter].detach(), identity, vocabulary, target, **options)
+    family, _ = write_folder(lambda parameter: held[parameter].detach(), identity, vocabulary, target, **options)
     return family, model
 
 
