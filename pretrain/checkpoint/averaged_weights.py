@@ -1,11 +1,14 @@
 """Average of the weights of a training's last checkpoints (arXiv:1706.03762, section 6.1).
 
 Each element is the mean in double precision, rounded to fp32 once, so the order of the checkpoints does not matter.
-Adapters are added to their matrices before. Price: a pass over the weights of each, one parameter in memory at a time.
+Adapters are added to their matrices before. Selection biases of experts are averaged too: a bias balances the loads of
+its own router, and the mean of the routers scores tokens, to first order, by the mean of their scores. Price: a pass
+over the weights of each, one parameter in memory at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +16,14 @@ from typing import Any
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.manifest import Manifest
-from pretrain.checkpoint.format import CheckpointStore, identity_of, read_checkpoint, require_step, whole_weights
+from pretrain.checkpoint.format import (
+    CheckpointStore,
+    identity_of,
+    read_checkpoint,
+    read_state,
+    require_step,
+    whole_weights,
+)
 
 
 def last_checkpoints(newest: Manifest, count: int, root: Path) -> list[Manifest]:
@@ -42,6 +52,26 @@ def last_checkpoints(newest: Manifest, count: int, root: Path) -> list[Manifest]
             f"{len(found)}, or train with checkpoint.keep_last = {count} and a smaller checkpoint.every_steps"
         )
     return found
+
+
+def averaged_expert_bias(checkpoints: Sequence[Manifest], root: Path) -> list[list[float]] | None:
+    """Mean selection bias of each expert, by layer; None without biases.
+
+    Raises:
+        CheckpointError: one has biases of another shape, or lacks them.
+    """
+    held = [read_state(one, root).expert_bias for one in checkpoints]
+    if len(held) == 1 or not any(held):
+        return held[0]
+    shapes = [[len(row) for row in values or ()] for values in held]
+    for one, shape in zip(checkpoints, shapes, strict=True):
+        if shape != shapes[0]:
+            raise CheckpointError(
+                f"{one.folder}: expert_bias in state.json has layers of {shape} experts, that of "
+                f"{checkpoints[0].folder} {shapes[0]}. Average checkpoints of one model"
+            )
+    layers = zip(*(values or () for values in held), strict=True)
+    return [[math.fsum(of_one) / len(held) for of_one in zip(*rows, strict=True)] for rows in layers]
 
 
 @contextmanager

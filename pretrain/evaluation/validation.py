@@ -32,8 +32,8 @@ import numpy.typing as npt
 from governance.errors import CheckpointError, ConfigError
 from governance.log import progress
 from governance.manifest import Manifest
-from pretrain.checkpoint.averaged_weights import averaged_weights
-from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
+from pretrain.checkpoint.averaged_weights import averaged_expert_bias, averaged_weights
+from pretrain.checkpoint.format import identity_of, read_checkpoint
 from pretrain.config.training import EngineConfig
 from pretrain.data.corrupted_rows import corrupted_rows
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread, without_removed
@@ -305,5 +305,5 @@ def load_decoder(manifest: Manifest, root: Path, others: Sequence[Manifest] = ()
         for name, parameter in model.named_parameters():
             parameter.copy_(read(name, parameter.shape))
     attach_expert_bias(model, identity.recipe.model)
-    restore_expert_bias(model, read_state(manifest, root).expert_bias)
+    restore_expert_bias(model, averaged_expert_bias((manifest, *others), root))
     return model

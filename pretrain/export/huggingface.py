@@ -25,8 +25,8 @@ from data_pipeline.tokens.chat_template import CHATML, TEMPLATE_FILE
 from governance.errors import CheckpointError, ConfigError
 from governance.files import copy_beginning, write_json, write_text
 from governance.manifest import Manifest
-from pretrain.checkpoint.averaged_weights import averaged_weights
-from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state
+from pretrain.checkpoint.averaged_weights import averaged_expert_bias, averaged_weights
+from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint
 from pretrain.checkpoint.safetensors_files import file_plan, write_rounded
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
@@ -112,8 +112,9 @@ def export(
         stats.get("begin_of_document"),
         facts.chat_template or next((path.read_text(encoding="utf-8") for path in templates), ""),
     )
-    biases = expert_bias_tensors(identity.recipe.model, read_state(manifest, root).expert_bias)
-    with averaged_weights((manifest, *facts.others), root) as weight:
+    averaged = (manifest, *facts.others)
+    biases = expert_bias_tensors(identity.recipe.model, averaged_expert_bias(averaged, root))
+    with averaged_weights(averaged, root) as weight:
 
         def read(name: str) -> Any:
             return biases[name] if name in biases else weight(name, None)

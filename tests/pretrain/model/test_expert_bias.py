@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +16,15 @@ from hypothesis import strategies as st
 from governance.errors import CheckpointError
 from governance.files import read_lines
 from governance.manifest import read_manifest
-from pretrain.checkpoint.format import identity_of
+from pretrain.checkpoint import averaged_weights
+from pretrain.checkpoint.averaged_weights import averaged_expert_bias, last_checkpoints
+from pretrain.checkpoint.format import identity_of, read_state
 from pretrain.config.model import MoeConfig
 from pretrain.distributed.process_group import Ranks, join
 from pretrain.evaluation.validation import load_decoder
+from pretrain.export import huggingface
 from pretrain.export.architectures import family_of
+from pretrain.export.exported_architecture import expert_bias_names
 from pretrain.export.huggingface import ExportFacts, _card
 from pretrain.model import expert_bias
 from pretrain.model.expert_bias import expert_bias_of, restore_expert_bias
@@ -125,6 +131,36 @@ def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path, run_trai
     assert "| selection of experts | probability plus a bias of each expert" in card
     monkeypatch.setattr(expert_bias, "restore_expert_bias", lambda model, values: None)
     assert run_training(tmp_path / "forgetful", moe=MOE).digest != whole.digest
+
+
+def test_the_mean_of_checkpoints_has_the_mean_of_their_biases(tmp_path, run_training, monkeypatch):
+    made = run_training(tmp_path, moe=MOE)
+    newest = read_manifest(tmp_path / made.stats["checkpoint"]["path"])
+    last = last_checkpoints(newest, 2, tmp_path)
+    held = [torch.tensor(biases_in(tmp_path, identity_of(one).step), dtype=torch.float64) for one in last]
+    assert not torch.equal(held[0], held[1])
+    mean = ((held[0] + held[1]) / 2).float()
+    assert torch.equal(torch.tensor(expert_bias_of(load_decoder(last[0], tmp_path, last[1:]))), mean)
+    assert torch.equal(torch.tensor(averaged_expert_bias(last[::-1], tmp_path)), mean)
+    assert averaged_expert_bias(last[:1], tmp_path) == biases_in(tmp_path, identity_of(newest).step)
+    written = []
+
+    def write_folder(read, identity, *given):
+        written.extend(read(name) for name in expert_bias_names(identity.recipe.model))
+        return family_of(identity.recipe.model), {}
+
+    monkeypatch.setattr(huggingface, "refuse_foreign_tokenizer", lambda *given: None)
+    monkeypatch.setattr(huggingface, "write_folder", write_folder)
+    (tmp_path / "out").mkdir()
+    tokenizer = SimpleNamespace(stats={"end_of_document": 0}, outputs=(), folder="")
+    facts = ExportFacts(others=last[1:])
+    huggingface.export(tmp_path / newest.folder, tokenizer, tmp_path / "out", tmp_path, facts=facts)
+    assert torch.equal(torch.stack(written), mean)
+    cut = read_state(last[1], tmp_path).expert_bias[:1]
+    states = iter([read_state(last[0], tmp_path), replace(read_state(last[1], tmp_path), expert_bias=cut)])
+    monkeypatch.setattr(averaged_weights, "read_state", lambda *given: next(states))
+    with pytest.raises(CheckpointError, match=r"layers of \[4\] experts"):
+        averaged_expert_bias(last, tmp_path)
 
 
 def test_biases_of_another_shape_are_refused():
