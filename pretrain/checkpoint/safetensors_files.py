@@ -80,7 +80,7 @@ def write_tensors(path: Path, entries: Iterable[TensorEntry], metadata: Mapping[
 
 
 def write_rounded(path: Path, tensors: Mapping[str, Any]) -> str:
-    """Write tensors of fp32, bf16 or fp16 as PyTorch weights; return the SHA-256.
+    """Write fp32, bf16 or fp16 tensors; return the SHA-256.
 
     The digest is that of the bytes that were written: whoever can write to the folder may replace the file before it
     could be read again.
