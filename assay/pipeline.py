@@ -44,7 +44,6 @@ from governance.errors import (
     PipelineError,
     Preempted,
 )
-from governance.files import sha256_file
 from governance.gate.chain import require_stated
 from governance.gate.explanation import explain
 from governance.gate.verdict import verdict_path
@@ -155,7 +154,7 @@ def training(
 
     tokens, origin = training_rows(artifacts), None
     with report_decision(run, artifacts, runtime):
-        require_verdict(run, artifacts, runtime)
+        verdict = require_verdict(run, artifacts, runtime)
         if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
             raise GateClosed(
                 f"{tokens.path}: its rows are from other token shards than those of the verdict. Remove its folder, "
@@ -171,8 +170,8 @@ def training(
         runtime = replace(runtime, make=False)
     recipe = pinned(run)
     suite = partial(task_suite, run, artifacts, runtime, run.config.train.sequence_length)
-    verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
-    evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
+    path = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=verdict["file_sha256"], path=str(path.relative_to(runtime.root)))
     tables = partial(_tables, run, artifacts, runtime)
     settings = replace(run.settings, origin=origin)
     with report_decision(run, artifacts, runtime, when_open=False):

@@ -388,6 +388,8 @@ def require_open(
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.
 
+    `file_sha256` in it is the digest of the file's bytes that were judged.
+
     `record` is false for a look-up, which leaves no line in the journal.
 
     Raises:
@@ -435,7 +437,7 @@ def require_open(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
             )
         )
-    return verdict
+    return verdict | {"file_sha256": digest}
 
 
 def _other_site(verdict: Mapping[str, Any], binding: Sequence[Site]) -> str:

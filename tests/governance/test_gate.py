@@ -1,6 +1,7 @@
 """The gate fails closed: only a trusted, fitting, unexpired PASS or WAIVED opens it."""
 
 import datetime
+import hashlib
 import json
 import os
 
@@ -160,7 +161,8 @@ def test_pass_opens_and_is_given_once(corpus):
     policy = make_policy()
     sign_for(corpus, policy, ALL_PASS)
     before = verdict_path(tokens, policy, root).read_bytes()
-    assert require_open(tokens, policy, gate_of(config, root))["verdict"] == "PASS"
+    opened = require_open(tokens, policy, gate_of(config, root))
+    assert (opened["verdict"], opened["file_sha256"]) == ("PASS", hashlib.sha256(before).hexdigest())
     sign_for(corpus, policy, ALL_PASS)
     assert verdict_path(tokens, policy, root).read_bytes() == before
 

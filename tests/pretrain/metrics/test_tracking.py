@@ -320,16 +320,17 @@ def test_lines_of_two_threads_keep_their_numbers(tmp_path, fake_wandb):
 
 
 def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr(run_module, "require_verdict", lambda run, artifacts, runtime: {})
+    """The file may be another one by the time that the training begins."""
+    given, judged = {}, hashlib.sha256(b"a signed verdict").hexdigest()
+    monkeypatch.setattr(run_module, "require_verdict", lambda run, artifacts, runtime: {"file_sha256": judged})
     monkeypatch.setattr("pretrain.train.train", lambda *arguments, **options: given.update(options))
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
-    path.write_bytes(b"a signed verdict")
+    path.write_bytes(b"what was put in its place")
     config = SimpleNamespace(recipe=RECIPE, evaluation=RECIPE.evaluation, train=RECIPE.train, optim=RECIPE.optim)
     run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=Settings())
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
     run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path, make=False))
     [verdict] = given["evidence"]
     assert (verdict.stage, verdict.path) == ("verdict", f"verdicts/{path.name}")
-    assert verdict.digest == hashlib.sha256(b"a signed verdict").hexdigest()
+    assert verdict.digest == judged
