@@ -40,12 +40,13 @@ def verify(arguments: Arguments) -> None:
         ManifestError: one differs, or the evidence is not as it was, or not as it was signed; each was named.
     """
     from data_pipeline.pii.detect import replace_all
-    from governance.reports.recompute import recompute, rests_on
+    from governance.reports.recompute import recompute, report_bytes, rests_on
     from governance.verification import verify_evidence
 
     root, report = _find(arguments.run, arguments.root)
-    problems = verify_evidence(rests_on(report, root), root.absolute(), _keyring(arguments))
-    checked = recompute(report, root, replace_all)
+    data = report_bytes(report, root)
+    problems = verify_evidence(rests_on(report, root, data), root.absolute(), _keyring(arguments))
+    checked = recompute(report, root, replace_all, data)
     for line in (*problems, *(one.line() for one in checked.mismatches)):
         say(line, problems=[line])
     folder = root / report.folder

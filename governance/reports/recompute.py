@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from governance.config import canonical_json
@@ -80,13 +81,23 @@ def newest_report(root: Path) -> Manifest:
     return max(found, key=lambda manifest: (str(manifest.run.get("finished")), manifest.key))
 
 
-def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
+def report_bytes(report: Manifest, root: Path) -> bytes:
+    """The report.json of a report, to be read once for all checks.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    return _read(root / report.folder / "report.json")
+
+
+def recompute(report: Manifest, root: Path, rules: Mask = mask, data: bytes | None = None) -> Checked:
     """Recompute a report and its documents from evidence; compare.
 
     Args:
         report: the report's manifest.
         root: the artifacts' root.
         rules: masking function used when it was written.
+        data: its `report_bytes`, where another check has read them; else they are read here.
 
     Raises:
         ManifestError: it is of another version of Assay, or the evidence cannot be read.
@@ -94,8 +105,9 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     """
     _same_version(report, VERSION)
     folder = root / report.folder
-    text = _read(folder / "report.json")
+    data = report_bytes(report, root) if data is None else data
     try:
+        text = data.decode("utf-8")
         stated = json.loads(text)
         entries = [dict(entry) for entry in stated["evidence"]["entries"]]
         verdict = dict(stated["verdict"])
@@ -111,26 +123,28 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     mismatches += [*json_mismatches("report.json", stated, expected)] or text_mismatches(
         "report.json", text, json_text(found)
     )
-    mismatches += text_mismatches("report.html", _read(folder / "report.html"), page(found))
-    mismatches += _unsealed(report, root)
+    mismatches += text_mismatches("report.html", _read_text(folder / "report.html"), page(found))
+    mismatches += _unsealed(report, root, {"report.json": data})
     files = ["report.json", "report.html"]
     for documents in _documents(report, root):
         texts = document_texts(Evidence(expected, artifacts, root))
         for name, expected_text in sorted(texts.items()):
             files.append(name)
-            mismatches += text_mismatches(name, _read(root / documents.folder / name), expected_text)
+            mismatches += text_mismatches(name, _read_text(root / documents.folder / name), expected_text)
         mismatches += _unsealed(documents, root)
     return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(mismatches))
 
 
-def rests_on(report: Manifest, root: Path) -> list[Manifest]:
+def rests_on(report: Manifest, root: Path, data: bytes) -> list[Manifest]:
     """Manifests of the report and of its available evidence.
+
+    `data` is its `report_bytes`.
 
     Raises:
         ManifestError: one is torn or altered.
     """
     try:
-        entries = json.loads(_read(root / report.folder / "report.json"))["evidence"]["entries"]
+        entries = json.loads(data)["evidence"]["entries"]
         named = [str(entry["path"]) for entry in entries]
     except (ValueError, KeyError, TypeError):
         named = []  # `recompute` reports the defect
@@ -139,11 +153,17 @@ def rests_on(report: Manifest, root: Path) -> list[Manifest]:
     return [report, *(read_manifest(root / path) for path in inside if (root / path).is_file())]
 
 
-def _unsealed(manifest: Manifest, root: Path) -> Iterator[Mismatch]:
-    """Files whose digest differs from their manifest."""
+def _unsealed(manifest: Manifest, root: Path, held: Mapping[str, bytes] = MappingProxyType({})) -> Iterator[Mismatch]:
+    """Files whose digest differs from their manifest.
+
+    `held` has the bytes of those that were read already, by name: they are judged, not the file of this moment.
+    """
     for output in manifest.outputs:
         path = root / output.path
-        digest = sha256_file(path) if path.is_file() else "no file"
+        if path.name in held:
+            digest = sha256_bytes(held[path.name])
+        else:
+            digest = sha256_file(path) if path.is_file() else "no file"
         if digest != output.sha256:
             yield Mismatch(path.name, "SHA-256 of the file", digest, output.sha256, f"in {manifest.path}")
 
@@ -156,10 +176,17 @@ def _same_version(manifest: Manifest, version: int) -> None:
         )
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
 
 

@@ -19,7 +19,7 @@ from governance.manifest import Manifest, manifest_text, read_manifest, write_ma
 from governance.reports.documents.all_documents import documents
 from governance.reports.facts.citations import origin_of
 from governance.reports.facts.evidence_ids import as_of, verdict_name
-from governance.reports.recompute import newest_report, numbers_of, recompute, text_mismatches
+from governance.reports.recompute import newest_report, numbers_of, recompute, report_bytes, rests_on, text_mismatches
 from governance.reports.report import report
 from governance.signing.dsse import statement
 from governance.stage import Runtime
@@ -158,6 +158,40 @@ def test_what_was_appended_since_is_not_in_it(copied):
     append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "2", "slurm": 5, "core_seconds": 3}))
     append_line(root / "energy.node9.jsonl", json.dumps({"kind": "ledger", "schema": 1, "host": "node9"}))
     assert recompute(made, root, replace_all).mismatches == ()
+
+
+def test_all_checks_of_a_report_are_of_the_bytes_that_were_read_once(copied):
+    """Whoever can write to the folder could show one list of evidence to one check and another to the next."""
+    root, made = copied
+    data = report_bytes(made, root)
+    whole = rests_on(made, root, data)
+    state(root, list.clear)
+    altered = report_bytes(made, root)
+    assert [one.digest for one in rests_on(made, root, data)] == [one.digest for one in whole]
+    assert len(rests_on(made, root, altered)) < len(whole)
+    assert recompute(made, root, replace_all, data).mismatches == ()
+    path = root / made.folder / "report.json"
+    path.write_bytes(data)
+    assert any(fault.file == "report.json" for fault in recompute(made, root, replace_all, altered).mismatches)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_command_judges_what_it_read_first(copied, monkeypatch, capsys, swap):
+    root, made = copied
+    path, seen = root / made.folder / "report.json", []
+    sound = path.read_bytes()
+    state(root, list.clear)
+
+    def verify_evidence(manifests, *given):
+        seen.extend(manifests)
+        if swap:
+            path.write_bytes(sound)
+        return []
+
+    monkeypatch.setattr("governance.verification.verify_evidence", verify_evidence)
+    assert main(["report", "verify", str(path.parent)]) == ManifestError.exit_code
+    assert "report.json: SHA-256 of the file" in capsys.readouterr().out
+    assert seen
 
 
 def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
