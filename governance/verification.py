@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from governance.energy.ledger import FILE_NAME as LEDGER
 from governance.energy.ledger import Interval, files_of, read_ledger
 from governance.errors import ManifestError, MissingInput
-from governance.files import json_text, sha256_file
+from governance.files import json_text, sha256_bytes, sha256_file
 from governance.gate.chain import Stated, latest_statements, unstated
 from governance.gate.refusals import removal_faults
 from governance.gate.verdict import Keyring, read_verdict
@@ -228,12 +228,17 @@ def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvid
     """Growing files that a report read beyond what was stated by then."""
     for manifest in manifests:
         own = evidence.latest.get(manifest.path)  # without it the whole report is reported under its own name
-        if manifest.stage != "report" or own is None or not (root / manifest.folder / "report.json").is_file():
+        page = f"{manifest.folder}/report.json"
+        if manifest.stage != "report" or own is None or not (root / page).is_file():
+            continue
+        data = (root / page).read_bytes()
+        if sha256_bytes(data) not in {output.sha256 for output in manifest.outputs if output.path == page}:
+            yield f"{page}: is not as its manifest states, so what it rests on is not known"
             continue
         until = [entry for entry in evidence.entries if entry.index <= own.index]
         stated = {prefix.path: prefix.bytes for entry in until for prefix in entry.grown}
         try:
-            entries = json.loads((root / manifest.folder / "report.json").read_bytes())["evidence"]["entries"]
+            entries = json.loads(data)["evidence"]["entries"]
             read = {entry["path"]: entry["bytes"] or 0 for entry in entries if entry["path"].endswith(".jsonl")}
         except (ValueError, KeyError, TypeError):
             continue  # reported under its own name

@@ -412,6 +412,29 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
     assert any(line.startswith("journal.lock: ") for line in problems_of(root).problems)
 
 
+def test_what_a_report_rests_on_is_read_from_the_sealed_report_only(measured, monkeypatch):
+    """Another report.json that is there for this one check, and gone for the digests, is named."""
+    root, first, _ = measured
+    page = root / "report" / ("b" * 16) / "report.json"
+    write_bytes(page, json.dumps({"evidence": {"entries": [{"path": "energy.jsonl", "bytes": 0}]}}).encode())
+    made = Manifest(stage="report", version=1, key="b" * 64, config={}, inputs=(first.as_input(),),
+                    outputs=(describe(page, root),), stats={}, run={})  # fmt: skip
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
+    commit(made, root, attest_with(journal, Keyring(CONFIG, root.parent), root))
+    assert not [line for line in problems_of(root).problems if "report.json" in line]
+    check = verification._rested_on
+
+    def swapped(*given):
+        sealed = page.read_bytes()
+        page.write_bytes(b'{"evidence": {"entries": []}}')
+        yield from check(*given)
+        page.write_bytes(sealed)
+
+    monkeypatch.setattr(verification, "_rested_on", swapped)
+    [line] = [line for line in problems_of(root).problems if "report.json" in line]
+    assert "is not as its manifest states" in line
+
+
 def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_began(measured):
     root, first, _ = measured
     journal = open_journal(Keyring(CONFIG, root.parent), root)
