@@ -129,6 +129,8 @@ entrypoints.init_all = _load_used_extensions
 _LONGEST_SECONDS = 600.0  # a process that was stopped holds up the others no longer
 _ALONE: dict[str, tuple[int, FunctionCache]] = {}
 """Source file that this process has locked -> the descriptor, and the kernel's cache that will give it back."""
+_GIVEN_UP: set[str] = set()
+"""Source files that could not be locked: each of their kernels would wait as long again."""
 
 
 def _compile_alone(source: str, cache: FunctionCache) -> None:
@@ -136,13 +138,14 @@ def _compile_alone(source: str, cache: FunctionCache) -> None:
 
     Threads wait for numba's own lock. Where the file system has no locks, each process compiles for itself.
     """
-    if source in _ALONE:  # a kernel that is being compiled calls another of its file
+    if source in _ALONE or source in _GIVEN_UP:  # in the first case, a kernel that is compiled calls another
         return
     with contextlib.suppress(OSError):
         descriptor = os.open(source, os.O_RDONLY)
         if _locked(descriptor):
             _ALONE[source] = descriptor, cache
         else:
+            _GIVEN_UP.add(source)
             os.close(descriptor)
 
 
@@ -177,6 +180,19 @@ def _let_others(sources: Iterable[str]) -> None:
         descriptor, _ = _ALONE.pop(source)
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor, too
         os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    """Forget the locks of the parent, in a forked child.
+
+    It would keep them when the parent is killed.
+    """
+    for descriptor, _ in _ALONE.values():
+        os.close(descriptor)
+    _ALONE.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class _FolderCache(FunctionCache):  # type: ignore[misc]

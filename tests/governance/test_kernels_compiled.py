@@ -2,6 +2,8 @@
 
 import importlib.util
 import multiprocessing
+import os
+import signal
 import sys
 
 import numpy as np
@@ -87,5 +89,24 @@ def test_who_waits_too_long_compiles_too(kernels, monkeypatch):
     with open(kernels.__file__) as source:
         compiled.fcntl.flock(source, compiled.fcntl.LOCK_EX)
         assert kernels.doubled(np.arange(3)).tolist() == [0, 2, 4]
+        monkeypatch.setattr(compiled, "_LONGEST_SECONDS", 1e6)
+        assert kernels.quadrupled(np.arange(3)).tolist() == [0, 4, 8]  # whose turn is not waited for again
     assert kernels.doubled.stats.cache_misses.total() == 1
     assert compile_seconds() - before >= 0.05
+
+
+def test_a_killed_process_leaves_no_lock_to_its_children(kernels):
+    given, asked = FORK.Pipe(duplex=False)
+
+    def lock_and_die():
+        compiled._compile_alone(kernels.__file__, kernels.doubled._cache)
+        child = FORK.Process(target=given.poll, args=(300,))
+        child.start()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    holder = FORK.Process(target=lock_and_die)
+    holder.start()
+    holder.join()  # with a time it would wait for the child, too
+    with open(kernels.__file__) as source:
+        compiled.fcntl.flock(source, compiled.fcntl.LOCK_EX | compiled.fcntl.LOCK_NB)
+    asked.send(None)
