@@ -143,7 +143,7 @@ def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> 
     """Signals of a host's files for a path."""
     signals: set[str] = set()
     if host.robots is not None:
-        signals |= {f"robots.txt:{a}" for a in agents if host.robots.names(a) and not host.robots.allows(a, path)}
+        signals |= {f"robots.txt:{a}" for a in host.robots.refused(filter(host.robots.names, agents), path)}
         if not host.robots.allows(EVERYONE, path):
             signals.add(f"robots.txt:{EVERYONE}")
     if host.ai is not None:

@@ -11,7 +11,7 @@ Matching is linear in path times pattern, however many `*` there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,32 +35,59 @@ class RobotsRule(NamedTuple):
 
 @dataclass(frozen=True)
 class Robots:
-    """The groups of a file, by product token in lower case."""
+    """The groups of a file.
 
-    groups: Mapping[str, tuple[RobotsRule, ...]]
+    A rule is stored once, however many crawlers its group names.
+    """
+
+    groups: tuple[tuple[RobotsRule, ...], ...]
+    """Rules of each group, those that hold before others first."""
+    members: Mapping[str, tuple[int, ...]]
+    """Product token in lower case -> numbers of its groups."""
 
     def names(self, agent: str) -> bool:
         """Return whether the file has a group for this crawler itself."""
-        return agent.lower() in self.groups
+        return agent.lower() in self.members
 
     def allows(self, agent: str, path: str) -> bool:
         """Return whether this crawler may fetch the path.
 
         The path includes its query, percent-encoded or not.
         """
-        rules = self.groups.get(agent.lower(), self.groups.get(EVERYONE, ()))
-        wanted = normal_path(path)
-        best = RobotsRule("", True)
-        for rule in rules:
-            if rule.pattern and (len(rule.pattern), rule.allow) > (len(best.pattern), best.allow):
-                best = rule if matches(rule.pattern, wanted) else best
-        return best.allow
+        return not self.refused([agent], path)
+
+    def refused(self, agents: Iterable[str], path: str) -> list[str]:
+        """Those of the crawlers that may not fetch the path.
+
+        Each group is compared with the path once.
+        """
+        wanted, holding = normal_path(path), dict[int, RobotsRule]()
+
+        def rule_of(number: int) -> RobotsRule:
+            if number not in holding:
+                matching = (rule for rule in self.groups[number] if matches(rule.pattern, wanted))
+                holding[number] = next(matching, _NO_RULE)
+            return holding[number]
+
+        everyone = self.members.get(EVERYONE, ())
+        return [
+            agent
+            for agent in agents
+            if not max(map(rule_of, self.members.get(agent.lower(), everyone)), key=_rank, default=_NO_RULE).allow
+        ]
+
+
+_NO_RULE = RobotsRule("", True)
+
+
+def _rank(rule: RobotsRule) -> tuple[int, bool]:
+    return len(rule.pattern), rule.allow
 
 
 def parse_robots(data: bytes) -> Robots:
     """The groups of a file; whatever it holds, there is an answer."""
-    groups: dict[str, list[RobotsRule]] = {}
-    agents: list[str] = []
+    groups: list[dict[RobotsRule, None]] = [{}]
+    members: dict[str, dict[int, None]] = {}
     in_rules = False
     for line in data[:MAX_ROBOTS_BYTES].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").splitlines():
         found = _LINE.match(line)
@@ -68,16 +95,19 @@ def parse_robots(data: bytes) -> Robots:
             continue
         key, value = found[1].lower(), found[2].strip()
         if key in _AGENT:
-            token = _TOKEN.match(value)
-            agents = (agents if not in_rules else []) + ([token[0].lower()] if token else [])
+            if in_rules:
+                groups.append({})
             in_rules = False
-            for agent in agents:
-                groups.setdefault(agent, [])
+            if token := _TOKEN.match(value):
+                members.setdefault(token[0].lower(), {})[len(groups) - 1] = None
         else:
             in_rules = True
-            for agent in agents:
-                groups[agent].append(RobotsRule(normal_path(value), key == "allow"))
-    return Robots({agent: tuple(rules) for agent, rules in groups.items()})
+            if value:
+                groups[-1][RobotsRule(normal_path(value), key == "allow")] = None
+    return Robots(
+        tuple(tuple(sorted(rules, key=_rank, reverse=True)) for rules in groups),
+        {agent: tuple(numbers) for agent, numbers in members.items()},
+    )
 
 
 def normal_path(path: str) -> str:

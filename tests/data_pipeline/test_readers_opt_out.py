@@ -131,6 +131,41 @@ def test_any_bytes_are_a_robots_file(data):
     parse_robots(b"User-agent: *\nDisallow: " + data).allows("x", "/y")
 
 
+LINES = st.sampled_from(
+    ["User-agent: x", "User-agent: y", "User-agent: *", "User-agent: 1"]
+    + [f"{kind}: {path}" for kind in ("Allow", "Disallow") for path in ("", "/", "/a", "/a$", "/*b", "/ab")]
+)
+
+
+@given(st.lists(LINES, max_size=12), st.sampled_from(["/", "/a", "/ab", "/cb"]))
+def test_the_longest_rule_of_a_crawlers_groups_holds(lines, path):
+    of, agents, after_rules = {}, [], True
+    for line in lines:  # one list of rules for each crawler
+        key, _, value = line.partition(": ")
+        if key == "User-agent":
+            agents = [value] if after_rules else [*agents, value]
+            of.setdefault(value, [])
+        else:
+            for agent in agents:
+                of[agent].append((len(value), key == "Allow", value))
+        after_rules = key != "User-agent"
+    robots = parse_robots("\n".join(lines).encode())
+    for agent in ("x", "y", "z"):
+        rules = [rule for rule in of.get(agent, of.get("*", [])) if rule[2] and matches(rule[2], path)]
+        may = max(rules, default=(0, True, ""))[1]
+        assert robots.allows(agent, path) is may
+        assert robots.refused([agent], path) == [agent] * (not may)
+        assert robots.names(agent) is (agent in of)
+
+
+def test_rules_are_stored_once_for_all_crawlers_of_a_group():
+    agents = "".join(f"User-agent: {''.join('abcdefghij'[int(d)] for d in str(number))}\n" for number in range(10_000))
+    robots = parse_robots((agents + "".join(f"Disallow: /{number}\n" for number in range(10_000))).encode())
+    assert len(robots.members) == 10_000
+    assert sum(map(len, robots.groups)) == 10_000
+    assert robots.refused(["a", "bad", "none"], "/17/x") == ["a", "bad"]
+
+
 def test_byte_order_marks_comments_and_the_size_bound():
     assert not allows("\ufeffUser-agent: * # all\nDisallow: /a # this\nSitemap: /b", "x", "/a")
     long = "User-agent: *\n" + "# padding\n" * (MAX_ROBOTS_BYTES // 10) + "Disallow: /"
