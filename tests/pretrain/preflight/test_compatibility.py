@@ -178,7 +178,7 @@ REFUSED = [
     ),
     ("hpz_needs_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
     ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
-    ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
+    ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "engine.micro_batch_size = 2"),
     ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),
     (
         "evaluation_rows_divide",
