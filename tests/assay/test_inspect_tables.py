@@ -152,7 +152,7 @@ def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
 
 
 def test_files_without_text_do_not_count_for_a_sample(tmp_path):
-    """What a whole run would keep follows from the files with a text, and what is too short is scaled as they are."""
+    """Scales of a whole run: files with a text for what is kept, and equally for what is too short."""
     rows = [{"text": prose(number, 1)} for number in range(4_000)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     alone = inspect_path(tmp_path, sample_bytes=100_000)
