@@ -83,19 +83,17 @@ def _verify(folder: Path, count: int) -> dict[str, float]:
     from governance.gate.verdict import GovernanceConfig, Keyring
     from governance.hooks import Hooks
     from governance.lineage.attest import attest_with, open_journal
-    from governance.manifest import Output
+    from governance.manifest import describe
     from governance.stage import Made, Recipe, Runtime, run_stage
     from governance.verification import verify_root
 
     def make(folder: Path) -> Made:
         outputs = []
         for number in range(count):
-            data, path = str(number).encode(), folder / "texts" / f"{number:07d}.txt"
+            path = folder / "texts" / f"{number:07d}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            outputs.append(
-                Output(path=path.relative_to(root).as_posix(), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            )
+            path.write_text(str(number))
+            outputs.append(describe(path, root))
         return Made(outputs, {})
 
     root = folder / "root"
