@@ -9,8 +9,10 @@ import pytest
 
 from governance.errors import GateClosed
 from governance.gate import verdict
+from governance.gate.chain import require_chain
 from governance.gate.policy import load_policy
 from governance.gate.verdict import verdict_path
+from governance.manifest import write_manifest
 from tests.governance.yard import Yard
 
 OWN = {"signing_key": "stranger.pem", "trusted_keys": ()}
@@ -62,3 +64,20 @@ def test_an_older_pass_put_in_place_of_a_verdict_that_is_written_is_not_stated(y
     assert yard.judge(status="fail", **OWN)["verdict"] == "BLOCK"
     with pytest.raises(GateClosed, match="an older verdict was restored"):
         yard.open(**OWN)
+
+
+def test_an_artifact_that_another_process_made_again_is_accepted_and_a_restored_file_is_not(yard):
+    """Two equal commands on one root: each holds its own `run` block, and the last one stated is in the file."""
+    journal = yard.gate().journal
+    first, second, unsigned = (
+        yard.audit.model_copy(update={"run": {"started": started}}) for started in ("1", "2", "3")
+    )
+    for made in (first, second):
+        journal.state_artifact(made)
+        write_manifest(made, yard.root)
+    require_chain((first,), yard.root, journal)
+    require_chain((second,), yard.root, journal)
+    for held, there in ((first, first), (first, unsigned), (unsigned, second)):
+        write_manifest(there, yard.root)
+        with pytest.raises(GateClosed, match="its energy, times or host were altered"):
+            require_chain((held,), yard.root, journal)
