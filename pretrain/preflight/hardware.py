@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 _MATRIX_FLAGS = (
     "avx2", "avx_vnni", "avx_ne_convert", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16",
 )  # fmt: skip
-_CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Limit and use, of version 2 and of version 1."""
 
 
 @dataclass(frozen=True)
@@ -118,27 +116,45 @@ def host_share(ranks: Ranks) -> int:
 def free_host_bytes(root: Path = Path("/")) -> int:
     """Bytes of the node that this job's processes may still take.
 
-    The system's count, or the cgroup's if less.
+    The system's count, or what the process's cgroup or one around it still allows, if less. A node's Slurm sets the
+    limit on the group of the job, and shows the node's own groups to its processes.
 
     `root` is the parent of proc and sys.
     """
     lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    group = root / "sys/fs/cgroup"
-    for limit, used in _CGROUP_FILES:
-        if (group / limit).exists() and (group / used).exists():
-            text = (group / limit).read_text(encoding="ascii").strip()
-            taken = int((group / used).read_text(encoding="ascii")) - _cached(group / Path(limit).parent)
-            if text != "max":
-                free = min(free, max(0, int(text) - taken))
+    for group in _groups(root):
+        for limit, used in _CGROUP_FILES:
+            if (group / limit).exists() and (group / used).exists():
+                text = (group / limit).read_text(encoding="ascii").strip()
+                taken = int((group / used).read_text(encoding="ascii")) - _cached(group)
+                if text != "max":
+                    free = min(free, max(0, int(text) - taken))
     return free
 
 
+def _groups(root: Path) -> list[Path]:
+    """Folders of this process's memory cgroups, and of those around them.
+
+    A container may show its own group as the top one, under whatever path the process has on the node.
+    """
+    found: dict[Path, None] = {}
+    paths = {"": "/", "memory": "/"} | {
+        names: path for _, names, path in (line.split(":", 2) for line in _lines(root / "proc/self/cgroup"))
+    }
+    for names, path in paths.items():
+        if names == "" or "memory" in names.split(","):
+            top = root / "sys/fs/cgroup" / names
+            inner = top / path.lstrip("/")
+            found |= dict.fromkeys(folder for folder in (inner, *inner.parents) if folder.is_relative_to(top))
+    return list(found)
+
+
 def _cached(group: Path) -> int:
-    """Reclaimable page cache of the cgroup, in bytes."""
+    """Reclaimable page cache of the cgroup and of those in it, in bytes."""
     path = group / "memory.stat"
     if not path.exists():
         return 0
     lines = path.read_text(encoding="ascii").splitlines()
     values = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
-    return values.get("inactive_file", values.get("total_inactive_file", 0))
+    return values.get("total_inactive_file", values.get("inactive_file", 0))

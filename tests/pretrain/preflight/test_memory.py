@@ -171,14 +171,31 @@ def test_ranks_of_a_node_share_its_memory(monkeypatch):
     assert hardware_of(ranks, torch.device("cpu")) == expected
 
 
-def test_the_cgroup_counts_where_it_allows_less(tmp_path):
-    (tmp_path / "proc").mkdir()
+_JOB = "slurm/uid_1/job_7"
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "top", "group"),
+    [
+        pytest.param(None, "memory.max memory.current inactive_file", "", "", id="in a container"),
+        pytest.param("0::", "memory.max memory.current inactive_file", "", _JOB, id="version 2"),
+        pytest.param(
+            "4:memory:", "memory.limit_in_bytes memory.usage_in_bytes total_inactive_file", "memory", _JOB,
+            id="version 1",
+        ),
+    ],
+)  # fmt: skip
+def test_the_cgroup_counts_where_it_allows_less(tmp_path, names, files, top, group):
+    (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 1000 kB\n")
     assert free_host_bytes(tmp_path) == 1000 << 10
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    for name, text in (("memory.max", "600000"), ("memory.current", "200000"), ("memory.stat", "inactive_file 50000")):
-        (group / name).write_text(text + "\n")
+    if names:  # Slurm limits the job, and the process is in a group of its task
+        (tmp_path / "proc/self/cgroup").write_text(f"9:pids:/\n{names}/{group}/step_0/task_0\n")
+    limited = tmp_path / "sys/fs/cgroup" / top / group
+    (limited / "step_0/task_0").mkdir(parents=True)
+    limit, used, cached = files.split()
+    for name, text in ((limit, "600000"), (used, "200000"), ("memory.stat", f"{cached} 50000")):
+        (limited / name).write_text(text + "\n")
     assert free_host_bytes(tmp_path) == 450_000
-    (group / "memory.max").write_text("max\n")
+    (limited / limit).write_text("max\n")
     assert free_host_bytes(tmp_path) == 1000 << 10
