@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,9 @@ RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "RESIZING"
 LIVE = WAITING | RUNNING
 _SEPARATOR = "\x1f"
 _SECONDS = 60.0
+_SHOWN = 200
+"""Characters of an unknown answer that an error quotes."""
+_OF_ASSOCIATION = "account,maxsubmit,grpsubmit,maxwall,partition,defaultqos"
 _COUNTER_RESET = 1 << 63  # a node's energy counter that was reset shows as 2^64 - x
 _OF_A_JOB_AROUND = re.compile(
     r"(SBATCH|SQUEUE|SACCT|SINFO|SCANCEL|SCONTROL)_"
@@ -88,6 +91,8 @@ class Partition:
     most_nodes: int
     """Most nodes of a job."""
     default: bool
+    qos: str = ""
+    """Its own qos, whose limits go before those of a job's; "" without one."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,21 @@ class ClusterNode:
 
 
 def submit(script: Path, options: Sequence[str]) -> str:
-    """Hand a script to `sbatch`; the job's id."""
-    return _run("sbatch", "--parsable", *options, str(script)).split(";")[0].strip()
+    """Hand a script to `sbatch`; the job's id.
+
+    A site's wrapper of sbatch may print lines of its own around it.
+
+    Raises:
+        ClusterError: sbatch refuses it, or its answer holds no id.
+    """
+    answer = _run("sbatch", "--parsable", *options, str(script))
+    found = re.findall(r"^(\d+)(?:;\S*)?\s*$", answer, re.MULTILINE)
+    if not found:
+        raise ClusterError(
+            f"sbatch: its answer to {script.name} has no job id: {answer.strip()[:_SHOWN]!r}. The job may be queued: "
+            "look with squeue --me, and end it with scancel."
+        )
+    return str(found[-1])
 
 
 def rehearse(*words: str) -> str:
@@ -186,7 +204,7 @@ def partitions() -> dict[str, Partition]:
         most = words.get("MaxNodes", "UNLIMITED")
         limits[name] = Partition(
             name, words.get("MaxTime", ""), nodes, int(most) if most.isdecimal() else nodes,
-            words.get("Default") == "YES",
+            words.get("Default") == "YES", words.get("QoS", "N/A").replace("N/A", ""),
         )  # fmt: skip
     return limits
 
@@ -222,38 +240,62 @@ def max_array_size() -> int:
 
 
 def accounts(user: str) -> list[str]:
-    """The accounts that this user may charge, the default first.
+    """The accounts that this user may charge on this cluster.
 
     Returns nothing where accounting does not answer.
     """
     try:
-        output = _run("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
+        return list(dict.fromkeys(line for line in _associations(user, "account") if line))
     except ClusterError:
         return []
-    return list(dict.fromkeys(line for line in output.splitlines() if line))
 
 
-def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
-    """Limits on a user's queue entries, by name."""
-    limits: dict[str, int] = {}
-    words = ["user=" + user, *["account=" + account] * bool(account)]
+def _associations(user: str, fields: str, account: str = "") -> list[str]:
+    """A line for each association of a user on this cluster; a site's accounting may serve several."""
+    cluster = settings().get("ClusterName", "")
+    words = [f"user={user}", *[f"account={account}"] * bool(account), *[f"cluster={cluster}"] * bool(cluster)]
+    return _run("sacctmgr", "-nP", "show", "assoc", *words, f"format={fields}").splitlines()
+
+
+@dataclass(frozen=True)
+class SiteLimits:
+    """Limits that a site sets on jobs charged in one way."""
+
+    entries: Mapping[str, int]
+    """Most entries in the queue, by the limit's name."""
+    wall: str = ""
+    """Longest wall time of a job, in Slurm's notation; "" without one."""
+    wall_name: str = ""
+    """Name of that limit."""
+
+
+def site_limits(user: str, partition: str, account: str, qos: str) -> SiteLimits:
+    """Limits on a user's jobs; none where accounting does not answer.
+
+    Without an account it is the user's default that is charged. Of associations for a partition those of other
+    partitions do not count. A limit of the qos goes before that of the association.
+    """
+    entries: dict[str, int] = {}
+    wall = wall_name = ""
     try:
-        of_user = _run("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
-        defaults = [line.split("|")[3] for line in of_user.splitlines() if line.count("|") == 3]
-        names = [qos or next((name for name in defaults if name), "normal")]
-        of_qos = _run("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit")
+        charged = account or "".join(_run("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount").split()[:1])
+        rows = [line.split("|") for line in _associations(user, _OF_ASSOCIATION, charged)]
+        rows = [row for row in rows if len(row) == 6 and row[4] in ("", *partition.split(","))]
+        names = [qos or next((row[5] for row in rows if row[5]), "normal")]
+        output = _run("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit,maxwall")
     except ClusterError:
-        return {}
-    for kind, output, fields in (
-        ("account", of_user, ("MaxSubmitJobs", "GrpSubmitJobs")),
-        ("qos", of_qos, ("MaxSubmitJobsPerUser", "GrpSubmitJobs")),
+        return SiteLimits({})
+    for kind, found, fields in (
+        ("account", rows, ("MaxSubmitJobs", "GrpSubmitJobs")),
+        ("qos", [line.split("|") for line in output.splitlines()], ("MaxSubmitJobsPerUser", "GrpSubmitJobs")),
     ):
-        for line in output.splitlines():
-            name, *values = line.split("|")
+        for name, *values in found:
             for field, value in zip(fields, values, strict=False):
                 if value.isdecimal():
-                    limits[f"the {kind} {name} ({field})"] = int(value)
-    return limits
+                    entries[f"the {kind} {name} ({field})"] = int(value)
+            if values[2:] and values[2]:
+                wall, wall_name = values[2], f"the {kind} {name} (MaxWall)"
+    return SiteLimits(entries, wall, wall_name)
 
 
 def mine() -> int:
@@ -317,15 +359,21 @@ def _none(text: str) -> str:
 
 
 def _records(*words: str) -> list[dict[str, str]]:
-    """The NAME=VALUE words of each line."""
+    """The NAME=VALUE words of each line.
+
+    The first of a name counts: a person's words, as the reason of a drained node, come last and may hold the sign.
+    """
     lines = (line for line in _run(*words).splitlines() if "=" in line)
-    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+    return [dict(word.split("=", 1) for word in reversed(line.split()) if "=" in word) for line in lines]
 
 
 def _run(*words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not _OF_A_JOB_AROUND.match(name)}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment)
+        done = subprocess.run(  # comments and reasons hold the bytes that a person's terminal made
+            words, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS, check=False,
+            env=environment,
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise ClusterError(
             f"{words[0]}: not on this machine's PATH. Run this on a login node of a Slurm cluster; perhaps its module "

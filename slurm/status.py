@@ -25,11 +25,14 @@ from slurm.job_states import JobRow, UnitState, View
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
 _SHOWN_CAUSES = 8
-_NEVER = {
-    "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "AccountNotAllowed", "QOSNotAllowed",
-    "InvalidAccount", "InvalidQOS", "JobHoldMaxRequeue", "DependencyNeverSatisfied", "ReservationDeleted",
-}  # fmt: skip
+_NEVER = re.compile(
+    r"BadConstraints|PartitionTimeLimit|PartitionNodeLimit|AccountNotAllowed|QOSNotAllowed|InvalidAccount|InvalidQOS"
+    r"|JobHoldMaxRequeue|DependencyNeverSatisfied|ReservationDeleted|MaxMemPerLimit|QOSMin\w+"
+    r"|(QOS|Assoc)Max\w+Per(Node|Job|JobLimit)"
+)
 """Reasons with which a job waits for a person."""
+_USED_UP = re.compile(r"(QOS|Assoc)Grp((?!\w*Run)\w*Minutes(Limit)?|WallLimit)")
+"""Reasons with which a job waits for more hours of its account or qos."""
 _HELD = {
     "JobHeldUser": "it is held by hand, or a submission was interrupted",
     "job requeued in held state": "requeued with requeuehold",
@@ -257,11 +260,17 @@ def _waits_for_somebody(view: View, config: str) -> str:
     if any(part.reason == "JobHeldAdmin" for _, part in waiting):
         name = next(name for name, part in waiting if part.reason == "JobHeldAdmin")
         return f"{name} is held by an administrator, who must release it; then: assay slurm status {config} --watch"
-    if never := [(name, part.reason) for name, part in waiting if part.reason in _NEVER]:
+    if never := [(name, part.reason) for name, part in waiting if _NEVER.fullmatch(part.reason)]:
         name, reason = never[0]
         return (
             f"{name} will never start ({reason}; details: scontrol show job); assay slurm cancel {config}, "
             f"correct [slurm], then: assay slurm retry {config}"
+        )
+    if used := [(name, part.reason) for name, part in waiting if _USED_UP.fullmatch(part.reason)]:
+        name, reason = used[0]
+        return (
+            f"{name} waits until the account or qos has hours again ({reason}; see sshare, sacctmgr show qos); to "
+            f"charge another: assay slurm cancel {config}, set slurm.account or qos, then: assay slurm retry {config}"
         )
     return ""
 

@@ -12,6 +12,7 @@ warning.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,8 +131,11 @@ def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
     def named(names: str) -> list[commands.Partition]:
         return [known[name] for name in names.split(",")] if names else default
 
-    yield from _time_faults(config, "time_limit", named(config.partition))
-    yield from _time_faults(config, "data_time_limit", named(config.placement(data=True)["partition"]))
+    for field, data in (("time_limit", False), ("data_time_limit", True)):
+        placement = config.placement(data=data)
+        among = named(placement["partition"])
+        faults = list(_time_faults(config, field, among))
+        yield from faults or _wall_faults(config, field, placement, among)
     yield from _node_faults(config, named(config.partition), all_nodes)
 
 
@@ -144,6 +148,23 @@ def _time_faults(config: SlurmConfig, field: str, among: Sequence[commands.Parti
         )
         longer = "; for a longer run, slurm.chain = N makes N jobs in a row" if field == "time_limit" else ""
         yield f"slurm.{field} = {requested!r} is above the partition's limit ({limits}). Lower it{longer}.{answer}"
+
+
+def _wall_faults(
+    config: SlurmConfig, field: str, placement: Mapping[str, str], among: Sequence[commands.Partition]
+) -> Iterator[str]:
+    """Check a wall time against that of the account and the qos.
+
+    Slurm queues a job that is longer, and never starts it (QOSMaxWallDurationPerJobLimit). A partition's own qos may
+    overrule both, so a partition with one is not judged.
+    """
+    requested = getattr(config, field)
+    if not requested or any(partition.qos for partition in among):
+        return
+    limits = commands.site_limits(getpass.getuser(), **placement)
+    if limits.wall and minutes(requested) > minutes(limits.wall):
+        longer = "; for a longer run, slurm.chain = N makes N jobs in a row" if field == "time_limit" else ""
+        yield f"slurm.{field} = {requested!r} is above what {limits.wall_name} allows, {limits.wall}. Lower it{longer}."
 
 
 def _node_faults(
@@ -244,7 +265,7 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
     """
     mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if Path("/proc/mounts").exists() else []
     for path in dict.fromkeys(paths):
-        kind = file_system_of(path, mounts)
+        kind = file_system_of(Path(os.path.realpath(path)), mounts)
         if kind in _SHARED:
             continue
         fix = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
@@ -305,12 +326,11 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
     others = [job for job in jobs if job not in model]
     bounds = [(jobs, "the cluster (MaxJobCount)", int(commands.settings().get("MaxJobCount", "0") or 0))]
     user = getpass.getuser()
-    of_model, of_others = (
-        (one["account"], one["qos"]) for one in (config.placement(data=kind) for kind in (False, True))
-    )
+    of_model, of_others = (config.placement(data=kind) for kind in (False, True))
+    same = all(of_model[name] == of_others[name] for name in ("account", "qos"))
     for of_kind, charged in ((model, of_model), (others, of_others)):
-        among = jobs if of_model == of_others else of_kind
-        bounds += [(among, name, most) for name, most in commands.submit_limits(user, *charged).items()]
+        among = jobs if same else of_kind
+        bounds += [(among, name, most) for name, most in commands.site_limits(user, **charged).entries.items()]
     warned: set[str] = set()
     for among, name, most in bounds:
         needed = sum(entries[job.name] for job in among)

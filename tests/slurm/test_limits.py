@@ -7,8 +7,7 @@ from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
 from slurm.submit_preflight import entries_of, over_limits
 
-ASSOCIATION = "lab|%s||normal\n"
-QOS = "normal|%s|\n"
+QOS = "normal|%s||\n"
 
 
 def jobs_of(tasks=100, **settings):
@@ -19,14 +18,27 @@ def jobs_of(tasks=100, **settings):
 @pytest.fixture
 def site(monkeypatch):
     """The limits of a site, and the queries about them."""
-    limits = {"maxsubmit": "", "pu": "", "MaxJobCount": "10000", "mine": 0}
+    limits = {"maxsubmit": "", "others": "", "pu": "", "MaxJobCount": "10000", "mine": 0}
 
     def ask(*words):
         if words[0] == "squeue":
             return "1\n" * limits["mine"]
         if words[0] == "scontrol":
-            return f"MaxJobCount = {limits['MaxJobCount']}\n"
-        return ASSOCIATION % limits["maxsubmit"] if "assoc" in words else QOS % limits["pu"]
+            return f"ClusterName = here\nMaxJobCount = {limits['MaxJobCount']}\n"
+        if "user" in words:
+            return "lab\n"
+        if "qos" in words:
+            return QOS % limits["pu"]
+        rows = [("here", "lab", limits["maxsubmit"], "")]
+        rows += [
+            (*row[:2], limits["others"], row[2])
+            for row in (("here", "guests", ""), ("here", "lab", "debug"), ("old", "lab", ""))
+        ]
+        return "".join(
+            f"{account}|{most}|||{partition}|normal\n"
+            for cluster, account, most, partition in rows
+            if {f"cluster={cluster}", f"account={account}"} <= set(words)
+        )
 
     monkeypatch.setattr(commands, "_run", ask)
     return limits
@@ -67,3 +79,11 @@ def test_of_a_retry_only_what_is_submitted_counts(site):
     jobs, config = jobs_of()
     site["pu"] = "50"
     assert list(over_limits(jobs, {job.name: 1 for job in jobs}, config)) == []
+
+
+def test_limits_of_other_accounts_partitions_and_clusters_do_not_count(site):
+    site["others"] = "1"
+    jobs, config = jobs_of(partition="long")
+    assert output(jobs, config) == []
+    jobs, config = jobs_of(partition="debug")
+    assert "the account lab (MaxSubmitJobs) allows 1" in output(jobs, config)[0]

@@ -48,7 +48,7 @@ def cluster(tmp_path, monkeypatch):
     bodies = {
         "scontrol": SCONTROL,
         "sbatch": SBATCH.replace("QUEUED", f"{tmp_path}/queued").replace("REFUSAL", f"{tmp_path}/refusal"),
-        "sacctmgr": "echo tests",
+        "sacctmgr": f"case $* in *qos*) cat {tmp_path}/qos 2>/dev/null ;; *) echo tests ;; esac; true",
         "srun": SRUN.replace("BUSY", f"{tmp_path}/busy"),
     }
     for name, body in bodies.items():
@@ -101,6 +101,33 @@ def test_what_the_cluster_has_not_is_refused(cluster, settings, output):
     with pytest.raises(ClusterError, match=f"(?s)nothing was queued.*{output}"):
         look(cluster, **settings)
     assert not (cluster / "queued").exists()
+
+
+def test_a_job_that_its_qos_would_never_start_is_refused(cluster):
+    (cluster / "qos").write_text("normal|||00:20:00\n")
+    with pytest.raises(ClusterError) as output:
+        look(cluster, data_time_limit="20")
+    assert str(output.value).splitlines()[1:] == [
+        "  slurm.time_limit = '30' is above what the qos normal (MaxWall) allows, 00:20:00. Lower it; for a longer "
+        "run, slurm.chain = N makes N jobs in a row."
+    ]
+
+
+def test_what_a_person_wrote_about_a_node_counts_as_nothing(cluster):
+    scontrol = cluster / "programs" / "scontrol"
+    scontrol.write_text(
+        "#!/bin/bash\nprintf 'NodeName=n1 CPUTot=8 State=DOWN Reason=L\\xfcfter CPUTot=1 State=IDLE\\n'\n"
+    )
+    assert [(node.cpus, node.state) for node in commands.nodes()] == [(8, "DOWN")]
+
+
+@pytest.mark.parametrize("answer", ["12", "12;cluster", "-- Welcome --\nTo 7 projects\n12\n"])
+def test_the_id_is_found_among_a_wrappers_words(monkeypatch, answer):
+    monkeypatch.setattr(commands, "_run", lambda *words: answer)
+    assert commands.submit(Path("script"), []) == "12"
+    monkeypatch.setattr(commands, "_run", lambda *words: "queued")
+    with pytest.raises(ClusterError, match=r"no job id: 'queued'\. The job may be queued"):
+        commands.submit(Path("script"), [])
 
 
 def test_slurms_own_words_come_with_the_fix(cluster):
@@ -167,8 +194,11 @@ def test_where_no_node_is_free_memory_is_refused_and_a_disk_is_warned_of(cluster
 
 def test_a_networks_file_system_is_believed(cluster, monkeypatch):
     (cluster / "busy").touch()
-    monkeypatch.setattr("slurm.submit_preflight.file_system_of", lambda path, mounts: "lustre")
-    look(cluster)
+    monkeypatch.setattr(
+        "slurm.submit_preflight.file_system_of", lambda path, mounts: "tmpfs" if "link" in path.parts else "lustre"
+    )
+    (cluster / "link").symlink_to(cluster)  # of a login node without a disk, to the file system
+    look(cluster, root=cluster / "link" / "root")
 
 
 def test_the_file_system_of_a_path():

@@ -223,12 +223,29 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
     assert next_command(gather(cluster.root), progress(cluster)) == "all is done"
 
 
-def test_a_job_that_waits_for_ever_is_reported(queued):
-    queued.queued[queued.units("sources")[0]] = ("PENDING", "BadConstraints")
-    output = next_command(gather(queued.root), progress(queued))
-    assert output.startswith("sources will never start (BadConstraints")
-    queued.queued[queued.units("sources")[0]] = ("PENDING", "Priority")
-    assert next_command(gather(queued.root), progress(queued)) == "assay slurm status run.toml --watch"
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (
+            "BadConstraints QOSMaxWallDurationPerJobLimit AssocMaxNodePerJobLimit QOSMaxGRESPerJob QOSMaxMemoryPerNode "
+            "QOSMinCpuNotSatisfied MaxMemPerLimit",
+            "sources will never start (",
+        ),
+        (
+            "AssocGrpBillingMinutes QOSGrpCPUMinutesLimit AssocGrpWallLimit",
+            "sources waits until the account or qos has",
+        ),
+        (
+            "Priority Resources QOSMaxJobsPerUserLimit QOSMaxGRESPerUser AssocGrpGRES AssocGrpCPURunMinutesLimit "
+            "QOSGrpWallRunMinutes AssocMaxJobsLimit",
+            "assay slurm status run.toml --watch",
+        ),
+    ],
+)
+def test_a_job_that_waits_for_ever_is_reported(queued, reasons, words):
+    for reason in reasons.split():
+        queued.queued[queued.units("sources")[0]] = ("PENDING", reason)
+        assert next_command(gather(queued.root), progress(queued)).startswith(words), reason
 
 
 def test_status_survives_each_part_that_is_down(queued):
