@@ -251,7 +251,10 @@ def accounts(user: str) -> list[str]:
 
 
 def _associations(user: str, fields: str, account: str = "") -> list[str]:
-    """A line for each association of a user on this cluster; a site's accounting may serve several."""
+    """A line for each association of a user on this cluster.
+
+    A site's accounting may serve several clusters.
+    """
     cluster = settings().get("ClusterName", "")
     words = [f"user={user}", *[f"account={account}"] * bool(account), *[f"cluster={cluster}"] * bool(cluster)]
     return _run("sacctmgr", "-nP", "show", "assoc", *words, f"format={fields}").splitlines()

@@ -151,7 +151,7 @@ def _groups(root: Path) -> list[Path]:
 
 
 def _cached(group: Path) -> int:
-    """Reclaimable page cache of the cgroup and of those in it, in bytes."""
+    """Reclaimable page cache of the cgroup, inner ones included, in bytes."""
     path = group / "memory.stat"
     if not path.exists():
         return 0
