@@ -23,6 +23,9 @@ from governance.gate.policy import Policy
 from governance.manifest import Manifest
 
 _NAMED = 5
+_NO_CORPUS = (
+    "Choose other rules for these texts (data.clean.presets, or bounds of data.clean), or another field as the text"
+)
 
 
 def closing_causes(
@@ -32,6 +35,10 @@ def closing_causes(
 
     `made` are the first stages, `redacted` and `counted` are `redact` and `bias`.
     """
+    if not redacted.stats["documents_kept"]:
+        stage = next(one.stage for one in (*made, redacted) if not one.stats["documents_kept"])
+        emptied = ClosingCause("no corpus", f"{stage} removes every document", _NO_CORPUS)
+        return [*_sources(policy, made, root), emptied]
     return [*_sources(policy, made, root), *_licences(policy, redacted, root), *_languages(policy, counted, root)]
 
 

@@ -162,3 +162,13 @@ def test_files_without_text_do_not_count_for_a_sample(tmp_path):
     (tmp_path / "b.ndjson").write_text("".join(json.dumps(row) + "\n" for row in numbers))
     beside = inspect_path(tmp_path, sample_bytes=100_000)
     assert (beside.sampled, short[0] in beside.proposal) == (alone.sampled, True)
+
+
+def test_texts_that_the_rules_all_remove_are_no_corpus(tmp_path):
+    rows = [{"text": f"spam {number} " * 300} for number in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect_path(tmp_path / "a.jsonl")
+    [cause] = result.closing
+    assert (cause.gate, cause.cause) == ("no corpus", "clean removes every document")
+    assert "data.clean.presets" in cause.fix
+    assert "no corpus: clean removes every document" in result.proposal
