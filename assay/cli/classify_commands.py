@@ -49,7 +49,8 @@ def folds(arguments: Arguments) -> None:
     for row in made.stats["folds"]:
         values = "  ".join(f"{row[name]:>11.4f}" for name in names)
         lines.append(f"{row['fold']:>4}  {row['train']:>5,}  {row['test']:>5,}  {values}")
-    lines += [f"mean {title}: {_with_interval(made.stats['mean'][name])}" for name, title in names.items()]
+    why = "in every fold, so without an interval"
+    lines += [f"mean {title}: {_with_interval(made.stats['mean'][name], why)}" for name, title in names.items()]
     say("\n".join(lines), **artifact(made, runtime.root), **made.stats)
 
 
@@ -83,9 +84,10 @@ def table(stats: Mapping[str, Any]) -> Iterator[str]:
         yield f"{bounds}  {row['documents']:>8,}  {row['probability']:>16.4f}  {row['accuracy']:>8.4f}"
 
 
-def _with_interval(row: Mapping[str, Any]) -> str:
+def _with_interval(row: Mapping[str, Any], why: str = "without an interval: there is one group") -> str:
+    """A figure with its interval; `why` it has none."""
     if row["value"] is None:
         return "none"
     if row["lower"] is None:
-        return f"{row['value']:.4f} in every fold, so without an interval"
+        return f"{row['value']:.4f} {why}"
     return f"{row['value']:.4f} [{row['lower']:.4f}, {row['upper']:.4f}]"

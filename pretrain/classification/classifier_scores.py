@@ -2,13 +2,16 @@
 
 They are accuracy, macro-F1, precision and recall of each label, confusion and calibration. Shares are given with
 Wilson's interval, accuracy with that of its effective sample size: documents of one author, say, are not independent
-evidence. Macro-F1 and ECE have a percentile interval of 2,000 resamples of the groups (of the documents, where there
-are none). `predictions.json` has every document with its label, prediction and probabilities.
+evidence. Macro-F1 and ECE have Student's interval on their logit, the change of ECE has it on its own scale; the
+standard error is that of 2,000 resamples of the groups (of the documents, where there are none). All have the degrees
+of freedom of the groups: percentiles of resamples of 3 to 10 groups hold the truth in 72 to 87 % of cases, not in 95.
+`predictions.json` has every document with its label, prediction and probabilities.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from governance.checks.bias.statistics import quantile
 from governance.config import Section
 from governance.errors import CheckpointError
 from governance.files import write_text
@@ -31,11 +35,12 @@ from pretrain.classification.calibration import (
     probabilities,
     reliability,
 )
-from pretrain.evaluation.model_bias import wilson
+from pretrain.evaluation.model_bias import NORMAL_QUANTILE, wilson
 from pretrain.inference.loaded_model import LoadedModel
 
-VERSION = 1
+VERSION = 2
 _RESAMPLES = 2000
+_EQUAL = 1e-9  # resamples that agree but for rounding
 
 
 class ClassificationRecipe(Section):
@@ -161,14 +166,14 @@ def figures(
     right = (predicted == numbers).astype(float)
     before, after = probabilities(logits), probabilities(logits, temperature)
     resampled = [calibration_errors(probs, numbers, weights) for probs in (before, after)]
-    spread = float(np.var(weights @ right / weights.sum(1)))
-    effective = effective_size(float(right.mean()), spread, len(names), count)
+    effective = effective_size(right, place)
     accuracy = wilson(float(right.mean()) * effective, effective)
+    eces = [float(calibration_errors(probs, numbers, whole)[0]) for probs in (before, after)]
     return {
         "documents": count,
         "groups": len(names),
         "accuracy": _row(*accuracy),
-        "macro_f1": _row(float(macro_f1(matrix)), *_interval(_resampled_f1(numbers, predicted, size, weights))),
+        "macro_f1": _with_bounds(float(macro_f1(matrix)), _resampled_f1(numbers, predicted, size, weights), len(names)),
         "classes": {name: _class_row(matrix, number) for number, name in enumerate(labels)},
         "confusion": {
             name: {
@@ -181,32 +186,40 @@ def figures(
             "temperature": round(temperature, 6),
             **{
                 when: {
-                    "ece": _row(float(calibration_errors(probs, numbers, whole)[0]), *_interval(found)),
+                    "ece": _with_bounds(ece, found, len(names)),
                     "nats": round(float(cross_entropies(logits, numbers, divisor).mean()), 6),
                     "reliability": reliability(probs, numbers),
                 }
-                for when, probs, found, divisor in (
-                    ("before", before, resampled[0], 1.0),
-                    ("after", after, resampled[1], temperature),
+                for when, probs, ece, found, divisor in (
+                    ("before", before, eces[0], resampled[0], 1.0),
+                    ("after", after, eces[1], resampled[1], temperature),
                 )
             },
-            "ece_change": _row(
-                float(np.subtract(*(calibration_errors(probs, numbers, whole)[0] for probs in (after, before)))),
-                *_interval(resampled[1] - resampled[0]),
-            ),
+            "ece_change": _change(eces[1] - eces[0], resampled[1] - resampled[0], len(names)),
         },
     }
 
 
-def effective_size(share: float, spread: float, groups: int, documents: int) -> float:
-    """Number of independent documents that would be as precise.
+def effective_size(right: Floats, place: Integers) -> float:
+    """Number of independent documents whose share of right ones is as precise.
 
-    `spread` is the variance of the share over resamples of the groups. If all documents agree it is 0 and says nothing:
-    then each group counts once.
+    The share's variance over groups is that of a ratio; Student's quantile takes the place of the normal's, because few
+    groups estimate it badly (Korn and Graubard 1998, Survey Methodology 24, 193-201). If all documents agree it is 0
+    and says nothing: then each group counts once.
+
+    Args:
+        right: 1 for a document that is classified right, else 0.
+        place: number of its group.
     """
+    documents, groups, share = len(right), int(place.max()) + 1, float(right.mean())
     if groups == documents:
         return documents
-    return min(max(share * (1 - share) / spread, 1.0), documents) if spread else groups
+    residuals = np.bincount(place, right - share)
+    if groups == 1 or share in (0.0, 1.0):
+        return groups
+    variance = groups / (groups - 1) * float((residuals**2).sum()) / documents**2
+    alone = documents if variance == 0 else min(max(share * (1 - share) / variance, 1.0), documents)
+    return alone * (NORMAL_QUANTILE / float(quantile(groups - 1))) ** 2
 
 
 def confusion(numbers: Integers, predicted: Integers, size: int, weights: Floats | None = None) -> Floats:
@@ -246,6 +259,33 @@ def _row(value: float, lower: float, upper: float) -> dict[str, float]:
     return {"value": round(value, 6), "lower": round(float(lower), 6), "upper": round(float(upper), 6)}
 
 
-def _interval(values: Floats) -> tuple[float, float]:
-    lower, upper = np.quantile(values, (0.025, 0.975)).tolist()
-    return lower, upper
+def _with_bounds(value: float, resampled: Floats, groups: int) -> dict[str, float]:
+    """A figure between 0 and 1, with Student's interval on its logit.
+
+    Where the resamples agree they say nothing, and each group counts once.
+    """
+    from scipy.special import expit, logit
+
+    margin = _margin(resampled, groups)
+    if margin is None or margin < _EQUAL or not 0.0 < value < 1.0:
+        return _row(value, *wilson(value * groups, groups)[1:])
+    away = margin / (value * (1 - value))
+    lower, upper = expit([logit(value) - away, logit(value) + away]).tolist()
+    return _row(value, lower, upper)
+
+
+def _change(value: float, resampled: Floats, groups: int) -> dict[str, Any]:
+    """A difference of two figures; one group gives no interval."""
+    margin = _margin(resampled, groups)
+    return (
+        {"value": round(value, 6), "lower": None, "upper": None}
+        if margin is None
+        else _row(value, value - margin, value + margin)
+    )
+
+
+def _margin(resampled: Floats, groups: int) -> float | None:
+    """Student's 95 % margin of a figure, from resamples of its groups."""
+    if groups == 1:
+        return None
+    return float(quantile(groups - 1)) * math.sqrt(groups / (groups - 1)) * float(resampled.std())
