@@ -13,6 +13,7 @@ from assay.corpus_gate import require_corpus
 from assay.training_recipe import training_rows
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.config.training import EvaluationConfig
 from pretrain.evaluation.tasks import open_tasks
 
 _GENERATIONS, _GENERATED = 100, 256
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
     from pretrain.evaluation.validation import Measurement
 
 
-def task_suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
-    """The questions of the run, encoded with its tokenizer."""
+def task_suite(
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, config: EvaluationConfig, window: int
+) -> Suite:
+    """The questions of `config`, encoded with the run's tokenizer.
+
+    Those of a training are pinned, so that a file that is exchanged meanwhile is refused.
+    """
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.evaluation.scores import encode_tasks
 
     encode = load_encoder(artifacts["tokenizer"], runtime.root).encode
-    return encode_tasks(open_tasks(run.config.evaluation, run.folder), encode, window)
+    return encode_tasks(open_tasks(config, run.folder), encode, window)
 
 
 def evaluation(
@@ -44,7 +50,7 @@ def evaluation(
 
     require_corpus(run, artifacts, runtime, "validation")
     tokens = training_rows(artifacts)
-    suite = partial(task_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
+    suite = partial(task_suite, run, artifacts, runtime, run.config.evaluation) if run.config.evaluation.tasks else None
     return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite, others)
 
 

@@ -169,7 +169,7 @@ def training(
         _launch(run, artifacts, runtime, processes, argv)
         runtime = replace(runtime, make=False)
     recipe = pinned(run)
-    suite = partial(task_suite, run, artifacts, runtime, run.config.train.sequence_length)
+    suite = partial(task_suite, run, artifacts, runtime, recipe.evaluation, run.config.train.sequence_length)
     path = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=verdict["file_sha256"], path=str(path.relative_to(runtime.root)))
     tables = partial(_tables, run, artifacts, runtime)

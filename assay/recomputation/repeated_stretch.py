@@ -84,7 +84,8 @@ def repeat(
     if not made.exists():
         _lay_out(artifacts, root, stretch, scratch)
         recipe, settings = _recipe(run, root), replace(_settings(run, stretch), nudge=nudge)
-        suite = partial(task_suite, run, artifacts, Runtime(root, make=False), run.config.train.sequence_length)
+        window = run.config.train.sequence_length
+        suite = partial(task_suite, run, artifacts, Runtime(root, make=False), recipe.evaluation, window)
         tokens = training_rows(artifacts)
         try:
             train(tokens, recipe, settings, Runtime(scratch), suite=suite)

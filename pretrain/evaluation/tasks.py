@@ -101,15 +101,19 @@ def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
             digests, origin = {"sha256": own.sha256, "code_sha256": own.code_sha256}, task.task
         else:
             digests, origin = {"sha256": _joined([*map(sha256_file, _paths(task, folder))])}, str(folder / task.path)
-        for field, found in digests.items():
-            if getattr(task, field) not in ("", found):
-                raise ConfigError(
-                    f"evaluation.tasks, {task.name}: {origin} has {field} {found}, the configuration states "
-                    f"{getattr(task, field)}. Give the intended {'function' if task.task else 'file'}, or the new "
-                    f"digest."
-                )
+        _refuse_other(task, digests, origin)
         pinned.append(task.model_copy(update=digests))
     return config.model_copy(update={"tasks": tuple(pinned)})
+
+
+def _refuse_other(task: TaskConfig, digests: Mapping[str, str], origin: str) -> None:
+    """Raise unless a task's questions have the digests that it states."""
+    for field, found in digests.items():
+        if getattr(task, field) not in ("", found):
+            raise ConfigError(
+                f"evaluation.tasks, {task.name}: {origin} has {field} {found}, the configuration states "
+                f"{getattr(task, field)}. Give the intended {'function' if task.task else 'file'}, or the new digest."
+            )
 
 
 def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
@@ -118,7 +122,7 @@ def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
     Raises:
         MissingInput: a file or module is missing.
         ConfigError: more than 1 % of the records of files, or any record of a custom function, have another format; the
-            first one is named, with its field. A custom function fails.
+            first one is named, with its field. A custom function fails. A digest is not as the section states.
     """
     return tuple(_open(task, folder, config.seed) for task in config.tasks)
 
@@ -127,11 +131,13 @@ def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
     if task.task:
         own = own_records(task, folder)
         found, digest, most, origin = list(_questions(task, task.task, own.records)), own.sha256, 0.0, task.task
+        _refuse_other(task, {"sha256": digest, "code_sha256": own.code_sha256}, origin)
     else:
         paths, most, origin = _paths(task, folder), MOST_FAULTS, str(folder / task.path)
         with hashed(paths) as digests:
             found = [one for path in paths for one in _questions(task, str(path), _records(path))]
         digest = _joined(digests)
+        _refuse_other(task, {"sha256": digest}, origin)
     questions = [one for one in found if isinstance(one, Question)]
     faults = [one for one in found if isinstance(one, str)]
     if not questions and not faults:

@@ -40,7 +40,7 @@ from pretrain.experiments.claims_config import (
 from pretrain.experiments.claims_page import claims_page
 from pretrain.experiments.experiment_report import write_report
 
-LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 6
+LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 7
 """One for each artifact: a change of the report's words remakes no training."""
 _LOSSES, _TIMES = "losses.json", "times.json"
 _TIMED_STEPS = 2
@@ -125,7 +125,7 @@ def claims(
 
     Raises:
         ConfigError: the package of xlstm is missing.
-        PipelineError: too few rows, no validation documents, or a model diverged at every rate.
+        PipelineError: too few rows, no validation documents, or a training diverged (of those that choose a rate, all).
         ManifestError: a training's file was altered.
     """
     from pretrain.experiments.claim_training import arithmetic, train_language, train_recall
@@ -166,6 +166,7 @@ def claims(
                         "seed": seed,
                     }
                     trained.append((facts, language(_language(config, model, budget, rate, seed))))
+                    _refuse_diverged(*trained[-1])
         for seed in range(1, config.seeds + 1):
             for model in (model for model in models if _learns_recall(config, model)):
                 recipe = RecallTraining(
@@ -173,6 +174,7 @@ def claims(
                     optimizer=config.optimizer, learning_rate=rates[model.architecture, model.matching], seed=seed,
                 )  # fmt: skip
                 trained.append(({"architecture": model.architecture, "seed": seed}, recall(recipe)))
+                _refuse_diverged(*trained[-1])
     made = [*tried.values(), *(manifest for _, manifest in trained)]
     check(made)
     return _report(config, models, rates, trained, made, runtime)
@@ -272,6 +274,20 @@ def _read(manifest: Manifest, root: Path) -> dict[str, Any]:
     return found
 
 
+def _refuse_diverged(facts: Mapping[str, Any], made: Manifest) -> None:
+    """Raise where a training diverged; the report needs all.
+
+    Raises:
+        PipelineError: names the model, its seed and its budget.
+    """
+    if made.stats["diverged"]:
+        what = f"{facts['budget']:,} tokens" if "budget" in facts else "planted facts"
+        raise PipelineError(
+            f"claims: {NAMES[facts['architecture']]} diverged on {what} with seed {facts['seed']} ({made.folder}); "
+            f"lower the rates of claims.learning_rates"
+        )
+
+
 def _report(
     config: ClaimsConfig,
     models: Sequence[Sized],
@@ -281,13 +297,6 @@ def _report(
     runtime: Runtime,
 ) -> Manifest:
     root = runtime.root
-    ends = [(facts, manifest) for facts, manifest in trained if manifest.stats["diverged"]]
-    if ends:
-        facts, manifest = ends[0]
-        raise PipelineError(
-            f"claims: {len(ends)} training(s) diverged, the first {NAMES[facts['architecture']]} with seed "
-            f"{facts['seed']} ({manifest.folder}); lower the rates of claims.learning_rates"
-        )
 
     def make(target: Path) -> Made:
         read = [{**facts, **_read(manifest, root)} for facts, manifest in trained]
@@ -343,12 +352,13 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
     from pretrain.experiments.claim_training import arithmetic, seconds_of
 
     models = sized_models(config, vocabulary_size)
+    own = next(model for model in models if model.architecture == "transformer")
     for model in models:
         how = "" if model.architecture == "transformer" else f", matched by {model.matching}"
         yield (
             f"model       {NAMES[model.architecture]}{how}: width {model.shape.width}, {model.parameters:,} parameters "
-            f"({model.parameters / models[0].parameters:.3f}), {model.flops:,} FLOPs per token "
-            f"({model.flops / models[0].flops:.3f})"
+            f"({model.parameters / own.parameters:.3f}), {model.flops:,} FLOPs per token "
+            f"({model.flops / own.flops:.3f})"
         )
     languages = len(models) * config.seeds * len(config.budgets)
     tuning = len(models) * len(config.tried_rates)

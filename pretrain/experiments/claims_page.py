@@ -5,6 +5,7 @@ The claims come first, for an executive; tables, method and all seeds follow, fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from governance.reports.html.markup import UNKNOWN, Html, compact, energy, fold, number, table, tag
@@ -67,13 +68,18 @@ def _several(found: Found) -> bool:
     return len(found["method"]["config"]["matching"]) > 1
 
 
+def _transformer(found: Found) -> Found:
+    """Size of the Transformer, wherever `claims.architectures` names it."""
+    return next(row for row in found["models"] if row["architecture"] == "transformer")
+
+
 def _first(found: Found) -> Html:
     """Page one: each claim, with its verdict, n and interval."""
     config, claims = found["method"]["config"], found["claims"]
     counts = {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in _TONES}
     lead = (
         f"Of {len(claims)} claims {counts[HELD]} held, {counts[NOT_HELD]} did not hold and {counts[UNDECIDED]} are "
-        f"undecided, for models of {found['models'][0]['parameters']:,} parameters and {config['budgets'][-1]:,} "
+        f"undecided, for models of {_transformer(found)['parameters']:,} parameters and {config['budgets'][-1]:,} "
         f"tokens on this machine. “It” is the Transformer; its opponents are recurrent networks."
     )
     rows = []
@@ -154,7 +160,7 @@ def _differences(found: Found) -> Html:
 
 
 def _models(found: Found) -> Html:
-    own = found["models"][0]
+    own = _transformer(found)
     rows = [
         [_name(row, _several(found)), number(row["width"]), number(row["parameters"]),
          f"{row['parameters'] / own['parameters']:.3f}", number(row["flops"]), f"{row['flops'] / own['flops']:.3f}",
@@ -235,12 +241,12 @@ def _recall(found: Found) -> Html | None:
         return None
 
     def points(row: Found) -> list[tuple[float, float]]:
-        return [(float(index), at["recall"]["mean"]) for index, at in enumerate(row["rows"])]
+        return [(math.log2(at["distance"]), at["recall"]["mean"]) for at in row["rows"]]
 
     distances = [row["distance"] for row in found["recall"][0]["rows"]]
     drawn = chart(
-        "Recall by distance", _drawn(found, found["recall"], points), "distance in tokens, doubling", "share recalled",
-        _percent, ends=(number(distances[0]), number(distances[-1])),
+        "Recall by distance", _drawn(found, found["recall"], points), "distance in tokens, by its logarithm",
+        "share recalled", _percent, ends=(number(distances[0]), number(distances[-1])),
     )  # fmt: skip
     rows = [
         [

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import torch
 
-from governance.errors import PipelineError
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.training import EngineConfig
@@ -35,7 +34,7 @@ from pretrain.distributed.process_group import lone_device
 from pretrain.encoder_decoder.model_of_pairs import EncoderDecoder
 from pretrain.encoder_decoder.pair_rows import attention_of, attention_within
 from pretrain.evaluation.validation import load_decoder
-from pretrain.inference.generation import refuse_full
+from pretrain.inference.generation import refuse_full, refuse_no_numbers
 from pretrain.inference.kv_cache import LayerCache, open_caches
 from pretrain.model.attention import DocumentMask
 from pretrain.model.attention_rule import Attend
@@ -259,11 +258,7 @@ def _continuations(
     least = logits.topk(min(count, logits.shape[1])).values[:, -1:]
     rows, ids = (logits >= least).nonzero(as_tuple=True)  # with all equals, in the order of rows and ids
     totals = logits.double().logsumexp(-1)
-    if not totals.isfinite().all():
-        raise PipelineError(
-            "the model computes values that are not numbers, so nothing can be translated: its training has diverged. "
-            "Take an earlier checkpoint"
-        )
+    refuse_no_numbers(totals, "translated")
     log_probs = scores[rows] + (logits[rows, ids].double() - totals[rows])
     order = log_probs.argsort(descending=True, stable=True)
     order = order[owners[rows[order]].argsort(stable=True)]

@@ -63,6 +63,19 @@ def refuse_full(kind: str, texts: Sequence[Ids], context: int) -> None:
             )
 
 
+def refuse_no_numbers(values: torch.Tensor, done: str) -> None:
+    """Raise unless a model's values are numbers.
+
+    Raises:
+        PipelineError: names what cannot be `done` with a text.
+    """
+    if not values.isfinite().all():
+        raise PipelineError(
+            f"the model computes values that are not numbers, so nothing can be {done}: its training has diverged. "
+            "Take an earlier checkpoint"
+        )
+
+
 def generate(  # noqa: PLR0913 # a prompt, what ends its text, and how it is computed
     model: LoadedModel,
     prompts: Sequence[Ids],
@@ -86,7 +99,7 @@ def generate(  # noqa: PLR0913 # a prompt, what ends its text, and how it is com
         stops: called with a prompt's number, from 0, and its continuation so far; ends that where true.
 
     Raises:
-        PipelineError: a prompt is empty or too long.
+        PipelineError: a prompt is empty or too long, or the model computes no numbers.
     """
     refuse_prompts(prompts, model.context)
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
@@ -97,6 +110,7 @@ def generate(  # noqa: PLR0913 # a prompt, what ends its text, and how it is com
                 model, {number: prompts[number] for number in order[start : start + batch_rows]}, max_tokens
             )
             while batch.numbers:
+                refuse_no_numbers(batch.logits, "continued")
                 chosen = choose(batch.logits, sampling, batch.numbers, batch.step)
                 advance(len(batch.numbers))
                 found |= batch.add(chosen, end_of_document, stops)

@@ -134,6 +134,8 @@ def test_a_digest_is_pinned_and_its_path_is_not(tmp_path):
     path.write_text(path.read_text().replace("lid", "top"))
     with pytest.raises(ConfigError, match=r"has sha256 .* the configuration states"):
         pin(pinned, tmp_path)
+    with pytest.raises(ConfigError, match=r"has sha256 .* the configuration states"):
+        open_tasks(pinned, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,28 @@ def test_the_bytes_of_a_report_are_those_of_its_version():
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
     page = re.sub(r"<style>.*?</style>", "", claims_page(found), flags=re.DOTALL)  # the look is all reports'
     digest = sha256_bytes(json.dumps(rounded, sort_keys=True).encode() + page.encode())[:16]
-    assert (REPORT_VERSION, digest) == (6, "fec949fb05a52da0")
+    assert (REPORT_VERSION, digest) == (7, "fec949fb05a52da0")
+
+
+def test_sizes_are_related_to_the_transformer_wherever_it_is_named():
+    found = findings_of(lambda s: (3.0, 200.0 + s, 10.0), lambda s: (3.2, 100.0, 10.0))
+    found["models"] = [{**found["models"][1], "parameters": 14000, "flops": 20000}, found["models"][0]]
+    page = claims_page(found)
+    assert "for models of 7,000 parameters" in page
+    sizes = page.partition("<caption>Sizes")[2].partition("</table>")[0]
+    assert re.findall(r">(\d\.\d{3})<", sizes) == ["2.000", "0.500", "1.000", "1.000"]
+    order = config_of(architectures=("lstm", "transformer"), recall={"distances": ()})
+    ratios = [re.findall(r"\((\d\.\d{3})\)", line) for line in plan(order, 200, 1)]
+    assert ratios[2] == ["1.000", "1.000"] != ratios[0]
+
+
+def test_recall_is_drawn_over_the_logarithm_of_the_distance():
+    found = findings_of(lambda s: (3.0, 200.0 + s, 10.0), lambda s: (3.2, 100.0, 10.0))
+    about = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 5}
+    rows = [{"distance": distance, "asked": 9, "recall": about} for distance in (4, 8, 64)]
+    found["recall"] = [{"architecture": "lstm", "rows": rows, "slope": about, "follows_law": 5, "seeds": 5}]
+    drawn = claims_page(found).partition("<b>Recall by distance")[2].partition("</figure>")[0]
+    assert re.findall(r"([\d.]+) [\d.]+h", drawn) == ["0.0", "250.0", "1000.0"]
 
 
 def test_no_interval_of_a_time_begins_below_zero():
@@ -384,6 +405,25 @@ def recording(batch, rows, read):
         return batch(self, numbers)
 
     return recorded
+
+
+@pytest.mark.parametrize(("kind", "what"), [("train_language", "128 tokens"), ("train_recall", "planted facts")])
+def test_a_training_that_diverges_ends_the_experiment_at_once(make_tokens, tmp_path, monkeypatch, kind, what):
+    """No report is possible without it, so the others would be hours for nothing."""
+    from pretrain.experiments import claim_training
+
+    tokens, config, made = make_tokens(tmp_path), config_of(learning_rates=(0.01,)), []
+    trained = getattr(claim_training, kind)
+
+    def diverged(recipe, *given):
+        made.append(recipe)
+        found, seconds = trained(recipe, *given)
+        return ({"recall": None} if kind == "train_recall" else {**found, "curve": [{"loss": None}]}), seconds
+
+    monkeypatch.setattr(claim_training, kind, diverged)
+    with pytest.raises(PipelineError, match=rf"Transformer diverged on {what} with seed 1 \(claim_.*lower the rates"):
+        claims(tokens, config, 1, Runtime(tmp_path))
+    assert len(made) == 1
 
 
 def test_no_validation_documents_are_refused(make_tokens, tmp_path):

@@ -168,6 +168,16 @@ def test_numbers_are_uniform_and_differ_by_prompt_and_step():
     assert all(abs(counts[digit] - 1000) < 5 * 30 for digit in range(10))
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.5)])
+def test_a_model_that_computes_no_numbers_is_refused(sampling):
+    """Greedily it gave the first id, and a draw ended in a traceback."""
+    model = model_of(config())
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(PipelineError, match=r"values that are not numbers, so nothing can be continued.*earlier"):
+        generate(loaded(model), PROMPTS, END, 3, sampling)
+
+
 def test_bad_prompts_and_settings_are_refused_with_the_fix():
     model = loaded(model_of(config()))
     with pytest.raises(PipelineError, match=r"prompt 2: is empty.*give a text"):
