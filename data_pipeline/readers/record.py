@@ -9,6 +9,7 @@ Faults by reason:
     wrong_encoding  repeated_column  not_messages  no_answer
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
+    not_po             a message of a PO file that has a line of another format
     no_path  no_repository
                        a row of source code that no opt-out list would find
     no_licence_field   a row of source code without the value that is said to be its licence

@@ -5,8 +5,9 @@ plain text all. Its position is the byte of the file at which its WARC record be
 unique), its url the target URI, and `opt_out` what headers, `meta` elements and, where they are given, the host's files
 reserve, read on WARC-Date.
 
-Passed over, by reason: `not_a_response` (requests, metadata, revisits ...), `status_not_200`, `other_content_type`.
-They are not records of the source, hence not faults: a crawl holds millions of them.
+Passed over, by reason: `not_a_response` (requests, metadata, revisits ...), `not_http` (an answer of a name server or
+of FTP), `status_not_200`, `other_content_type`. They are not records of the source, hence not faults: a crawl holds
+millions of them.
 
 Faults: `warc_torn_record`, `warc_bad_header` (the next record is found again), `warc_digest_mismatch` (the block is not
 what WARC-Block-Digest says), `warc_bad_http`, `warc_bad_payload` (its chunks or its compression break off),
@@ -42,7 +43,7 @@ _BATCH_BYTES = 1 << 18
 _BATCH_PIECES = 64
 _DIGESTS = ("sha1:", "sha256:", "sha512:", "md5:")
 _HOST_FILE = re.compile(rb"\r\nWARC-Target-URI:[^\r\n]*/(?:robots\.txt|ai\.txt|tdmrep\.json)>?\r\n", re.IGNORECASE)
-_CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class _Response(NamedTuple):
@@ -153,9 +154,11 @@ def _response(raw: RawRecord) -> _Response | str:
         return "warc_digest_mismatch"
     try:
         record.parse_http(auto_decode="none")
-        return _understood(record)
+        found = _understood(record)
     except (OSError, ValueError, TypeError):
-        return "warc_bad_http"
+        found = None
+    scheme = (record.headers.get("WARC-Target-URI") or "http:").strip("<> ").partition(":")[0].lower()
+    return found or ("warc_bad_http" if scheme in ("http", "https") else "passed:not_http")
 
 
 def _differs(record: WarcRecord) -> bool:
@@ -174,10 +177,10 @@ def is_altered(raw: RawRecord) -> bool:
         return True
 
 
-def _understood(record: WarcRecord) -> _Response | str:
+def _understood(record: WarcRecord) -> _Response | None:
     http: Any = record.http_headers
     if http is None or http.status_code is None:
-        return "warc_bad_http"
+        return None
     field = record.headers.get
     reader: Any = record.reader
     return _Response(
@@ -247,9 +250,7 @@ def _decoded(encoding: str, data: bytes) -> tuple[bytes, bool]:
             decoded, whole = _inflated(data, -15)
         return (decoded, whole) if decoded else _as_stored(data)
     if encoding == "chunked":
-        from fastwarc.stream_io import ChunkedReader
-
-        return _read_all(ChunkedReader(io.BytesIO(data))) if _CHUNK.match(data) else (data, True)
+        return _unchunked(data) if _CHUNK.match(data) else (data, True)
     if encoding == "br":
         from fastwarc.stream_io import BrotliReader
 
@@ -258,6 +259,24 @@ def _decoded(encoding: str, data: bytes) -> tuple[bytes, bool]:
     if encoding == "zstd" and data.startswith(b"\x28\xb5\x2f\xfd"):
         return _unzstd(data)
     return data, True
+
+
+def _unchunked(data: bytes) -> tuple[bytes, bool]:
+    """The chunks of a body (RFC 9112), and whether they are complete.
+
+    Extensions and trailers are passed over. A body that ends behind a chunk counts as complete.
+    """
+    out, at = bytearray(), 0
+    while found := _CHUNK.match(data, at):
+        size, at = int(found[1], 16), found.end()
+        out += data[at : at + size]
+        end = at + size
+        if size and data[end : end + 2] != b"\r\n":
+            return bytes(out), False
+        if not size:
+            return bytes(out), True
+        at = end + 2
+    return bytes(out), at == len(data)
 
 
 def _as_stored(data: bytes) -> tuple[bytes, bool]:

@@ -80,6 +80,22 @@ def test_po_messages(tmp_path):
     assert (faults, passed) == ([], {"untranslated": 1, "fuzzy": 1})
 
 
+@given(forms=st.lists(st.sampled_from(["", "eins", "zwei", "drei"]), min_size=1, max_size=8))
+def test_every_plural_form_is_read_or_counted(tmp_path_factory, forms):
+    """Languages have one (Japanese) to six (Arabic) of them."""
+    lines = ['msgid "%d file"', 'msgid_plural "%d files"', *(f'msgstr[{n}] "{text}"' for n, text in enumerate(forms))]
+    pairs, faults, passed = read(tmp_path_factory.mktemp("po"), {"de.po": "\n".join(lines)})
+    sources = ["%d file", *["%d files"] * (len(forms) - 1)]
+    assert pairs == [pair for pair in zip(sources, forms, strict=True) if pair[1]]
+    assert (faults, passed.get("untranslated", 0)) == ([], forms.count(""))
+
+
+@pytest.mark.parametrize("line", ["<p>", 'msgstr "Zwei', "msgstr Zwei", '"drei" vier'])
+def test_a_message_with_a_line_of_another_format_is_one_fault(tmp_path, line):
+    text = f'msgid "One"\nmsgstr "Eins"\n\nmsgid "Two"\nmsgstr "Zwei "\n{line}\n\nmsgid "Four"\nmsgstr "Vier"\n'
+    assert read(tmp_path, {"de.po": text}) == ([("One", "Eins"), ("Four", "Vier")], [(5, "not_po")], {})
+
+
 @pytest.mark.parametrize("torn", ['msgid "\xfc"', 'msgstr "\xfc"', '"\xfc"'])
 def test_a_message_with_a_line_that_is_no_text_is_left_out_whole(tmp_path, torn):
     lines = ['msgid "One"', 'msgstr "Eins"', 'msgid "Two"', 'msgstr "Zwei "', '"drei"', 'msgid "Four"', 'msgstr "Vier"']

@@ -194,11 +194,13 @@ def test_records_that_are_not_pages_are_skipped_and_counted(tmp_path):
         warc(http(b"", status=404)),
         warc(http(b"\x89PNG", "image/png")),
         warc(b"", "revisit"),
+        warc(b"20240501120000\nh.example. 300 IN A 192.0.2.1\n", fields="WARC-Target-URI: dns:h.example"),
+        warc(b"", fields="WARC-Target-URI: <ftp://h.example/a.txt>"),
     ]
     passed = Counter()
     (record,) = read(tmp_path, b"".join(map(gzip.compress, records)), passed=passed)
     assert "page 0" in record.text
-    assert passed == {"not_a_response": 3, "status_not_200": 1, "other_content_type": 1}
+    assert passed == {"not_a_response": 3, "not_http": 2, "status_not_200": 1, "other_content_type": 1}
 
 
 def test_plain_text_is_taken_whole_and_pages_without_text_are_quarantined(tmp_path):
@@ -360,6 +362,20 @@ def test_payloads_are_decoded_and_those_that_were_decoded_before_are_left(encodi
     if encoding != "identity":
         assert payload(headers[:1], encoded[:-12]) == "warc_bad_payload"
         assert body.startswith(payload(headers[:1], encoded[:-12], truncated=True))
+
+
+@given(body=st.binary(min_size=1, max_size=300), size=st.integers(1, 300), zeros=st.integers(0, 9), data=st.data())
+def test_chunks_of_every_form_are_joined_and_a_cut_one_is_damage(body, size, zeros, data):
+    """Extensions and trailers (RFC 9112, 7.1), and servers that fill the size with blanks or zeros."""
+    extra = data.draw(st.sampled_from([b"", b"  ", b";a=b", b' ;q="x y"']))
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%s%x%s\r\n%s\r\n" % (b"0" * zeros, len(piece), extra, piece) for piece in pieces)
+    end = data.draw(st.sampled_from([b"", b"0\r\n\r\n", b"0;a=b\r\n\r\n", b"000\r\nServer-Timing: x\r\nA: b\r\n\r\n"]))
+    headers = [("Transfer-Encoding", "chunked")]
+    assert payload(headers, chunks + end) == body
+    cut = data.draw(st.integers(len(chunks) - len(pieces[-1]) - 2, len(chunks) - 1))
+    assert payload(headers, chunks[:cut]) == "warc_bad_payload"
+    assert payload(headers, chunks[:cut], truncated=True) == body[: min(len(body), len(body) - (len(chunks) - 2 - cut))]
 
 
 def test_two_encodings_are_taken_off_in_turn():

@@ -1,14 +1,15 @@
 """Parallel text: aligned files, PO and TMX; each pair is a document.
 
     corpus.en, corpus.de   aligned: line n of one is the translation of line n of the other; also packed (corpus.en.gz)
-    de.po                  GNU gettext: msgid is the source, msgstr the target; the first plural form (msgid_plural,
-                           msgstr[1]) is a pair of its own, further ones are not read
+    de.po                  GNU gettext: msgid is the source, msgstr the target; of a message with plural forms the
+                           source of msgstr[0] is msgid, that of each further form msgid_plural
     memory.tmx             TMX 1.4: the first segments in the two languages of each unit; markup inside is left out
 
 Passed over, by reason: `untranslated` and `fuzzy` (PO), `other_language` (a TMX unit without both), `long_pair`.
 Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `line_too_long` (also a message of PO of more than
-64 MiB), and of TMX `corrupt_xml`, `truncated_xml`, `hostile_xml` (an entity of its own, or a unit or a tag of more than
-64 MiB). A record's position is its line, its place among the translated messages and plural forms, or its unit, from 0.
+64 MiB), `not_po` (a message with a line that is not of the format), and of TMX `corrupt_xml`, `truncated_xml`,
+`hostile_xml` (an entity of its own, or a unit or a tag of more than 64 MiB). A record's position is its line, its place
+among the translated messages and plural forms, or its unit, from 0.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, 
 from governance.errors import ConfigError, MissingInput, PipelineError
 
 _PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?)?\s*"(.*)"\s*')
+_ALIEN = "not_po"
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 Pair = tuple[int, str, str]
@@ -176,10 +178,10 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
         if fuzzy:
             pairs.passed["fuzzy"] += 1
             continue
-        forms = [(values["msgid"], values.get("msgstr", values.get("msgstr[0]", "")))]
-        if "msgid_plural" in values:
-            forms.append((values["msgid_plural"], values.get("msgstr[1]", "")))
-        for source, target in forms:
+        plural = values.get("msgid_plural", values["msgid"])
+        targets = {name: text for name, text in values.items() if name.startswith("msgstr")} or {"msgstr": ""}
+        for name, target in targets.items():
+            source = values["msgid"] if name in ("msgstr", "msgstr[0]") else plural
             if target:
                 number += 1
                 yield number, source, target
@@ -190,7 +192,7 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
     """Values of each message by keyword, and whether it is fuzzy.
 
-    A message with a line that is no UTF-8, or of more than 64 MiB, is a fault as a whole.
+    A message with a line that is no UTF-8 or no line of PO, or of more than 64 MiB, is a fault as a whole.
     """
     values: dict[str, list[str]] = {}
     name, fuzzy, next_fuzzy, size = "", False, False, 0
@@ -207,7 +209,7 @@ def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]
                 yield _joined(values), fuzzy
             values, fuzzy, next_fuzzy, whole, size = {}, next_fuzzy, False, True, 0
         size += len(line)
-        if reason := _fault_of(line, size, whole=whole):
+        if reason := _fault_of(line, size, keyword, whole=whole):
             pairs.fault(count, reason, line)
             values, whole = {}, False
         name = keyword or name
@@ -225,16 +227,21 @@ def _is_fuzzy(comment: str, before: bool) -> bool:
 
 
 def _parts_of(line: bytes, text: str) -> tuple[str, str] | None:
-    """Keyword, "" without one, and string of a line; None of others."""
+    """Keyword, "" without one, and string of a line; None of comments.
+
+    The result is None of an empty line, too. The keyword of a line of another format is `not_po`.
+    """
     if found := _PO_LINE.fullmatch(text):
         return found[1] or "", found[2]
     if len(line) > MAX_RECORD_BYTES:  # it was cut
         return text[:20].partition('"')[0].strip(), ""
-    return None
+    return (_ALIEN, "") if text and not text.startswith("#") else None
 
 
-def _fault_of(line: bytes, size: int, *, whole: bool) -> str:
+def _fault_of(line: bytes, size: int, keyword: str, *, whole: bool) -> str:
     """Fault of a message's line; "" without a new one."""
+    if keyword == _ALIEN:
+        return _ALIEN if whole else ""
     if size > MAX_RECORD_BYTES:
         return "line_too_long" if whole else ""
     return "" if _is_utf8(line) else "not_utf8"
