@@ -44,6 +44,7 @@ from pretrain.data.sampler import RowSampler, sampler_of
 ROLES = ("train", "validation")
 _CHECKPOINT = "checkpoint"
 _PACKED = "pack"
+_NAMED = 8  # documents whose identities a terminal shows
 _READ = ("megatron", *(row.name for row in CORPUS_STAGES))
 
 Rows = npt.NDArray[np.int64]
@@ -322,7 +323,8 @@ def _order(made: Node, root: Path, count: int, train: TrainConfig) -> RowSampler
 
 def explain(found: Impact) -> str:
     """The answer in lines of text, for a terminal."""
-    lines = [f"{len(found.identities)} document(s): {', '.join(found.identities[:8])}"]
+    more = ", ..." * (len(found.identities) > _NAMED)
+    lines = [f"{len(found.identities)} document(s): {', '.join(found.identities[:_NAMED])}{more}"]
     lines += [f"  {fate}" for fate in found.fates]
     lines.append(f"token shards that hold it: {len(found.shards) or 'none'}")
     lines += [

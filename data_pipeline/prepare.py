@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.code.select_code import select_code
 from data_pipeline.config import DataConfig
@@ -40,7 +41,7 @@ from data_pipeline.tokens.mix import mix
 from data_pipeline.tokens.pack import pack
 from data_pipeline.tokens.tokenizer import train_tokenizer
 from governance.errors import ConfigError
-from governance.log import run_steps
+from governance.log import get_logger, run_steps
 from governance.manifest import Manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime, earlier_seconds
@@ -106,7 +107,7 @@ def _selected(documents: Manifest, config: DataConfig, folder: Path, runtime: Ru
 
 _SECTIONS = {
     "ingest": "[[data.sources]]: type, paths and the names of fields",
-    "filter": "the functions of [[data.filters]]",
+    "filter": "the bounds and functions of [[data.filters]]",
     "classify": "the bounds of [[data.classifiers]]",
 }
 
@@ -114,20 +115,34 @@ _SECTIONS = {
 def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
     """The documents of a stage, unless there are none.
 
+    Warns of a source that lost all of its own.
+
     Raises:
         ConfigError: the stage removed all of them, so that later stages would have nothing to do.
     """
     stats, stage = documents.stats, documents.stage
-    if stats["documents_kept"] or not runtime.make:
+    if not runtime.make:
         return documents
-    why = [f"{reason} {count:,}" for reason, count in sorted(stats["removed"].items(), key=lambda item: -item[1])]
-    passed = [f"{reason} {count:,}" for reason, count in sorted(stats.get("passed_over", {}).items())]
-    details = [", ".join(why)] * bool(why) + [f"skipped: {', '.join(passed)}"] * bool(passed)
+    if stats["documents_kept"]:
+        for source, counts in sorted(stats.get("by_source", {}).items()):
+            if not counts["documents_kept"] and (why := _reasons(counts)):
+                words = "%s: no document of source %s is left of %s (%s)"
+                get_logger(__name__).warning(words, stage, source, f"{counts['documents_in']:,}", why)
+        return documents
+    why = _reasons(stats)
     what = "no record became a document" if stage == "ingest" else "no document is left"
     raise ConfigError(
-        f"{stage}: {what} of {stats['documents_in']:,}{' (' + '; '.join(details) + ')' if details else ''}. "
+        f"{stage}: {what} of {stats['documents_in']:,}{f' ({why})' if why else ''}. "
         f"Change {_SECTIONS.get(stage, f'[data.{stage}]')}; see examples with: assay data show CONFIG"
     )
+
+
+def _reasons(counts: Mapping[str, Any]) -> str:
+    """Reasons of removals, the most frequent first; then those of skipped records."""
+    removed = sorted(counts["removed"].items(), key=lambda item: -item[1])
+    passed = [f"{reason} {count:,}" for reason, count in sorted(counts.get("passed_over", {}).items())]
+    why = [", ".join(f"{reason} {count:,}" for reason, count in removed)] * bool(removed)
+    return "; ".join([*why, *([f"skipped: {', '.join(passed)}"] * bool(passed))])
 
 
 def stage_names(config: DataConfig) -> tuple[str, ...]:

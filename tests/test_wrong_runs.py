@@ -66,6 +66,15 @@ def test_everything_filtered_out_is_reported_and_can_be_looked_at(project, capsy
     assert "too_few_words" in capsys.readouterr().out
 
 
+def test_a_source_of_which_nothing_is_left_is_named(project, capsys, tales):
+    (project / "extra.jsonl").write_text('{"text": "too short"}\n' * 3)
+    extra = '{type = "jsonl", name = "extra", licence = "CC0-1.0", paths = ["extra.jsonl"]}'
+    tale = '{type = "jsonl", name = "tales", licence = "CC0-1.0", paths = ["a.jsonl"]}'
+    words = ["--root", str(project / "root"), "--set", f"data.sources=[{tale}, {extra}]"]
+    assert main(["data", "prepare", str(project / "run.toml"), *words]) == 0
+    assert "clean: no document of source extra is left of 3 (too_few_words 3)" in capsys.readouterr().err
+
+
 def test_fewer_tokens_than_a_batch(project, capsys, tales):
     tales(project / "a.jsonl", range(3))
     (project / "b.jsonl").unlink()

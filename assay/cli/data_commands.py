@@ -50,15 +50,21 @@ def prepare(arguments: Arguments) -> None:
 
 
 def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
-    """Print the data steps, and the cost of each synthetic source."""
+    """Print stages, steps, and the cost of each synthetic source."""
     from data_pipeline.corpus_preflight import check
-    from data_pipeline.prepare import survey
+    from data_pipeline.prepare import stage_names, survey
     from data_pipeline.synthetic.synthesize import expected_costs
+    from governance.gate.explanation import counted
 
     check(config, folder, runtime.root, runtime.engine)
     sources = survey(config, folder, runtime)
     say(
-        f"steps       {', '.join(sources.steps)}; about {sources.shards:,} shards",
+        f"stages      {', '.join(stage_names(config))}",
+        stages=list(stage_names(config)),
+    )
+    further = " (NAME-2: the stage's second pass over the shards)" * any("-" in step for step in sources.steps)
+    say(
+        f"steps       {', '.join(sources.steps)}{further}; about {counted(sources.shards, 'shard')}",
         steps=sources.steps,
         shards=sources.shards,
     )

@@ -59,8 +59,8 @@ def _sources(policy: Policy, made: Sequence[Manifest], root: Path) -> Iterator[C
             yield ClosingCause(
                 gate.id,
                 f"{gate.column} at {row['stage']} is {value:.3g}{records}, and {words} is allowed",
-                f"Correct or remove what causes it, or let {gate.owner} change the bound in a policy next to the run's "
-                "file (assay init)",
+                f"Correct or remove what causes it, or let the gate's owner ({gate.owner}) change the bound in a "
+                "policy next to the run's file (assay init)",
             )
             break
 

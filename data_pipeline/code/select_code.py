@@ -173,7 +173,7 @@ def select_code(
         made = gathered(done, _zero_counts(identity))
         if without := unmatched(entries, made.stats["opt_out_entries"]):
             named = ", ".join(without[:_NAMED]) + ", ..." * (len(without) > _NAMED)
-            words = "data.code: opt_out: %d of %d entries match no file: %s"
+            words = "data.code: opt_out: %d of %d entries match no file that clean kept: %s"
             get_logger(__name__).warning(words, len(without), len(entries), named)
         return made
 

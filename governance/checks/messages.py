@@ -19,7 +19,7 @@ from governance.gate.policy import Gate
 if TYPE_CHECKING:
     import pandas as pd
 
-_LABELS = ("metric", "stage", "source", "language", "axis", "group", "against", "instrument", "id")
+_LABELS = ("metric", "stage", "type", "source", "language", "axis", "group", "against", "instrument", "id")
 """Columns that name a row for the reader."""
 EXPLAINED = {"quarantined_share": "quarantined_records"}
 """Judged column -> the column that explains its value, where the table has one."""

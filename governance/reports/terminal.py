@@ -9,7 +9,7 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.facts.distributions import distributions, write_edge
 from governance.reports.facts.samples import Mask, kept_samples, mask, removed_samples
-from governance.reports.facts.stage_counts import stage_tables
+from governance.reports.facts.stage_counts import came_in, removed_in, stage_tables
 from governance.reports.html.markup import visible
 
 _ALL = "(all)"
@@ -20,12 +20,13 @@ _WIDTH = 110  # characters of an example
 def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -> str:
     """Print funnel, reasons, counts, histograms, masked examples, waiver digest."""
     lines = [f"{'stage':<13} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
-    for manifest in manifests:
-        stats = manifest.stats
-        if "documents_in" in stats:
-            rows = {_ALL: stats, **dict(sorted(stats.get("by_source", {}).items()))}
-            lines += [_row(manifest.stage, source, counts) for source, counts in rows.items()]
-    lines += ["", *_reasons(manifests)]
+    funnel = [
+        {"by_source": {}, **made.stats, "stage": made.stage} for made in manifests if "documents_in" in made.stats
+    ]
+    for row in funnel:
+        if row["stage"] != "pack":  # passes the counts of encode on
+            lines += [_row(row, funnel, source) for source in ("", *sorted(row["by_source"]))]
+    lines += ["", *_reasons(funnel)]
     lines += [line for table in stage_tables(manifests) for line in ("", *_table(table))]
     for manifest in manifests:
         for histogram in distributions(manifest, root):
@@ -47,20 +48,20 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
     return "\n".join(visible(line).replace("\n", " ") for line in lines)
 
 
-def _row(stage: str, source: str, counts: Mapping[str, Any]) -> str:
-    removed = counts["documents_in"] - counts["documents_kept"]
-    share = f"{removed / counts['documents_in']:.1%}" if counts["documents_in"] else "-"
+def _row(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str) -> str:
+    counts, (number, _) = row["by_source"][source] if source else row, came_in(row, funnel, source)
+    share = f"{(number - counts['documents_kept']) / number:.1%}" if number else "-"
     return (
-        f"{stage:<13} {source:<24} {counts['documents_in']:>12,} {counts['documents_kept']:>12,} "
+        f"{row['stage']:<13} {source or _ALL:<24} {number:>12,} {counts['documents_kept']:>12,} "
         f"{counts['bytes_kept']:>16,} {share:>8}"
     )
 
 
-def _reasons(manifests: Sequence[Manifest]) -> list[str]:
+def _reasons(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"{manifest.stage:<13} removed {number:>10,}  {reason}"
-        for manifest in manifests
-        for reason, number in sorted(manifest.stats.get("removed", {}).items(), key=lambda item: (-item[1], item[0]))
+        f"{row['stage']:<13} removed {number:>10,}  {reason}"
+        for row in funnel
+        for reason, number in sorted(removed_in(row, funnel).items(), key=lambda item: (-item[1], item[0]))
     ]
 
 

@@ -245,7 +245,7 @@ def test_unreadable_records_and_duplicates_close_gates_of_the_sources(tmp_path):
         ),
         ("sources.duplicate_share", "duplicate_share at dedup is 0.952, and at most 0.9 is allowed"),
     ]
-    assert "let data change the bound" in closing[0].fix
+    assert "let the gate's owner (data) change the bound" in closing[0].fix
 
 
 def test_short_documents_are_proposed_without_the_rules_that_remove_them(tmp_path):

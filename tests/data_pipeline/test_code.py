@@ -456,7 +456,8 @@ def test_entries_that_match_no_file_are_named(tmp_path, caplog):
     config, runtime, documents, _, _ = read(tmp_path, code={"opt_out": ["opt.txt"]})
     found = select_code(documents, config.code, config.sources, runtime, tmp_path)
     assert found.stats["opt_out_entries"] == {"alpha": 3}
-    assert "2 of 4 entries match no file: delta/raw, nobody" in caplog.text  # alpha/main.py is below alpha
+    # alpha/main.py is below alpha
+    assert "2 of 4 entries match no file that clean kept: delta/raw, nobody" in caplog.text
 
 
 def test_a_denied_licence_is_removed_however_it_is_spelt(tmp_path):

@@ -5,7 +5,7 @@ import re
 from assay.cli.main import main
 from governance.manifest import Manifest, read_manifest
 from governance.reports.documents.corpus_documents import PURPOSES
-from governance.reports.facts.report_facts import facts
+from governance.reports.facts.report_facts import facts, funnel_of
 from governance.reports.facts.stage_counts import removals, stage_tables
 from governance.reports.html.markup import join
 from governance.reports.sections import corpus_sections
@@ -155,13 +155,32 @@ def test_a_made_corpus_shows_them(project, capsys):
 
 
 def test_a_document_without_a_copy_is_removed_once():
-    """`mix` counts it, and `encode`, which reads the documents before the plan, again."""
+    """`mix` counts it; `encode` and `pack`, which read the documents before the plan, count it again."""
     gone = {"mix_quota": 6, "other": 1}
-    rows = [{"stage": "mix", "removed": {"mix_quota": 6}}, {"stage": "encode", "removed": gone}]
+    rows = [{"stage": "mix", "removed": {"mix_quota": 6}}, {"stage": "encode", "removed": gone},
+            {"stage": "pack", "removed": gone}]  # fmt: skip
     assert [(row["stage"], reason, count) for row, reason, count in removals(rows)] == [
         ("mix", "mix_quota", 6), ("encode", "other", 1),
     ]  # fmt: skip
     assert sum(count for _, _, count in removals(rows[1:])) == 7
+
+
+def test_a_stage_takes_in_what_the_stage_before_kept(tmp_path):
+    before = {"documents_in": 20, "documents_kept": 20, "bytes_in": 900, "bytes_kept": 900}
+    mixed = {"documents_in": 20, "documents_kept": 8, "bytes_in": 900, "bytes_kept": 300, "removed": {"mix_quota": 12}}
+    counts = {"redact": before, "mix": mixed, "encode": mixed, "pack": mixed}
+    stages = [made(stage, by_source={"web": of}, **of) for stage, of in counts.items()]
+    output = show_corpus(stages, tmp_path)
+    rows = [line.split() for line in output.splitlines() if " web " in line]
+    assert [row[:4] for row in rows] == [
+        ["redact", "web", "20", "20"], ["mix", "web", "20", "8"], ["encode", "web", "8", "8"],
+    ]  # fmt: skip
+    assert output.count("mix_quota") == 1
+    funnel = corpus_sections.funnel_folded({"funnel": funnel_of(stages), "evidence": [], "citations": {}})
+    cells = [re.sub("<[^>]*>", " ", line).split() for fold in funnel for line in fold.split("<tr>")]
+    assert [line[1:6] for line in cells if line[0] in ("mix", "encode", "pack") and len(line) > 5] == [
+        ["20", "8", "12", "900", "300"], ["8", "8", "0", "300", "300"], ["8", "8", "0", "300", "300"],
+    ]  # fmt: skip
 
 
 def test_the_disclosure_names_the_purpose_of_each_step_that_counts_documents():

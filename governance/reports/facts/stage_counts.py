@@ -73,12 +73,27 @@ def removals(funnel: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str,
 def removed_in(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str = "") -> dict[str, int]:
     """Documents that a stage removed, by reason.
 
-    Of all sources, or of one. `mix` and `encode` both count the documents of which a plan has no copy; only `mix`
-    has them here.
+    Of all sources, or of one. `mix`, `encode` and `pack` all count the documents of which a plan has no copy, and
+    `pack` passes on all counts of `encode`; only the first stage has them here.
     """
-    counts = (row["by_source"][source] if source else row)["removed"]
-    twice = row["stage"] == "encode" and any(other["stage"] == "mix" for other in funnel)
+    counts = (row["by_source"][source] if source else row).get("removed", {})
+    stages = {other["stage"] for other in funnel}
+    if row["stage"] == "pack" and "encode" in stages:
+        return {}
+    twice = row["stage"] == "encode" and "mix" in stages
     return {reason: count for reason, count in counts.items() if not (twice and reason == "mix_quota")}
+
+
+def came_in(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str = "") -> tuple[int, int]:
+    """Documents and bytes that the stage before had kept.
+
+    Of all sources, or of one. `encode` and `pack` read the documents before a mixture, and count these.
+    """
+    counts = row["by_source"][source] if source else row
+    removed = removed_in(row, funnel, source)
+    if removed == counts.get("removed", {}):
+        return counts["documents_in"], counts["bytes_in"]
+    return counts["documents_kept"] + sum(removed.values()), counts["bytes_kept"]
 
 
 def _reader_tables(ingest: Manifest) -> Iterator[Table]:
@@ -239,10 +254,12 @@ def _counts_of_stage(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 
 def count_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as a table for a terminal."""
+    """The rows as a table for a terminal; notes mixtures."""
     lines = [f"{'stage':<13} {'source':<24} {'documents':>14} {'bytes':>18} {'tokens':>18}"]
     for row in rows:
         figures = ["" if row[name] is None else f"{row[name]:,}" for name in ("documents", "bytes", "tokens")]
         named = f"{row['stage']:<13} {visible(row['source']):<24}"
         lines.append(f"{named} {figures[0]:>14} {figures[1]:>18} {figures[2]:>18}".rstrip())
+    if any(row["stage"] == "mix" for row in rows):
+        lines.append("A mixture's documents and bytes count once, its tokens in each copy.")
     return lines

@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, licence_words, removals
+from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, came_in, licence_words, removals, removed_in
 from governance.reports.facts.synthetic_facts import energy_words
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -81,10 +81,10 @@ def funnel_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     lines = [
         [
             row["stage"],
-            number(row["documents_in"]),
+            number(came_in(row, rows)[0]),
             number(row["documents_kept"]),
-            number(sum(row["removed"].values())),
-            number(row["bytes_in"]),
+            number(sum(removed_in(row, rows).values())),
+            number(came_in(row, rows)[1]),
             number(row["bytes_kept"]),
         ]
         for row in rows
