@@ -36,7 +36,7 @@ def _saved(state: Path) -> set[str] | None:
     """Names of the Arrow files in a state; None: another file."""
     try:
         return {Path(file["filename"]).name for file in json.loads(state.read_bytes())["_data_files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -48,7 +48,7 @@ def card(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             head = file.read(_CARD_BYTES)
         block = yaml.safe_load(head.split("\n---", 1)[0][3:]) if head.startswith("---") else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return block if isinstance(block, dict) else {}
 
@@ -60,7 +60,9 @@ def stated_licences(about: Iterable[Path]) -> dict[Path, set[str]]:
         values: Any = card(file) if file.name == _CARD else _facts(file)
         licence = values.get("license")
         names = licence if isinstance(licence, list) else [licence]
-        stated.setdefault(file.parent, set()).update(normalised(str(name)) for name in names if name)
+        stated.setdefault(file.parent, set()).update(
+            normalised(name) if isinstance(name, str) else UNKNOWN for name in names if name
+        )  # as text, lists that YAML's aliases repeat in lists may be of any length
     return stated
 
 
@@ -78,6 +80,6 @@ def licence_of(files: Iterable[Path], stated: Mapping[Path, set[str]]) -> str:
 def _facts(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes()) if path.name == _INFO else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

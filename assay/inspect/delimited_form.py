@@ -12,7 +12,7 @@ import io
 import itertools
 from pathlib import Path
 
-from data_pipeline.readers.streams import TornStream, blocks
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks
 
 _HEAD_BYTES = 1 << 18
 _ROWS = 50
@@ -32,6 +32,7 @@ def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, s
     Raises:
         csv.Error: the rows are damaged.
     """
+    csv.field_size_limit(MAX_RECORD_BYTES)  # of characters, for the whole process; documents are longer than its 128 Ki
     text, encoding = _decoded(_head(file))
     usual = _USUAL[kind]
     shares = {delimiter: _regular(text, delimiter) for delimiter in _DELIMITERS}
@@ -39,7 +40,7 @@ def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, s
     delimiter = best if shares[usual] < _REGULAR <= shares[best] else usual
     form = {"delimiter": delimiter} if delimiter != usual else {}
     form |= {"encoding": encoding} if encoding != "utf-8" else {}
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    rows = csv.DictReader(_lines(text), delimiter=delimiter)
     return [dict(row) for row in itertools.islice(rows, _ROWS)], form
 
 
@@ -71,13 +72,18 @@ def _whole_lines(text: str, head: bytes) -> str:
     return text[: text.rfind("\n") + 1] or text if len(head) >= _HEAD_BYTES else text
 
 
+def _lines(text: str) -> io.StringIO:
+    """Lines of a text, whatever ends them, from its first full one."""
+    return io.StringIO(text.lstrip("\r\n"), newline="")
+
+
 def _regular(text: str, delimiter: str) -> float:
     """Share of the first rows as long as the header.
 
     Returns 0 for a header of a single value.
     """
     try:
-        rows = [row for row in itertools.islice(csv.reader(io.StringIO(text), delimiter=delimiter), _ROWS) if row]
+        rows = [row for row in itertools.islice(csv.reader(_lines(text), delimiter=delimiter), _ROWS) if row]
     except csv.Error:
         return 0.0
     return sum(len(row) == len(rows[0]) for row in rows) / len(rows) if rows and len(rows[0]) > 1 else 0.0

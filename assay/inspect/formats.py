@@ -242,16 +242,35 @@ def _rows(kind: str, file: Path) -> list[Any]:
     if kind == "parquet":
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
-            return [_flat(row) for row in batch.to_pylist()] if batch else []
+            return _python_rows(batch) if batch else []
     if kind == "orc":
         found = pyarrow.dataset.dataset(file, format="orc").to_batches(
             batch_size=_FIRST_RECORDS, batch_readahead=1, fragment_readahead=1, use_threads=False
         )
-        return [_flat(row) for row in next(found).slice(0, _FIRST_RECORDS).to_pylist()]
+        return _python_rows(next(found).slice(0, _FIRST_RECORDS))
     if kind == "arrow":
         with file.open("rb") as source, pa.ipc.open_stream(at_stream(source)) as stream:
-            return [_flat(row) for row in stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist()]
+            return _python_rows(stream.read_next_batch().slice(0, _FIRST_RECORDS))
     return []
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows, with null for what Python has no type for.
+
+    Examples are an unknown time zone and text that is not UTF-8. Bytes that are UTF-8 are text, as `ingest` reads them.
+    """
+    columns = {}
+    for place, name in enumerate(batch.schema.names):
+        with contextlib.suppress(KeyError):  # intervals of months have no class in pyarrow
+            columns[name] = batch.column(place)
+    return [_flat({name: _python(column[at]) for name, column in columns.items()}) for at in range(batch.num_rows)]
+
+
+def _python(value: pa.Scalar) -> Any:
+    with contextlib.suppress(ValueError, OverflowError, KeyError):
+        found = value.as_py()
+        return found.decode("utf-8") if isinstance(found, bytes) else found
+    return None
 
 
 def _lines(file: Path) -> Iterator[bytes]:

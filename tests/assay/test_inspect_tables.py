@@ -4,6 +4,7 @@ import csv
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -11,12 +12,14 @@ import re
 import sys
 import tomllib
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from assay.cli import inspect_commands
 from assay.cli.surface import parser
 from assay.inspect import inspection
-from assay.inspect.formats import find_inputs
+from assay.inspect.formats import fields_of, find_inputs, first_records
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import Inspection, InspectTable, as_page, as_text
 from governance.errors import MissingInput, StorageError, storage_errors
@@ -62,6 +65,54 @@ def test_a_table_of_one_column_or_of_damaged_rows_keeps_the_usual_form(tmp_path)
     for name in ("one.csv", "odd.csv"):
         [found] = find_inputs(tmp_path / name)[0]
         assert found.form == {}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_long_documents_of_a_table_are_its_text_whatever_ends_its_lines(tmp_path, ends):
+    """Python's reader takes at most 128 Ki characters of a value by default."""
+    rows = "".join(f'{n},"{n} {"word " * 30_000}"{ends}' for n in range(3))
+    (tmp_path / "a.csv").write_bytes(f"{ends}id,body{ends}{rows}".encode())
+    before = csv.field_size_limit(1 << 17)
+    try:
+        [found] = find_inputs(tmp_path)[0]
+        assert fields_of(found)["text"] == "body"
+    finally:
+        csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_values_that_python_has_no_type_for_hide_no_text(tmp_path, kind):
+    texts = pa.array([prose(1).encode(), b"\xff\xfe", prose(2).encode()], pa.binary())
+    table = pa.table(
+        {
+            "zone": pa.array([1, 2, 3], pa.timestamp("us", tz="Nowhere/Land")),
+            "year": pa.array([1 << 60] * 3, pa.timestamp("s")),
+            "bytes": texts,
+            "body": pa.array([text.as_py() + b"." for text in texts], pa.binary()).view(pa.string()),
+        }
+    )
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table.drop(["year"]), path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+            out.write_table(table)
+    [found] = find_inputs(tmp_path)[0]
+    assert fields_of(found)["text"] == "body"
+    assert [row["bytes"] for row in first_records(found)] == [prose(1), None, prose(2)]
+
+
+@pytest.mark.parametrize("deep", ["[", "{a: ", "- "])
+def test_hostile_facts_of_a_data_set_state_nothing(tmp_path, deep):
+    (tmp_path / "README.md").write_text(f"---\nlicense: {deep * 3000}")
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / name).write_text('{"_data_files": ' + "[" * 100_000)
+    (tmp_path / "a.txt").write_text(prose(1))
+    (tmp_path / "b").mkdir()
+    doubled = "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijklmnopqrst"))
+    (tmp_path / "b" / "README.md").write_text(f"---\na: &a [x, x]\n{doubled}license: *t\n---\n")
+    (tmp_path / "b" / "a.txt").write_text(prose(1))
+    assert {found.licence for found in find_inputs(tmp_path)[0]} == {"NOASSERTION"}
 
 
 def test_the_files_are_written_where_a_reader_closes_the_output(tmp_path, monkeypatch):
