@@ -48,7 +48,7 @@ from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.file_types.character_references import decode_references
 from data_pipeline.readers.file_types.endings import HTML
 from data_pipeline.readers.hub import at_commit
-from data_pipeline.readers.items import SourceFiles, list_files
+from data_pipeline.readers.items import SourceFiles, SourceItem, list_files
 from data_pipeline.readers.local import remaining_files, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
@@ -76,7 +76,7 @@ from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, s
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import all_intact
 
-VERSION = 16
+VERSION = 17
 _FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 
@@ -156,7 +156,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
             if isinstance(piece, RecordFault):
                 refuse((work.source.name, piece.file, piece.position, piece.reason, piece.sample), 0)
                 removed[f"quarantine:{piece.reason}"] += 1
-                torn |= {piece.file} if piece.reason in TORN else set()
+                torn |= {_containing(piece.file, work.items)} if piece.reason in TORN else set()
                 continue
             if decodes and ending_of(plain_name(piece.file)) not in HTML:
                 text, found = decode_references(piece.text)
@@ -192,6 +192,11 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     if isinstance(work.source, SyntheticSource):
         counts["truncated"] = count["truncated"]
     return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
+
+
+def _containing(name: str, items: Sequence[SourceItem]) -> str:
+    """The archive of a torn member, or the file itself."""
+    return next((item.file for item in items if name.startswith(f"{item.file}/")), name)
 
 
 def _reader_of(source: Source) -> Callable[[Reading, Counter[str]], Iterator[Record | RecordFault]]:

@@ -232,6 +232,11 @@ def _reported(url: str) -> Iterator[None]:
     except Exception as error:  # what the packages raise is not one class
         reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, public_url(url))
         get_logger(__name__).debug("mirror", exc_info=True)
+        if isinstance(error, FileNotFoundError):
+            raise MissingInput(
+                f"{public_url(url)}: {reason}. Create the bucket or folder, or correct the URL."
+            ) from error
         raise StorageError(
-            f"{public_url(url)}: the store fails ({reason}). What was sent stays there; run the same command again."
+            f"{public_url(url)}: the store fails ({reason}). What was copied is kept; run the same command again when "
+            "the cause is gone."
         ) from error

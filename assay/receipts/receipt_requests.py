@@ -343,6 +343,8 @@ def explain(found: dict[str, Any], note: str = "") -> str:
     if read["times"]:
         more = f" and {read['times'] - len(read['steps'])} more" if read["times"] > len(read["steps"]) else ""
         lines.append(f"read {read['times']} time(s), at step(s) {', '.join(map(str, read['steps']))}{more}")
+    elif held is not None and held["copies"]:
+        lines.append(f"not read up to step {said['step']}")
     if note:
         lines.append(note)
     if said.get("removed"):

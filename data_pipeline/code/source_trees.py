@@ -199,7 +199,8 @@ def _read_archive(source: CodeSource, archive: SourceItem, passed: Counter[str])
         for member in members(archive.local, ("*",)):
             yield from _read_file(source, _name(archive, member), read_blocks(member), licences, passed)
     except MissingInput as error:
-        yield RecordFault(archive.file, 0, "unreadable_member", sample(str(error).partition(": ")[2]))
+        words = f"cannot be read as an archive: {error.__cause__}"
+        yield RecordFault(archive.file, 0, "unreadable_member", sample(words))
 
 
 def _name(archive: SourceItem, member: Member) -> str:

@@ -94,7 +94,7 @@ def read_pages(data: bytes, file: str) -> Iterator[Record | RecordFault]:
     if found.text:
         yield Record(found.text, file, 0)
     elif not found.needs_ocr:
-        yield RecordFault(file, 0, "no_text", f"{found.pages} empty pages")
+        yield RecordFault(file, 0, "no_text", f"{found.pages} empty page{'s' * (found.pages != 1)}")
     for number in found.needs_ocr:
         yield RecordFault(file, number, "page_needs_ocr", f"page {number + 1} of {found.pages}: no readable text")
 

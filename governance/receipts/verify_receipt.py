@@ -147,4 +147,4 @@ if __name__ == "__main__":
         wrong = faults(answer, public, asked, Path(given.journal).read_bytes() if given.journal else None)
     except Exception as error:  # a file that is absent, or of another form
         sys.exit(f"{type(error).__name__}: {error}")
-    sys.exit("\n".join(wrong) or sys.stdout.write(json.dumps(answer["statement"], indent=1)) * 0)
+    sys.exit("\n".join(wrong) or sys.stdout.write(json.dumps(answer["statement"], indent=1) + "\n") * 0)

@@ -399,6 +399,18 @@ def test_an_archive_reads_as_its_folder_and_a_torn_one_is_counted(tmp_path, kind
     assert len(documents) == (0 if kind == "zip" else 3)  # a zip's list of members is at its end
 
 
+def test_an_archive_that_tears_within_a_member_is_one_torn_file(tmp_path):
+    whole = packed(
+        "tar.gz", {"main.py": CODE.encode(), "noise.py": random.Random(0).randbytes(3_000_000).hex().encode()}
+    )
+    write(tmp_path, {"repos/alpha.tar.gz": whole[: len(whole) // 2]})
+    _, _, made, _, faults = read(tmp_path)
+    assert [fault["file"] for fault in faults] == ["alpha.tar.gz/noise.py", "alpha.tar.gz"]
+    assert "truncated" in faults[1]["sample"]
+    assert "Remove its folder" not in faults[1]["sample"]
+    assert made.stats["torn_files"] == 1
+
+
 SECRET = "ghp_" + "a1B2" * 9
 
 

@@ -178,13 +178,18 @@ def _removed_table(facts: Mapping[str, Any]) -> Html:
     lines = [
         (
             count,
-            [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / (row["documents_in"] or 1))],
+            [
+                foreign(reason.replace("_", " ")),
+                row["stage"],
+                number(count),
+                share(count / (came_in(row, rows)[0] or 1)),
+            ],
         )
         for row, reason, count in removals(rows)
         if count
     ]
     lines.sort(key=lambda line: -line[0])
-    head = ["reason", "removed by", "documents", "share"]
+    head = ["reason", "removed by", "documents", "of those that came in"]
     return table("Removed documents by reason", head, [line for _, line in lines], numeric=(2, 3),
                  citation=cite_each(facts, "/funnel", len(rows)), shown=5)  # fmt: skip
 

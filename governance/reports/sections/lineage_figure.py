@@ -95,7 +95,7 @@ def _boxes(facts: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str
         name = names[row["path"], row["digest"]]
         size_text = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
         boxes[name] = Box(row["stage"], (size_text, row["digest"][:16]), "made")
-        for source, (text, files) in _sources(row["inputs"]).items():
+        for source, (text, files) in _sources(row).items():
             boxes[source] = Box(text, (f"{files:,} files" if files > 1 else "1 file", ""), "source")
             edges.add((source, name))
         edges |= {
@@ -111,12 +111,16 @@ def _boxes(facts: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str
     return boxes, edges
 
 
-def _sources(inputs: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    """Source files by source: box name -> (text, number of files)."""
+def _sources(row: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Source files by source: box name -> (text, number of files).
+
+    A model's or rules' files of `redact` lie in folders of their own names, and are no sources.
+    """
     files: dict[str, int] = defaultdict(int)
-    for item in inputs:
+    for item in row["inputs"]:
         if item["stage"] in SOURCES:
-            files[visible(str(item["path"]).partition("/")[0])] += 1
+            own = "models and rules of redact" if row["stage"] == "redact" else str(item["path"]).partition("/")[0]
+            files[visible(own)] += 1
     ordered = sorted(files, key=lambda name: (-files[name], name))
     found = {f"source {name}": (name, files[name]) for name in ordered[:_SOURCES_SHOWN]}
     rest = ordered[_SOURCES_SHOWN:]
