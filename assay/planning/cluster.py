@@ -31,6 +31,21 @@ class ClusterFigure(Bounded):
     source: str = Field(pattern=r"\S\S\S")
     """Data sheet, paper or measurement; or "assumed: " and the reason."""
 
+    def times(self, factor: float) -> ClusterFigure:
+        """The figure and its bounds, multiplied."""
+        if factor == 1:
+            return self
+        low, value, high = (factor * bound for bound in self.bounds)
+        return ClusterFigure(value=value, low=low, high=high, source=self.source)
+
+
+_SHARED = (
+    "peak_tflops", "gemm_tflops_768", "gemm_tflops_2048", "attention_tflops_64_forward", "attention_tflops_64_backward",
+    "attention_tflops_128_forward", "attention_tflops_128_backward", "memory_gib", "memory_gb_s", "host_link_gb_s",
+    "price_hour",
+)  # fmt: skip
+"""Figures of a rank that are its share of a node without GPUs."""
+
 
 class Cluster(Section):
     """Nodes of one kind, and what they cost."""
@@ -89,8 +104,15 @@ class Cluster(Section):
         return figure.band
 
     def with_ranks(self, a_node: int) -> Cluster:
-        """The same nodes, of which a job takes so many ranks."""
-        return self.model_copy(update={"ranks_per_node": a_node})
+        """The same nodes, on each of which a job has so many ranks.
+
+        Ranks on CPUs share all that the node has. Of GPUs a job takes as many as ranks, and its share of the node's
+        power, as it is metered (`governance/energy/cgroup.py`).
+        """
+        share = a_node / self.ranks_per_node
+        scaled = {"load_node_watts": share} if self.device == "cuda" else dict.fromkeys(_SHARED, 1 / share)
+        figures = {name: getattr(self, name).times(factor) for name, factor in scaled.items()}
+        return self.model_copy(update={"ranks_per_node": a_node, **figures})
 
     @property
     def machine(self) -> Machine:

@@ -86,7 +86,7 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
             f"--from {named}: its {record.world_size} ranks do not fill nodes of {cluster.ranks_per_node}; name the "
             "cluster that it ran on"
         )
-    alike = cluster.model_copy(update={"ranks_per_node": a_node})
+    alike = cluster.with_ranks(a_node)
     measured = replace(inputs, vocabulary=size, cluster=alike, nodes=record.world_size // a_node)
     predicted = step_plan(recipe, settings, measured)
     time = predicted.tokens / predicted.seconds / record.tokens_per_second
@@ -94,9 +94,11 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     words = f"{folder}: {time:.2f} times the predicted time"
     if record.memory is not None:
         words += f", {memory:.2f} times the memory"
-    if record.watts is not None:
-        words += f", {record.watts:,.0f} W a node"
-    return Correction(time, memory, record.watts, words, inputs.correction.document_tokens)
+    # With fewer GPUs a node than the plan's, the power is not that of its nodes.
+    watts = record.watts if cluster.device == "cpu" or a_node == cluster.ranks_per_node else None
+    if watts is not None:
+        words += f", {watts:,.0f} W a node"
+    return Correction(time, memory, watts, words, inputs.correction.document_tokens)
 
 
 def _online(train: TrainConfig) -> bool:

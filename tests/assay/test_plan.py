@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from assay.planning.corrections import read_record
 from assay.planning.costs import costs
 from assay.planning.failures import best_interval, wall_seconds
 from assay.planning.layouts import fastest, layouts
-from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan
+from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan, step_plan
 from assay.planning.plan_page import lines, summary
 from governance.energy.band import Band
 from governance.errors import ConfigError
@@ -289,6 +290,41 @@ def test_a_record_corrects_the_plan(planned, tmp_path, ratio):
     assert found["kwh"]["value"] == pytest.approx(2 * 5.0 * hours)
     assert high / low < 1.25 < plan_of("1b", 2).wall.high / plan_of("1b", 2).wall.low
     assert low < value < high
+
+
+def test_the_power_of_fewer_gpus_says_nothing_about_whole_nodes(planned, tmp_path):
+    one = replace(plan_of("1b", 1), step=step_plan_on("h100", 1))
+    record(tmp_path / "run" / "train" / "k", one, 1.0, watts=900.0)
+    _, found, _ = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert found["kwh"]["value"] == pytest.approx(7.75 * found["days"]["value"] * 24)
+    assert "W a node" not in found["corrected_by"]
+
+
+def step_plan_on(cluster, ranks):
+    run = the_run("1b")
+    nodes = read_cluster(cluster).with_ranks(ranks)
+    return step_plan(run.config.recipe, run.settings, PlanInputs(50304, nodes, 1))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_the_processes_of_a_cpu_node_share_it(processes):
+    """Without it, eight processes were planned on eight sockets, and one paid for half of its node."""
+    settings = ("engine.micro_batch_size=8", "engine.compile=false")
+
+    def node(cluster):
+        found = make_plan(the_run("1b", *settings), PlanInputs(50304, cluster, 1))
+        memory = found.step.ranks * found.step.hardware.device_bytes
+        return (*found.costs["usd"], *found.costs["kwh"], found.step.tokens / found.step.seconds, memory)
+
+    whole = read_cluster("cpu")
+    assert node(whole.with_ranks(processes)) == pytest.approx(node(whole), rel=0.03)
+
+
+def test_some_of_a_nodes_gpus_draw_their_share():
+    eight = read_cluster("h100")
+    half = eight.with_ranks(4)
+    assert (half.load_node_watts.value, half.load_node_watts.high) == (3875, 4240)
+    assert half.with_ranks(8) == eight.model_copy(update={"load_node_watts": half.load_node_watts.times(2)})
 
 
 def test_the_power_of_a_record_is_that_of_its_whole_time(tmp_path):
