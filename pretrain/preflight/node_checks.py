@@ -43,6 +43,7 @@ _NAMES_FILE = "nodes.json"
 _CONNECT_SECONDS = 60.0
 _ARRIVE_SECONDS = _CONNECT_SECONDS / 2  # the others wait longer for the first node's word on who is missing
 _SUM_SECONDS = 120.0
+_DRIVER_SECONDS = 60.0
 _LINGER_SECONDS = 2.0  # the first node's store stays open so much longer, for the others to read who is missing
 _SKEW_SECONDS = 5.0
 _EXCHANGES = 5  # clock readings per node; the quickest counts
@@ -111,13 +112,14 @@ def gpus(hardware: Hardware, engine: EngineConfig, node: str) -> NodeFinding:
     """Check the number of GPUs that torch sees."""
     if not hardware.gpus:
         return NodeFinding("gpus", "none requested")
-    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES", "")  # AMD's name
+    given = [name for name in shown.split(",") if name]
     if engine.device == "cpu":
         return NodeFinding("gpus", f"{len(given)} of {hardware.gpus} given by Slurm; engine.device = 'cpu' uses none")
     import torch
 
-    if torch.version.cuda is None:
-        return NodeFinding("gpus", f"this torch is built without CUDA; Slurm gave {len(given)}", bad=True)
+    if torch.version.cuda is None and torch.version.hip is None:
+        return NodeFinding("gpus", f"this torch is built without CUDA and ROCm; Slurm gave {len(given)}", bad=True)
     seen = torch.cuda.device_count()
     figures = f"{seen} of {hardware.gpus} visible to torch, {len(given)} given by Slurm"
     return NodeFinding("gpus", figures, bad=seen < hardware.gpus, nodes=(node,) if seen < hardware.gpus else ())
@@ -152,17 +154,23 @@ def ecc(hardware: Hardware, node: str, query: Callable[[], str | None]) -> NodeF
 def _nvidia_smi() -> str | None:
     """One line per GPU; None where the tool is missing or refuses.
 
-    A driver that hangs raises TimeoutExpired.
+    A driver that hangs raises TimeoutExpired. The tool is not waited for then: no signal ends a process in a driver.
     """
     fields = "index,ecc.errors.uncorrected.volatile.total,retired_pages.pending,remapped_rows.pending"
     try:
-        done = subprocess.run(
+        tool = subprocess.Popen(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8",
+            errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    try:
+        answer, _ = tool.communicate(timeout=_DRIVER_SECONDS)
+    except subprocess.TimeoutExpired:
+        tool.kill()
+        raise
+    return answer if tool.returncode == 0 else None
 
 
 def disk(needed: int, root: Path) -> NodeFinding:

@@ -64,6 +64,12 @@ def test_gpus_that_are_not_seen(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert gpus(requested(2), engine(), "n1").bad  # as on every node: none is left out
     assert gpus(requested(2), engine(), "n1").nodes == ()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "0,1")
+    found = gpus(requested(2), engine(), "n1")
+    assert (found.bad, found.figures) == (False, "2 of 2 visible to torch, 2 given by Slurm")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,24 @@ def test_memory_errors(answer, fault):
     assert found.bad == bool(fault)
     assert found.nodes == (("n1",) if fault else ())
     assert fault in found.figures
+
+
+def test_a_driver_that_hangs_does_not_hang_the_check(monkeypatch):
+    """A process within a driver cannot be killed, so nothing may wait for its end."""
+
+    class Hung:
+        def __init__(self, *words, **options):
+            self.killed = False
+
+        def communicate(self, timeout):
+            raise subprocess.TimeoutExpired("nvidia-smi", timeout)
+
+        def kill(self):
+            self.killed = True
+
+    monkeypatch.setattr(subprocess, "Popen", Hung)
+    found = ecc(requested(2), "n1", node_checks._nvidia_smi)
+    assert (found.nodes, found.figures) == (("n1",), "nvidia-smi did not answer for 60 s")
 
 
 def test_without_a_tool_to_query_nothing_is_claimed():
