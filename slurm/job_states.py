@@ -18,7 +18,7 @@ forgotten it and accounting has an end for each unit, so a requeue by hand withi
 status` queries again; with `--watch` answers of any other process that are younger than a minute do.
 
     {"accounted": [{"job": "12", "state": "RUNNING", ...}], "asked": 1764151200.0, "jobs": ["11", "12"],
-     "over": [{"job": "11", "state": "COMPLETED", ...}], "queued": [{"job": "12", ...}]}
+     "over": [{"job": "11", "state": "COMPLETED", ...}], "queued": [{"job": "12", ...}], "silent": []}
 
 A job of another user or run that once had one of these ids is not ours: its name differs, or it ended before.
 """
@@ -395,9 +395,11 @@ class _Cache:
     accounted: list[commands.Accounted]
     over: list[commands.Accounted]
     """Accounting of jobs that have ended."""
+    silent: list[str]
+    """Error messages of accounting, where it did not answer."""
 
 
-_EMPTY = _Cache([], 0.0, [], [], [])
+_EMPTY = _Cache([], 0.0, [], [], [], [])
 
 
 def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) -> Answers:
@@ -408,7 +410,7 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
     names = {line.job: line.name for line in lines}
     over = [item for item in cache.over if _ours(item, names)]
     if cache.jobs == jobs and 0 <= time.time() - cache.asked < most_seconds:
-        return Answers(cache.queued + rehearsed, over + cache.accounted)
+        return Answers(cache.queued + rehearsed, over + cache.accounted, tuple(cache.silent))
     ended = {item.job.partition("_")[0] for item in over}
     left = [job for job in jobs if job not in ended]
     first = datetime.datetime.fromisoformat(lines[0].submitted)
@@ -425,8 +427,8 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
         accounted = [item for item in found if _ours(item, names)]
     except ClusterError as error:
         silent.append(str(error))
-    if known is not None and accounted is not None:
-        _keep(root, jobs, known, accounted, over)
+    if known is not None:  # a site without accounting has the same watchers
+        _keep(root, jobs, known, accounted or [], over, silent)
     accounts = None if accounted is None else over + accounted
     return Answers(None if known is None else known + rehearsed, accounts, tuple(silent))
 
@@ -453,6 +455,7 @@ def _read(root: Path) -> _Cache:
             queued=[commands.Queued(**item) for item in found["queued"]],
             accounted=[commands.Accounted(**item) for item in found["accounted"]],
             over=[commands.Accounted(**item) for item in found["over"]],
+            silent=[str(message) for message in found["silent"]],
         )
     except (OSError, ValueError, TypeError, KeyError):
         return _EMPTY
@@ -464,6 +467,7 @@ def _keep(
     queued: Sequence[commands.Queued],
     accounted: Sequence[commands.Accounted],
     over: Sequence[commands.Accounted],
+    silent: Sequence[str],
 ) -> None:
     """Keep the answers for others.
 
@@ -479,6 +483,7 @@ def _keep(
         "jobs": list(jobs),
         "over": [asdict(item) for item in over] + ended,
         "queued": [asdict(item) for item in queued],
+        "silent": list(silent),
     }
     with contextlib.suppress(StorageError):  # a full disk, or a root of another account
         write_json(root / "slurm" / ANSWERS_FILE, values)

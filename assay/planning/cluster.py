@@ -104,7 +104,7 @@ class Cluster(Section):
         return figure.band
 
     def with_ranks(self, a_node: int) -> Cluster:
-        """The same nodes, on each of which a job has so many ranks.
+        """The same nodes with another number of ranks on each.
 
         Ranks on CPUs share all that the node has. Of GPUs a job takes as many as ranks, and its share of the node's
         power, as it is metered (`governance/energy/cgroup.py`).

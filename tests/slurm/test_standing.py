@@ -396,7 +396,7 @@ def test_an_ended_job_of_another_name_does_not_answer_for_ours(queued):
     first = submitted(queued.root)[0].job
     before = {"job": first, "state": "FAILED", "status": 9, "signal": 0, "elapsed": 1, "nodes": "", "core_seconds": 1,
               "joules": None, "comment": "", "name": "other.report"}  # fmt: skip
-    cache = {"accounted": [], "asked": 0.0, "jobs": [], "over": [before], "queued": []}
+    cache = {"accounted": [], "asked": 0.0, "jobs": [], "over": [before], "queued": [], "silent": []}
     write_text(queued.root / "slurm" / ANSWERS_FILE, json.dumps(cache))
     assert gather(queued.root).row("sources").parts[0].state == "PENDING"
 

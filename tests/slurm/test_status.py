@@ -144,6 +144,15 @@ def test_a_job_of_another_that_had_the_same_id_is_not_counted(queued):
     assert (row.core_seconds, row.joules) == (28, 100)
 
 
+def test_watchers_share_the_queue_of_a_site_without_accounting(queued):
+    queued.database = False
+    first = gather(queued.root, WATCH_SECONDS)
+    assert first.silent
+    queued.calls.clear()
+    assert gather(queued.root, WATCH_SECONDS) == first
+    assert queued.calls == []
+
+
 def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_requested_again(queued):
     def queries():
         found = [call for call in queued.calls if call[0] in ("queue", "accounted")]
