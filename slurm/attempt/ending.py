@@ -139,7 +139,7 @@ def _nodes_for_retry(attempt: JobAttempt, status: int, cause: str) -> list[str]:
     answering = controller.healthy(has)
     attempt.left_out += [node for node in attempt.chosen if node not in {*answering, *attempt.left_out}]
     killed = _KILLED.match(cause)  # what the other ranks say, as of a network, is a consequence
-    attempt.suspected += [killed[1]] if killed else []
+    attempt.suspected += controller.names(killed[1]) or [killed[1]] if killed else []
     if not attempt.left_out and not killed and (attempt.needs_time or status in (126, 127)):
         return []
     gone = {*attempt.left_out, *attempt.dropped}

@@ -126,7 +126,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
     if status == 0:
         return
     if any("execve" in line for line in lines):
-        attempt.left_out += exited(lines, *_LOST_COMMAND)
+        attempt.left_out += _nodes_exited(lines, *_LOST_COMMAND)
         finish(attempt, 127, f"the command is not on {','.join(attempt.left_out) or 'a node'}")
     if _preempted():
         finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
@@ -170,8 +170,13 @@ def _step(attempt: JobAttempt, words: Sequence[str]) -> tuple[int, list[str], st
 
 def _blind_nodes(attempt: JobAttempt, lines: Sequence[str]) -> list[str]:
     """Nodes that do not see a file; none if all do not."""
-    found = sorted({name for nodes in exited(lines, 66, 78) for name in names(nodes)})
+    found = _nodes_exited(lines, 66, 78)
     return found if len(found) < _count(attempt) else []
+
+
+def _nodes_exited(lines: Sequence[str], *statuses: int) -> list[str]:
+    """Nodes whose tasks exited with one of these statuses."""
+    return sorted({name for nodes in exited(lines, *statuses) for name in names(nodes) or [nodes]})
 
 
 def _preempted(signalled: str = "") -> bool:

@@ -353,6 +353,19 @@ def test_a_failure_gives_the_job_back_where_the_allocation_cannot_help(spare, ho
     ] * bool(excluded)
 
 
+def test_each_node_of_a_list_is_left_out(spare):
+    """srun names nodes that ended alike together, as in n[1-2]."""
+    said = [
+        "slurmstepd: error: execve(): assay: No such file",
+        "srun: error: n1,n2: tasks 0-1: Exited with exit code 2",
+    ]
+    lost = f"printf '%s\\n' {shlex.join(said)} >&2; exit 2"
+    done = train(spare, preflight=first_fails(spare, lost), spare_nodes=1, node_counts=(2, 1))
+    assert done.returncode == 0, spare.log
+    assert spare.attempts()[1]["blamed"] == ",n1,n2,"
+    assert spare.attempts()[-1]["nodes"] == "n3"
+
+
 def test_tries_in_the_allocation_are_bounded_and_a_requeue_leaves_out_all_their_nodes(spare):
     fails = 'n=$(grep -c "slurm preflight" CALLS); echo "srun: error: Node failure on n$((n % 3 + 1))" >&2; exit 1'
     train(spare, training=fails.replace("CALLS", str(spare.calls)), spare_nodes=1, node_counts=(2, 1), retries=9)
