@@ -1,7 +1,6 @@
 """The join of keys equals a plain dictionary, in any number of ranges, and both engines give the same rows."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from data_pipeline.dedup import join
 from data_pipeline.dedup.duplicates import gather
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys, write_keys
 from governance.errors import PipelineError
+from tests.governance.ray_head import head
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,21 +137,21 @@ DEDUP_ON = """
 """
 
 
-def start(root, engine, worker=(0, 1), **environment):
+def start(root, engine, worker=(0, 1)):
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DEDUP_ON), str(root), engine, *map(str, worker)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 
 def message(process):
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors[-2000:]
     return output.splitlines()[-1]
 
 
-def dedup_on(root, engine, **environment):
-    return message(start(root, engine, **environment))
+def dedup_on(root, engine):
+    return message(start(root, engine))
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +168,9 @@ def test_the_artifact_is_the_same_of_one_worker_and_of_an_array(tmp_path, wanted
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
-def test_the_artifact_is_the_same_on_duckdb_on_daft_and_on_ray(tmp_path, wanted):
-    import ray
-
+def test_the_artifact_is_the_same_on_duckdb_on_daft_and_on_ray(tmp_path, wanted, monkeypatch):
     assert wanted.split()[1] < wanted.split()[2]
     assert dedup_on(tmp_path / "daft", "daft") == wanted
-    context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, logging_level="ERROR")
-    try:
-        address = context.address_info["gcs_address"]
-        assert dedup_on(tmp_path / "ray", "daft", RAY_ADDRESS=address) == wanted
-        assert dedup_on(tmp_path / "shards", "ray", RAY_ADDRESS=address) == wanted
-    finally:
-        ray.shutdown()
+    with head(monkeypatch):
+        assert dedup_on(tmp_path / "ray", "daft") == wanted
+        assert dedup_on(tmp_path / "shards", "ray") == wanted

@@ -1,15 +1,11 @@
 """Shards made on a Ray cluster: the bytes of one process, workers killed, a head that goes away."""
 
-import contextlib
 import functools
 import importlib.util
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -23,8 +19,8 @@ from governance.parallel import Shard, ShardMade, close_pool, map_shards, sum_st
 from governance.ray_cluster import ray_connection
 from governance.ray_cluster.ray_connection import Conditions
 from governance.stage import Made, Recipe, Runtime, run_stage
+from tests.governance.ray_head import head
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 12
 KILLED = ("text 00", "text 07")
 
@@ -67,28 +63,6 @@ def pool():
     close_pool()
     yield
     close_pool()
-
-
-@contextlib.contextmanager
-def head(monkeypatch):
-    """The process group of a cluster that RAY_ADDRESS names."""
-    close_pool()
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
-    del environment["RAY_ADDRESS"]
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ray_head.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment,
-    )  # fmt: skip
-    try:
-        monkeypatch.setenv("RAY_ADDRESS", process.stdout.readline().strip())
-        yield process.pid
-    finally:
-        close_pool()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.slow
