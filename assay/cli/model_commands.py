@@ -231,27 +231,28 @@ def translate(arguments: Arguments) -> None:
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from pretrain.checkpoint.format import identity_of
-    from pretrain.inference.beam_search import Beam, open_translator
+    from pretrain.inference.beam_search import Beam, Hypothesis, open_translator
     from pretrain.inference.generation import refuse_full
 
     if not 0 <= arguments.alpha < 100:
         raise ConfigError(f"--alpha {arguments.alpha:g}: must be 0 or more; the paper uses 0.6")
-    texts = prompts_of(arguments.texts, arguments.file)
+    texts = prompts_of(arguments.texts, arguments.file, "--file", blank=True)
     references = references_of(arguments.reference, arguments.file, texts, arguments.texts)
     opened = open_checkpoint(arguments)
     encoder, root = opened.encoder, opened.runtime.root
     if not identity_of(opened.manifest).recipe.model.encoder_layers:
         raise ConfigError(f"{opened.manifest.folder}: has no encoder; continue texts with: assay generate")
-    sources = [encoder.encode(prompt_of(text)).tolist() for text in texts]
+    sources = [encoder.encode(prompt_of(text)).tolist() for text in texts if text.strip()]
     refuse_full("source", sources, opened.context)
     beam = Beam(arguments.beam, arguments.alpha)
     checkpoints = [opened.manifest, *averaged_with(opened.manifest, arguments, opened.loaded, root)]
     rows: list[dict[str, Any]] = []
     with opened.runtime.hooks.meter("translate") as energy:
         translator = open_translator(checkpoints, opened.loaded.config.engine, root)
-        with progress("translate", len(texts), "texts") as advance:
-            translations = translator(sources, encoder.end_of_document, beam, advance)
-            for text, source, found in zip(texts, sources, translations, strict=True):
+        with progress("translate", len(sources), "texts") as advance:
+            translations = zip(sources, translator(sources, encoder.end_of_document, beam, advance), strict=True)
+            for text in texts:  # a blank line stays one, so that line n is the translation of line n
+                source, found = next(translations) if text.strip() else ([], Hypothesis((), 0.0))
                 written = encoder.decode_after(source, found.ids)
                 rows.append({"source": text, "text": written, "score": found.score})
                 say(written, translations=rows[-1:])
@@ -307,8 +308,10 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
-def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file.
+def prompts_of(words: Sequence[str], file: Path | None, option: str = "--prompts", *, blank: bool = False) -> list[str]:
+    """Prompts of the command line, then those of the file of an option.
+
+    Its blank lines are left out unless they are wanted (`blank`).
 
     Raises:
         ConfigError: there is none, or one is no text.
@@ -317,11 +320,11 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
     prompts = list(words)
     for number, word in enumerate(prompts, 1):
         if not _is_unicode(word):
-            raise ConfigError(f"prompt {number}: is not UTF-8; convert it, or write it to a file for --prompts FILE")
+            raise ConfigError(f"prompt {number}: is not UTF-8; convert it, or write it to a file for {option} FILE")
     if file is not None:
-        prompts += _read(file)
-    if not prompts:
-        raise ConfigError("no prompt: give texts after the checkpoint, or a file with --prompts FILE")
+        prompts += _read(file, option, blank)
+    if not any(map(str.strip, prompts)) if blank else not prompts:
+        raise ConfigError(f"no prompt: give texts after the checkpoint, or a file with {option} FILE")
     return prompts
 
 
@@ -368,22 +371,24 @@ def _lines(file: Path, option: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _read(file: Path) -> list[str]:
+def _read(file: Path, option: str, blank: bool) -> list[str]:
     """A prompt per line, of `.jsonl` in the field `prompt`."""
-    lines = [(number, line) for number, line in enumerate(_lines(file, "--prompts"), 1) if line.strip()]
+    lines = _lines(file, option)
     if file.suffix.lower() != ".jsonl":
-        return [line for _, line in lines]
+        return [line for line in lines if blank or line.strip()]
     prompts = []
-    for number, line in lines:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             prompt = json.loads(line)["prompt"]
         except (ValueError, KeyError, TypeError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
-            raise ConfigError(f'--prompts {file}, line {number}: has no text "prompt"; write {{"prompt": "..."}}')
+            raise ConfigError(f'{option} {file}, line {number}: has no text "prompt"; write {{"prompt": "..."}}')
         if not _is_unicode(prompt):
             raise ConfigError(
-                f"--prompts {file}, line {number}: has half of a character (\\ud800 to \\udfff); write both halves, or "
+                f"{option} {file}, line {number}: has half of a character (\\ud800 to \\udfff); write both halves, or "
                 f"the character itself"
             )
         prompts.append(prompt)

@@ -15,6 +15,17 @@ def test_prompts_are_words_then_lines(tmp_path):
     assert prompts_of([], tmp_path / "b.jsonl") == ["one\ntwo", ""]
 
 
+def test_blank_lines_stay_where_lines_correspond(tmp_path):
+    """Else line n of the output would not be the translation of line n of the file."""
+    (tmp_path / "a.txt").write_text("one\n\n \ntwo\n")
+    assert prompts_of([], tmp_path / "a.txt", "--file", blank=True) == ["one", "", " ", "two"]
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ConfigError, match=r"no prompt: .* with --file FILE"):
+        prompts_of([], tmp_path / "empty.txt", "--file", blank=True)
+    with pytest.raises(MissingInput, match=r"--file .*none.txt: cannot be read"):
+        prompts_of([], tmp_path / "none.txt", "--file", blank=True)
+
+
 def test_a_byte_order_mark_is_no_text_and_an_ending_has_no_case(tmp_path):
     (tmp_path / "a.txt").write_text("\ufeffone\n", encoding="utf-8")
     (tmp_path / "b.JSONL").write_text('\ufeff{"prompt": "\\ud83e\\uddea"}\n', encoding="utf-8")

@@ -163,6 +163,11 @@ def test_the_last_checkpoints_are_averaged_and_their_translations_scored(tmp_pat
     assert len(stated) == 2  # of the loss and of the translations
     for scores in stated:
         assert {one.digest for one in kept} <= {node.digest for _, node in graph.ancestors(scores)}
+    (folder / "blank.en").write_text("\n" + (folder / "test.en").read_text().replace("\n", "\n\n"))
+    assert main(["translate", run, "last", "--average", "3", "--file", str(folder / "blank.en"), "--json", *words]) == 0
+    lines = json.loads(capsys.readouterr().out)["translations"]
+    assert [row["text"] for row in lines] == ["", *(line for text in written for line in (text, ""))]
+    assert [row["source"] for row in lines] == (folder / "blank.en").read_text().removesuffix("\n").split("\n")
     assert main(["translate", run, "last", "--average", "4", *scored, *words]) == 78
     assert "3 are kept (step 2, 4, 6)" in capsys.readouterr().out
     remove_tree(root / kept[1].folder)
