@@ -77,6 +77,9 @@ class TrainContext:
     """Weights of a folder to begin from; None: random ones."""
     distillation: Distillation | None = None
     """The teacher of `[train.distillation]`; None: there is none."""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """The teacher's identity, and its loss on the student's validation rows; the loop measures it before the first
+    step."""
     budget: BudgetGuard = field(default_factory=BudgetGuard)
     """The policy's energy budget."""
     callbacks: Callbacks = field(default_factory=Callbacks)

@@ -210,6 +210,7 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     arguments, folder, made = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder, None
     if context.distillation is not None:
         refuse_damaged_teacher(context.distillation, context.checkpoints)
+        context.teacher = _measure_teacher(context)  # beside the student's moments there may be no room for it
         made = context.distillation.student(vocabulary, device)
     kept = _first_weights(context) if recipe.train.freezes else None  # checkpoints hold what learns alone
     resumed = resume(
@@ -224,6 +225,20 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step
     return resumed
+
+
+def _measure_teacher(context: TrainContext) -> dict[str, Any]:
+    """The teacher, and its loss on the student's validation rows; collective."""
+    assert context.distillation is not None, "a teacher belongs to a distillation"
+    stats: dict[str, Any] = {"teacher": context.distillation.teacher.facts(context.train_rows.vocabulary_size)}
+    if (rows := context.validation_rows) is not None:
+        context.heartbeat.beat("validation of the teacher", long=True)
+        measured = context.distillation.loss_of_teacher(
+            rows, context.settings.engine.micro_batch_size, context.device, context.checkpoints.gather,
+            (context.ranks.rank, context.ranks.world_size),
+        )  # fmt: skip
+        stats |= {"teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
+    return stats
 
 
 def _first_weights(context: TrainContext) -> Weight:

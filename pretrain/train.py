@@ -140,9 +140,8 @@ def train(
     started = now()
     with _open_run(tokens, origin, settings, runtime, identity, suite) as (context, lease):
         state = train_loop(context)
-        teacher = _teacher_stats(context)
         lease.look()
-        outputs, stats = _outputs(context, state, folder, teacher) if context.ranks.first else ([], {})
+        outputs, stats = _outputs(context, state, folder) if context.ranks.first else ([], {})
     run = {**context.facts(), "started": started, "journal": runtime.hooks.head(), "finished": now()}
     run["energy"] = context.energy
     if recipe.train.callbacks:
@@ -374,13 +373,8 @@ def _base_weights(
     return keep_base(identity, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
 
 
-def _outputs(
-    context: TrainContext, state: TrainState, folder: Path, teacher: dict[str, Any]
-) -> tuple[list[Output], dict[str, Any]]:
-    """Outputs and statistics of a finished run.
-
-    `teacher` are the statistics of its teacher, if it has one.
-    """
+def _outputs(context: TrainContext, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
+    """Outputs and statistics of a finished run."""
     others = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
     write_json(folder / "losses.json", {"losses": list(state.losses), **others})
     losses = describe(folder / "losses.json", context.checkpoints.root)
@@ -402,22 +396,6 @@ def _outputs(
         "checkpoint": {"path": last.path, "digest": last.digest},
         **context.checkpoints.continued,
         **context.checkpoints.on_base,
-        **teacher,
+        **({"distillation": context.teacher} if context.teacher else {}),
     }
     return [losses, *last.outputs], stats
-
-
-def _teacher_stats(context: TrainContext) -> dict[str, Any]:
-    """The teacher, and its loss on the student's validation rows; collective.
-
-    Without a teacher there is nothing to state.
-    """
-    if (distillation := context.distillation) is None:
-        return {}
-    stats = {"teacher": distillation.teacher.facts(context.train_rows.vocabulary_size)}
-    if (rows := context.validation_rows) is not None:
-        place = (context.ranks.rank, context.ranks.world_size)
-        micro = context.settings.engine.micro_batch_size
-        measured = distillation.loss_of_teacher(rows, micro, context.device, gather, place)
-        stats |= {"teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
-    return {"distillation": stats}

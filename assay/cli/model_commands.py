@@ -309,9 +309,9 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def prompts_of(words: Sequence[str], file: Path | None, option: str = "--prompts", *, blank: bool = False) -> list[str]:
-    """Prompts of the command line, then those of the file of an option.
+    """Prompts of the command line, then those of a file.
 
-    Its blank lines are left out unless they are wanted (`blank`).
+    `option` names it. Its blank lines are left out unless they are wanted (`blank`).
 
     Raises:
         ConfigError: there is none, or one is no text.

@@ -19,7 +19,7 @@ from pretrain.config.training import TrainRecipe
 from pretrain.data.dataset import Rows, altered_shards, refuse_altered, watch_shards
 from pretrain.distillation.drawn_logits import find_draws, open_draws
 from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
-from pretrain.evaluation.validation import Measurement, in_precision, measure, nats_with
+from pretrain.evaluation.validation import Measurement, measure, nats_with, placed
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +72,11 @@ class Distillation:
         """
         from pretrain.distillation.student import Student
 
-        teacher = None
-        if self.drawn is None:
-            teacher, _ = in_precision(self.teacher.decoder(vocabulary_size).to(device), self.recipe.train.precision)
+        teacher = self._placed_teacher(vocabulary_size, device) if self.drawn is None else None
         return partial(Student, distillation=self.config, teacher=teacher)
+
+    def _placed_teacher(self, vocabulary_size: int, device: torch.device) -> Any:
+        return placed(self.teacher.decoder(vocabulary_size), self.recipe.train.precision, device)
 
     def weight(self, vocabulary_size: int, draw: Weight) -> Weight:
         """First weights of the student; `draw` has random ones."""
@@ -112,16 +113,21 @@ class Distillation:
     ) -> Measurement:
         """The teacher's validation loss, on the rows of the student's.
 
-        Collective over `place` (rank, ranks).
+        It leaves no memory of the device taken. Collective over `place` (rank, ranks).
         """
-        decoder = self.teacher.decoder(rows.vocabulary_size).to(device)
+        import torch
+
         most = self.recipe.train.validation_rows
-        nats_of = nats_with(decoder, self.recipe.train.precision)
+        nats_of = nats_with(self._placed_teacher(rows.vocabulary_size, device), self.recipe.train.precision)
 
         def add_up(sums: list[Any]) -> list[Any]:
             return [sum(values) for values in zip(*gather(sums), strict=True)]
 
-        return measure(nats_of, rows, most, rows_per_pass, place, add_up, device.type == "cuda")
+        found = measure(nats_of, rows, most, rows_per_pass, place, add_up, device.type == "cuda")
+        del nats_of
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
 
 
 def distillation_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Distillation | None:

@@ -37,6 +37,7 @@ from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, open_rows
 from pretrain.distillation.teacher import FIELD, Teacher
 from pretrain.distributed.process_group import lone_device
+from pretrain.evaluation.validation import placed
 from pretrain.model.flops import piece_tokens
 
 VERSION = 1
@@ -119,7 +120,7 @@ def _opened(teacher: Teacher, vocabulary_size: int, engine: EngineConfig) -> Cal
     def decoder() -> Any:
         if (held := teacher.checkpoint) is not None and (problems := verify(held.manifest, held.root)):
             raise CheckpointError(f"{FIELD}: {teacher.source.path} was altered:\n  " + "\n  ".join(problems))
-        return teacher.decoder(vocabulary_size).to(lone_device(engine))
+        return placed(teacher.decoder(vocabulary_size), "fp32", lone_device(engine))
 
     return decoder
 

@@ -181,11 +181,12 @@ def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, dev
         CheckpointError: it is a classifier.
     """
     from pretrain.distributed.process_group import Ranks, device_of
-    from pretrain.evaluation.validation import load_decoder, nats_with, require_language_model
+    from pretrain.evaluation.validation import load_decoder, nats_with, placed, require_language_model
 
     require_language_model(checkpoint)
     place = device_of(Ranks(), device)
-    nats_of, passes = nats_with(load_decoder(checkpoint, root).to(place).eval()), Passes(alike=place.type == "cuda")
+    nats_of = nats_with(placed(load_decoder(checkpoint, root).eval(), "fp32", place))
+    passes = Passes(alike=place.type == "cuda")
     return lambda texts: log_likelihoods(nats_of, encode, texts, window, passes)
 
 

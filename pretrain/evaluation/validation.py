@@ -225,10 +225,8 @@ def evaluate(
         require_language_model(manifest)
     tasks = suite(train.sequence_length) if suite is not None else None
     device = lone_device(engine)
-    nats_of, alike = (
-        nats_with(load_decoder(manifest, root, others).to(device).eval(), train.precision),
-        device.type == "cuda",
-    )
+    model = placed(load_decoder(manifest, root, others).eval(), train.precision, device)
+    nats_of, alike = nats_with(model, train.precision), device.type == "cuda"
     with progress("evaluate", -(-rows.count // engine.micro_batch_size), "passes") as advance:
 
         def shown(batch: Batch) -> torch.Tensor:
@@ -251,6 +249,16 @@ def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
             return model(rows.tokens, rows.targets, rows.segments, rows.positions)[1]
 
     return nats_of
+
+
+def placed(model: Any, precision: str, device: torch.device) -> Any:
+    """Model on a device, rounded on the host.
+
+    In fp32 it may not fit there.
+    """
+    from pretrain.model.expert_bias import on_device
+
+    return on_device(in_precision(model, precision)[0], device)
 
 
 def in_precision(model: Any, precision: str) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:

@@ -51,6 +51,8 @@ def load_classifier(checkpoint: Manifest, engine: EngineConfig, root: Path) -> L
 
 
 def _load(checkpoint: Manifest, engine: EngineConfig, root: Path, others: Sequence[Manifest] = ()) -> LoadedModel:
+    from pretrain.model.expert_bias import on_device
+
     identity = identity_of(checkpoint)
-    decoder = load_decoder(checkpoint, root, others).to(lone_device(engine)).eval()
+    decoder = on_device(load_decoder(checkpoint, root, others), lone_device(engine)).eval()
     return LoadedModel(decoder, identity.recipe.train.sequence_length, identity.vocabulary_size)

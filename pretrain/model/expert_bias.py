@@ -85,6 +85,20 @@ def attach_expert_bias(model: Any, config: ModelConfig, device: torch.device | s
         layer.mlp.bias = bias
 
 
+def on_device(model: Any, device: torch.device | str) -> Any:
+    """The model on a device, with its experts' biases.
+
+    They are no buffers, which would be rounded with the weights: the choice of experts is in fp32.
+    """
+    model.to(device)
+    if (held := model.expert_bias) is not None:
+        values, loads, greatest = (one.to(device) for one in (held.values, held.loads, held.greatest))
+        model.expert_bias = ExpertBias(values, loads, greatest, held.rate)
+        for layer, bias in zip(model.model.layers, model.expert_bias.of_layers, strict=True):
+            layer.mlp.bias = bias
+    return model
+
+
 def expert_bias_of(model: Any) -> list[list[float]] | None:
     """Biases as a checkpoint keeps them; None without a rate."""
     balance = model.expert_bias

@@ -120,6 +120,29 @@ def test_a_student_names_its_teacher_and_counts_its_energy(taught, run_training)
     ]
 
 
+def test_a_teacher_is_measured_before_its_student_takes_the_memory(taught, run_training, monkeypatch):
+    """After the last step there may be no room for a large teacher, and the run would end without a result.
+
+    It reaches the device rounded: in fp32 it may not fit there.
+    """
+    seen = []
+
+    def noted(kind, name, fact):
+        before = getattr(kind, name)
+        monkeypatch.setattr(
+            kind, name, lambda self, *args, **named: seen.append(fact(self)) or before(self, *args, **named)
+        )
+
+    noted(Distillation, "loss_of_teacher", lambda self: "measured")
+    noted(Distillation, "student", lambda self: "student")
+    noted(Decoder, "to", lambda self: self.lm_head.weight.dtype)
+    root, name = taught
+    section = {"teacher": name, "weight": 0.3}
+    stats = run_training(root, distillation=section, precision="bf16", **SMALL).stats
+    assert seen[:4] == ["measured", torch.bfloat16, "student", torch.bfloat16]
+    assert stats["distillation"]["teacher_loss"] > 0
+
+
 def read_validations(root: Path, checkpoint: Manifest):
     return json.loads((root / checkpoint.folder / "state.json").read_bytes())["validations"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -21,13 +22,14 @@ from pretrain.checkpoint.averaged_weights import averaged_expert_bias, last_chec
 from pretrain.checkpoint.format import identity_of, read_state
 from pretrain.config.model import MoeConfig
 from pretrain.distributed.process_group import Ranks, join
-from pretrain.evaluation.validation import load_decoder
+from pretrain.evaluation.validation import load_decoder, placed
 from pretrain.export import huggingface
 from pretrain.export.architectures import family_of
 from pretrain.export.exported_architecture import expert_bias_names
 from pretrain.export.huggingface import ExportFacts, _card
+from pretrain.inference import loaded_model
 from pretrain.model import expert_bias
-from pretrain.model.expert_bias import expert_bias_of, restore_expert_bias
+from pretrain.model.expert_bias import expert_bias_of, on_device, restore_expert_bias
 from pretrain.model.moe import balance_losses, select_experts
 from tests.pretrain.small_models import config, model_of, rows
 
@@ -161,6 +163,26 @@ def test_the_mean_of_checkpoints_has_the_mean_of_their_biases(tmp_path, run_trai
     monkeypatch.setattr(averaged_weights, "read_state", lambda *given: next(states))
     with pytest.raises(CheckpointError, match=r"layers of \[4\] experts"):
         averaged_expert_bias(last, tmp_path)
+
+
+def test_biases_follow_the_weights_to_their_device(monkeypatch):
+    """They are no buffers, so `to` leaves them on the host, where no token of another device can choose by them."""
+    model, device = model_of(config(moe=MOE)), torch.device("meta")
+    model.expert_bias.values.copy_(torch.arange(8).view(2, 4))
+    monkeypatch.setattr(loaded_model, "load_decoder", lambda *given: copy.deepcopy(model))
+    monkeypatch.setattr(loaded_model, "lone_device", lambda engine: device)
+    recipe = SimpleNamespace(train=SimpleNamespace(sequence_length=8))
+    monkeypatch.setattr(loaded_model, "identity_of", lambda manifest: SimpleNamespace(recipe=recipe, vocabulary_size=9))
+    for moved in (
+        loaded_model.load_classifier(None, None, None).decoder,
+        placed(copy.deepcopy(model), "bf16", device),
+    ):
+        held = moved.expert_bias
+        parts = (held.values, held.loads, held.greatest, *(layer.mlp.bias for layer in moved.model.layers))
+        assert {part.device for part in parts} == {moved.device} == {device}
+        assert moved.model.layers[1].mlp.bias.dtype == torch.float32
+    here = on_device(model, "cpu")
+    assert here.model.layers[1].mlp.bias.tolist() == [4, 5, 6, 7]
 
 
 def test_biases_of_another_shape_are_refused():
