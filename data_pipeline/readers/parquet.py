@@ -8,7 +8,9 @@ the damage are records, and the rest is one fault, `unreadable_rows`. Page check
 them.
 
 A value that a dictionary holds once and a column a million times is a bomb like any other: the bytes of text
-are counted against the bytes of the file (`streams.is_bomb`).
+are counted against the bytes of the file (`streams.is_bomb`). So are the values that the pages state: a list may hold a
+billion nulls in a few bytes. A batch's rows are few enough for the longest value that a dictionary holds, or that an
+encoding by common beginnings may repeat.
 
 A row whose file lacks the text's column is a fault like any row without text, so a file of another schema is counted
 row by row.
@@ -27,8 +29,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.rows import paths_of_fields, read_batch, until_bomb
-from data_pipeline.readers.streams import end_at_machine_error, open_source
+from data_pipeline.readers.rows import ROW_BYTES, paths_of_fields, read_batch, until_bomb
+from data_pipeline.readers.streams import end_at_machine_error, is_bomb, open_source
 
 MAX_PAGE_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 20
@@ -84,34 +86,40 @@ def read_parquet(
         chosen = range(len(found)) if groups is None else groups
         size = path.stat().st_size
         packed = min(size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
-        yield from until_bomb(_read_groups(opened, chosen, first), packed, size)
+        yield from until_bomb(_read_groups(opened, chosen, first, size), packed, size)
 
 
-def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | RecordFault]:
+def _read_groups(opened: _Open, groups: Iterable[int], first: int, size: int) -> Iterator[Record | RecordFault]:
+    values = 0
     for group in groups:
         rows = opened.groups[group].rows
-        if rows and opened.fields.text in opened.ways:
-            yield from _read_group(opened, group, first, rows)
-        else:
-            columns = ", ".join(opened.reader.schema_arrow.names)
-            for position in range(first, first + rows):
-                yield RecordFault(opened.file, position, "no_text_field", sample(f"columns: {columns}"))
+        places = range(first, first + rows)
         first += rows
+        if not rows or opened.fields.text not in opened.ways:
+            columns = ", ".join(opened.reader.schema_arrow.names)
+            for position in places:
+                yield RecordFault(opened.file, position, "no_text_field", sample(f"columns: {columns}"))
+            continue
+        try:
+            batch_rows, most_values = _of_pages(opened, group)
+        except _DAMAGE as error:
+            end_at_machine_error(error, Path(opened.source.name))
+            yield _lost("unreadable_rows", opened, group, places, _words(error))
+            continue
+        values += most_values
+        if is_bomb(size, ROW_BYTES * values):
+            yield _lost("decompression_bomb", opened, group, places, f"its pages state {values:,} values")
+            return
+        if batch_rows:
+            yield from _read_group(opened, group, places, batch_rows)
+        else:
+            words = f"a page or dictionary of more than {MAX_PAGE_BYTES >> 20} MiB"
+            yield _lost("page_too_large", opened, group, places, words)
 
 
-def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Record | RecordFault]:
+def _read_group(opened: _Open, group: int, places: range, batch_rows: int) -> Iterator[Record | RecordFault]:
     """Rows of a row group, and one fault for damaged rows."""
-    count = 0
-    try:
-        batch_rows = _batch_rows(opened, group)
-    except _DAMAGE as error:
-        end_at_machine_error(error, Path(opened.source.name))
-        yield _lost("unreadable_rows", opened, group, range(first, first + rows), _words(error))
-        return
-    if not batch_rows:
-        words = f"a page or dictionary of more than {MAX_PAGE_BYTES >> 20} MiB"
-        yield _lost("page_too_large", opened, group, range(first, first + rows), words)
-        return
+    first, rows, count = places.start, places.stop - places.start, 0
     # Damage costs its whole batch, so the rows of the batch before it are read one by one.
     for size in (batch_rows, 1):
         try:
@@ -139,19 +147,25 @@ def _batches(opened: _Open, group: int, size: int, skip: int) -> Iterator[pa.Rec
             skip = 0
 
 
-def _batch_rows(opened: _Open, group: int) -> int:
-    """Rows of a batch; 0 if a page is too large."""
+def _of_pages(opened: _Open, group: int) -> tuple[int, int]:
+    """Rows of a batch, and values of the column with most.
+
+    There are 0 rows if a page is too large. The values are those that the pages state.
+    """
     rows = max(1, opened.groups[group].rows)
-    unpacked = dictionary = 0
+    unpacked = repeated = most_values = 0
     for chunk in opened.chunks(group):
+        values = 0
         with contextlib.suppress(ValueError):  # a damaged header: Arrow gives the rows before it
             for page in pages(opened.source, chunk):
                 if max(page.packed, page.unpacked) > MAX_PAGE_BYTES:
-                    return 0
+                    return 0, 0
                 unpacked += page.unpacked
-                dictionary = max(dictionary, page.unpacked if page.is_dictionary else 0)
-    longest = max(1, unpacked // rows, dictionary * _BATCH_BYTES // _REPEATED_BYTES)
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // longest))
+                repeated = max(repeated, page.unpacked if page.is_dictionary or page.repeats else 0)
+                values += page.values
+        most_values = max(most_values, values)
+    longest = max(1, unpacked // rows, repeated * _BATCH_BYTES // _REPEATED_BYTES)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // longest)), most_values
 
 
 def _lost(reason: str, opened: _Open, group: int, rows: range, words: str) -> RecordFault:

@@ -19,6 +19,8 @@ from typing import IO, Any
 _MAGIC = b"PAR1"
 _WINDOWS = (1 << 10, 1 << 16, 1 << 24)  # a header is some 50 bytes, but may hold statistics of long values
 _DICTIONARY_PAGE = 2
+_DATA_PAGES = ((5, 2), (8, 4))  # field of the header of each version's data page, and of the encoding in it
+_DELTA_BYTE_ARRAY = 7
 _MAX_NESTING = 16
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 
@@ -87,6 +89,10 @@ class PageHeader:
     packed: int
     unpacked: int
     """Bytes."""
+    values: int
+    """Number of values, nulls included; 0 of a dictionary."""
+    repeats: bool
+    """A value may be a beginning of the one before, stored once (encoding DELTA_BYTE_ARRAY)."""
 
 
 def pages(file: IO[bytes], chunk: Chunk) -> Iterator[PageHeader]:
@@ -115,8 +121,17 @@ def _page(file: IO[bytes], at: int) -> tuple[PageHeader, int]:
             break
         if min(unpacked, packed) < 0:
             break
-        return PageHeader(kind == _DICTIONARY_PAGE, packed, unpacked), walker.at
+        return PageHeader(kind == _DICTIONARY_PAGE, packed, unpacked, *_content(values)), walker.at
     raise ValueError(f"no page header at byte {at}")
+
+
+def _content(header: dict[int, Any]) -> tuple[int, bool]:
+    """Number of values of a data page, and whether its encoding repeats them."""
+    for field, encoding in _DATA_PAGES:
+        if isinstance(about := header.get(field), dict):
+            values = about.get(1)
+            return max(0, values) if isinstance(values, int) else 0, about.get(encoding) == _DELTA_BYTE_ARRAY
+    return 0, False
 
 
 class _Compact:

@@ -1,5 +1,6 @@
 """Parquet: every row is a record or a fault, in any type and page layout, and memory is that of a page, not a group."""
 
+import itertools
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.readers.parquet import read_parquet
+from data_pipeline.readers import parquet
+from data_pipeline.readers.parquet import read_batch, read_parquet
 from data_pipeline.readers.parquet_pages import Chunk, pages, row_groups
 from data_pipeline.readers.parts import group_parts
 from data_pipeline.readers.record import Fields, Record, RecordFault
@@ -167,6 +169,33 @@ def test_a_text_that_a_dictionary_repeats_without_end_is_a_bomb(tmp_path, monkey
     assert len(texts(read_parquet(honest, "f", FIELDS))) == 3000
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_text_that_common_beginnings_repeat_takes_few_rows_at_a_time(tmp_path, monkeypatch, version):
+    """A page of 1 MB that stores one long text, and a letter of each further one, may hold a thousand such texts."""
+    taken = []
+    monkeypatch.setattr(
+        parquet, "read_batch", lambda batch, *more: taken.append(batch.num_rows) or read_batch(batch, *more)
+    )
+    rows = [f"{'a' * 1_000_000}{number}" for number in range(200)]
+    path = written(
+        tmp_path / "x.parquet", pa.table({"text": rows}), use_dictionary=False, data_page_version=version,
+        column_encoding={"text": "DELTA_BYTE_ARRAY"}, data_page_size=1 << 30,
+    )  # fmt: skip
+    found = read_parquet(path, "f", FIELDS)
+    assert [piece.text for piece in itertools.islice(found, 100)] == rows[:100]
+    assert texts(found)[-1] == "decompression_bomb"
+    assert max(taken) * 1_000_000 <= 64 << 20
+
+
+def test_a_list_of_a_billion_nulls_is_a_bomb_before_it_is_a_list(tmp_path):
+    count = 3_000_000
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, count], pa.int32()), pa.nulls(count, pa.string()))
+    path = written(tmp_path / "x.parquet", pa.table({"text": ["a", "b"], "chat": lists}), row_group_size=1)
+    first, fault = read_parquet(path, "f", Fields("text", columns=("chat",)))
+    assert (first.columns, fault.position, fault.reason) == ('{"chat":[null]}', 1, "decompression_bomb")
+    assert texts(read_parquet(path, "f", FIELDS)) == ["a", "b"]
+
+
 def test_the_pages_of_a_chunk_are_those_that_make_it_up(tmp_path):
     rows = [f"{i}" * 5 for i in range(5000)]
     for version, dictionary in (("1.0", False), ("2.0", True)):
@@ -191,6 +220,7 @@ def test_the_pages_of_a_chunk_are_those_that_make_it_up(tmp_path):
             assert len(found) > 10
             assert [page.is_dictionary for page in found] == [dictionary] + [False] * (len(found) - 1)
             assert sum(page.unpacked for page in found) < column.total_uncompressed_size
+            assert sum(page.values for page in found) == 5000
             with pytest.raises(ValueError, match="no page header"):
                 list(pages(file, Chunk("text", begin + 1, chunk.length)))
 
