@@ -7,8 +7,7 @@ magic word is torn, and so is a stream without its end mark.
 Bombs: a packed buffer states its size, which is compared with the file's before Arrow unpacks it (`streams.is_bomb`);
 and the bytes of text and the rows are counted against the file's. A dictionary or a view can repeat one long value in
 many rows, also inside a list: a batch is taken in slices of at most 16 MiB, and a single row that is a bomb is refused
-before it becomes a Python value. ORC has no such statement: its rows are read 64 at a time, or fewer where as many of
-the mean packed size could unpack to more than 64 MiB.
+before it becomes a Python value. ORC is read in a process of its own (`orc_process.py`).
 
 Only the wanted columns are checked and read. Strings are checked as bytes, so that a value that is not UTF-8 spoils its
 own row only.
@@ -27,15 +26,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.readers.file_types.orc_process import DamagedOrc, open_orc
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import ROW_BYTES, paths_of_fields, read_batch, until_bomb
-from data_pipeline.readers.streams import BOMB_RATIO, end_at_machine_error, is_bomb, open_source
+from data_pipeline.readers.streams import end_at_machine_error, is_bomb, open_source
 
 _FILE_MAGIC, _END_MAGIC = b"ARROW1\0\0", b"ARROW1"
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _SLICE_BYTES = 16 << 20
-_ORC_ROWS, _ORC_BYTES = 64, 64 << 20
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error, IndexError)
 
 
@@ -263,26 +262,27 @@ def read_orc(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordF
         MissingInput: the file cannot be opened, the device fails while it is read, or the memory does not suffice.
     """
     open_source(path).close()
-    yield from until_bomb(_orc_rows(path, file, fields), path.stat().st_size)
+    size = path.stat().st_size
+    yield from until_bomb(_orc_rows(path, file, fields, size), size)
 
 
-def _orc_rows(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    import pyarrow.dataset
-    import pyarrow.orc
-
+def _orc_rows(path: Path, file: str, fields: Fields, size: int) -> Iterator[Record | RecordFault]:
     position = 0
     try:
-        found = pyarrow.dataset.dataset(path, format="orc")
-        ways = paths_of_fields(found.schema, fields)
-        columns = list(dict.fromkeys(way[0] for way in ways.values()))
-        most = _ORC_BYTES * pyarrow.orc.ORCFile(path).nrows // (BOMB_RATIO * max(1, path.stat().st_size))
-        rows = min(_ORC_ROWS, max(1, most))
-        scanner = found.scanner(
-            columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
-        )
-        for batch in scanner.to_batches():
-            yield from read_batch(batch, ways, fields, file, position)
-            position += batch.num_rows
+        with open_orc(path, fields.names) as found:
+            ways = paths_of_fields(found.schema, fields)
+            for batch in found.batches:
+                for piece in _slices(batch):
+                    if piece.num_rows == 1 and is_bomb(size, _bytes(piece.to_struct_array())):
+                        yield RecordFault(file, position, "decompression_bomb", "the values of a row")
+                        return
+                    yield from read_batch(piece, ways, fields, file, position)
+                    position += piece.num_rows
+            if position < found.stated:
+                words = f"the file ends early: it states {found.stated} rows"
+                yield RecordFault(file, position, "unreadable_rows", words)
+    except DamagedOrc as error:
+        yield RecordFault(file, position, "unreadable_rows", sample(str(error)))
     except _DAMAGE as error:
         end_at_machine_error(error, path)
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
