@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from assay.inspect.data_set_files import licence_of, stated_licences, without_rows
@@ -27,6 +26,7 @@ from assay.inspect.delimited_form import first_rows
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
+from data_pipeline.readers.file_types.orc_process import open_orc
 from data_pipeline.readers.local import has_text_name
 from data_pipeline.readers.parts import PACKED_RATIO, is_packed
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, PACKED, TornStream, blocks, lines, plain_name
@@ -181,7 +181,7 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
     for file in inputs.files[:10]:
         try:
             records = [record for record in _rows(inputs.kind, file) if isinstance(record, Mapping)]
-        except (OSError, ValueError, StopIteration, csv.Error, pa.ArrowException, MissingInput):
+        except (OSError, ValueError, StopIteration, csv.Error, pa.ArrowException, MemoryError, MissingInput):
             continue  # a damaged file: `ingest` reports it
         if records:
             return records
@@ -244,10 +244,8 @@ def _rows(kind: str, file: Path) -> list[Any]:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
             return _python_rows(batch) if batch else []
     if kind == "orc":
-        found = pyarrow.dataset.dataset(file, format="orc").to_batches(
-            batch_size=_FIRST_RECORDS, batch_readahead=1, fragment_readahead=1, use_threads=False
-        )
-        return _python_rows(next(found).slice(0, _FIRST_RECORDS))
+        with open_orc(file) as found:
+            return _python_rows(next(found.batches).slice(0, _FIRST_RECORDS))
     if kind == "arrow":
         with file.open("rb") as source, pa.ipc.open_stream(at_stream(source)) as stream:
             return _python_rows(stream.read_next_batch().slice(0, _FIRST_RECORDS))

@@ -126,7 +126,7 @@ def _page(file: IO[bytes], at: int) -> tuple[PageHeader, int]:
 
 
 def _content(header: dict[int, Any]) -> tuple[int, bool]:
-    """Number of values of a data page, and whether its encoding repeats them."""
+    """Values of a data page, and whether its encoding repeats them."""
     for field, encoding in _DATA_PAGES:
         if isinstance(about := header.get(field), dict):
             values = about.get(1)

@@ -60,9 +60,9 @@ class OrcRows(NamedTuple):
 
 @contextlib.contextmanager
 def open_orc(path: Path, names: tuple[str, ...] | None = None) -> Iterator[OrcRows]:
-    """The rows of a file; of the columns that hold the named values.
+    """The rows of a file, in the columns of the named values.
 
-    Without names they are of all columns.
+    Without names they have all columns.
 
     Raises:
         DamagedOrc: it is not an ORC file, or its footer is damaged.
@@ -110,7 +110,7 @@ def _batches(stream: pa.RecordBatchReader, child: subprocess.Popen[bytes]) -> It
 
 
 def _reason(child: subprocess.Popen[bytes]) -> Exception:
-    """Why a child ended before its stream did."""
+    """Cause of an end of the child before that of its stream."""
     if child.wait() == -signal.SIGKILL:
         return MemoryError("the process that reads it was killed")
     return DamagedOrc(_BEYOND)
