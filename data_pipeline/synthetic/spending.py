@@ -163,8 +163,8 @@ class TeacherBudget:
         return BudgetReached(
             f"source {self.source.name}: its budget has no room for a further request: {self.tries:,} of "
             f"{self.source.budget_requests:,} requests, {used:,} of {self.source.budget_tokens:,} tokens{money}. "
-            f"Answers so far are kept, {left:,} requests are left: raise the budget and run the same command, or lower "
-            "limit or n."
+            f"Answers so far are kept, {left:,} requests are left: raise the budget and run the same command, or "
+            "lower limit, n or max_tokens, with which a request counts until its answer is here."
         )
 
 

@@ -82,6 +82,14 @@ def test_every_count_is_in_a_row_on_both(tmp_path):
         assert any(re.search(rf"{pattern}[|]", row) for row in rows), cells
 
 
+def test_a_table_s_sum_is_of_one_unit():
+    titles = re.findall(r"<summary>(.*?)</summary>", shown(MANIFESTS))
+    sums = [re.sub("<[^>]*>", "", title).partition(") ") for title in titles]
+    assert {name.rpartition("(")[2]: total for name, _, total in sums if total} == {
+        "ingest": "7,113", "clean": "1,235", "code": "1,312", "classify": "50", "redact": "1,603",
+    }  # fmt: skip
+
+
 def test_copies_by_quality_are_a_curve_over_all_topics():
     """Ranks 0 to 60 of two topics: 3 of 300 bytes, then 600 of 300; each bucket is level."""
 

@@ -160,7 +160,10 @@ def _language_bars(facts: Mapping[str, Any]) -> Html | None:
     lines = [_own(row["language"], _last(row), row["documents_in"]) for row in shown]
     rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
     note = f" {len(known) - len(shown)} more languages: {number(rest)} documents" if rest else ""
-    return bars(["Share kept by language", tag("span", note, class_="unit")], lines, citation=cite(facts, "/languages"))
+    title = "Share kept by language"
+    if any(row["stage"] == "mix" for row in facts["funnel"]):
+        title += ", before the mixture"
+    return bars([title, tag("span", note, class_="unit")], lines, citation=cite(facts, "/languages"))
 
 
 def _last(row: Mapping[str, Any]) -> int:
@@ -203,9 +206,10 @@ def counts_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
         note = tag("p", one["note"], citation if not rows else None, class_="note") if one["note"] else None
         stage, _, name = one["title"].partition(": ")
         title = f"{name[:1].upper()}{name[1:]} ({stage})"
-        total = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
+        summed = not whole or (len(whole) == 1 and one["head"][min(whole)] != "count")  # "count": of several units
+        total = [tag("span", f" {number(sum(row[min(whole)] for row in one['rows']) if whole else 0)}", class_="unit")]
         drawn = _copies_curve(one, citation) if one["title"] == COPIES_BY_QUALITY else None
-        yield fold([title, tag("span", f" {number(total)}", class_="unit")], drawn,
+        yield fold([title, *(total * summed)], drawn,
                    table(one["title"], one["head"], rows, numeric=sorted(whole), citation=citation), note)  # fmt: skip
 
 
