@@ -9,6 +9,7 @@ from assay.planning.cluster import read_cluster
 from assay.planning.plan import Correction, Plan, PlanInputs, make_plan
 from assay.planning.plan_page import summary
 from governance.gate.policy import EnergyBudget
+from governance.reports.html.markup import decimal
 from pretrain.config.model import ModelConfig
 from slurm.config import SlurmConfig
 
@@ -30,7 +31,7 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
     certain = value > budget.kilowatt_hours
     words = (
         f"energy budget: the policy allows {budget.kilowatt_hours:,g} kWh, and the plan's training takes "
-        f"{value:,.0f} kWh (up to {high:,.0f}), so it would be stopped before its end. Raise kilowatt_hours in "
+        f"{decimal(value)} kWh (up to {decimal(high)}), so it would be stopped before its end. Raise kilowatt_hours in "
         "[energy_budget], or plan fewer steps or a smaller model"
     )
     return OverBudget(words if certain else words.replace("would", "may"), certain)

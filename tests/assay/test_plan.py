@@ -21,9 +21,11 @@ from assay.planning.costs import costs
 from assay.planning.failures import best_interval, wall_seconds
 from assay.planning.layouts import fastest, layouts
 from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan, step_plan
+from assay.planning.plan_budget import over_budget
 from assay.planning.plan_page import lines, summary
 from governance.energy.band import Band
 from governance.errors import ConfigError
+from governance.gate.policy import EnergyBudget
 from pretrain.preflight.forecast import H100
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -318,6 +320,12 @@ def test_the_processes_of_a_cpu_node_share_it(processes):
 
     whole = read_cluster("cpu")
     assert node(whole.with_ranks(processes)) == pytest.approx(node(whole), rel=0.03)
+
+
+def test_a_small_budget_is_compared_in_figures_that_differ():
+    plan = replace(plan_of(), costs={"kwh": Band(0.2, 0.34, 0.6)})
+    over = over_budget(plan, EnergyBudget(kilowatt_hours=0.3))
+    assert "allows 0.3 kWh, and the plan's training takes 0.34 kWh (up to 0.6)" in over.words
 
 
 def test_some_of_a_nodes_gpus_draw_their_share():
