@@ -71,9 +71,9 @@ def evaluate_classifier(
     require_classifier(verified, config.labels)
     if artifacts["pack"].digest not in [item.digest for item in verified.inputs]:
         raise CheckpointError(
-            f"{verified.folder}: was trained on {verified.inputs[0].path}, not on {artifacts['pack'].path}, so what "
-            f"tests it here may have trained it, and labels may have other numbers. Give the configuration of its "
-            f"training; of a fold with --set data.encode.classification.fold=NUMBER"
+            f"{verified.folder}: was trained on {verified.inputs[0].path}, not on {artifacts['pack'].path}, so "
+            f"these test documents may have trained it, and labels may have other numbers. Give the configuration "
+            f"of its training; of a fold with --set data.encode.classification.fold=NUMBER"
         )
     recipe = ClassificationRecipe(labels=config.labels, test="" if test is None else sha256_file(test))
     opened = partial(_opened, run, artifacts, verified, runtime, (test, recipe.test))

@@ -17,7 +17,7 @@ missing, altered or behind its anchor.
 digest), then moves each folder out of the way with one rename, products before what they were made from, removes the
 records that only these artifacts list, and deletes what it moved. So an artifact is whole or gone at every moment, and
 verification, which accepts an artifact that was removed whole, is right after each step. A clean-up that was killed is
-continued by the next one. Price: one manifest an artifact, the journal, and a `stat` a file.
+continued by the next one. Price: one manifest per artifact, the journal, and a `stat` per file.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> Clean
             journal.append(STATEMENT, statement(subject, STATEMENT_TYPE, {"removed": removed}))
             with storage_errors(root / REMOVED):
                 (root / REMOVED).mkdir(exist_ok=True)
-                own = Path(tempfile.mkdtemp(dir=root / REMOVED))  # of this account alone, with no link in it
+                own = Path(tempfile.mkdtemp(dir=root / REMOVED))  # only this account can open it; no link in it
             for candidate in _products_first(found.free):
                 move_folder(root / candidate.path, own / candidate.path)
         for name in found.records:

@@ -25,8 +25,8 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
 
     if run.config.data.mix is not None:
         raise ConfigError(
-            "data.mix: the mixture repeats and leaves out documents, so the card would not count what is sent. "
-            "Push the corpus of a run without [data.mix]"
+            "data.mix: the mixture repeats and omits documents, so the card's counts would not be those of what is "
+            "sent. Push the corpus of a run without [data.mix]"
         )
     if any(source.fields.columns for source in run.config.data.sources):
         raise ConfigError(

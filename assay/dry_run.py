@@ -54,7 +54,7 @@ def planned(
     if device is None and gpu_memory is None:
         return None
     if device == "cpu" and gpu_memory is not None:
-        raise ConfigError("--gpu-memory goes with --device cuda: a plan for CPUs has no GPU")
+        raise ConfigError("--gpu-memory requires --device cuda: a plan for CPUs has no GPU")
     device = device or "cuda"
     if engine.device not in ("auto", device):
         raise ConfigError(

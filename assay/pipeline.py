@@ -215,14 +215,14 @@ def _launch(
     with report_decision(run, artifacts, runtime, when_open=False):
         if status in (0, GateClosed.exit_code):
             require_verdict(run, artifacts, runtime)  # hours later: a verdict may have been revoked
-        if status == GateClosed.exit_code:  # for another cause, such as a checkpoint that is not as it was stated
+        if status == GateClosed.exit_code:  # for another cause than the verdict, such as an altered checkpoint
             raise GateClosed("the training processes found the gate closed; see their messages above")
         if status == AlteredFile.exit_code:
             from pretrain.data.dataset import altered_shards, refuse_altered
 
             refuse_altered(altered_shards(training_rows(artifacts), runtime.root, 0, 1))
     if status == Preempted.exit_code:
-        raise Preempted("a signal stopped the training processes; what they learned is saved")
+        raise Preempted("a signal stopped the training processes; their progress is saved")
     if status == BudgetReached.exit_code:
         raise BudgetReached("the training processes stopped for the energy budget; see their message above")
     if status == Diverged.exit_code:

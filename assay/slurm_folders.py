@@ -122,7 +122,7 @@ def container_mounts(run: LoadedRun, sources: Sequence[Path], config: SlurmConfi
     """Mounts of a container, and variables that locate the user's folders."""
     if not config.container:
         return ContainerMounts()
-    heads = state_folder().parent  # of the journal, which the gate compares
+    heads = state_folder().parent  # holds the journal's head, which the gate compares
     heads.mkdir(parents=True, exist_ok=True)  # only an existing folder can be mounted
     return ContainerMounts((*folders_read(run, sources), heads.absolute()), _homes())
 

@@ -50,7 +50,7 @@ from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
 _AMD = Path("/dev/kfd")
-_MOST_LOOKED_AT = 16
+_MAX_FILES_SEEN = 16
 """Files of a source whose first records are looked at for licences."""
 LARGEST_GPU = 432_000_000_000
 """Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
@@ -117,7 +117,7 @@ def _licences_seen(source: Source, folder: Path) -> set[str]:
     if not field or not isinstance(source, PathSource):
         return {source.licence}
     files = list(remaining_files(source, folder))
-    some = files[:: max(1, -(-len(files) // _MOST_LOOKED_AT))]
+    some = files[:: max(1, -(-len(files) // _MAX_FILES_SEEN))]
     records = [record for file in some for record in first_records(InputFiles(source.type, "", (file,), 0))]
     stated = [record.get(field) for record in records] or [None]
     return {licence or source.licence for licence in stated if licence is None or isinstance(licence, str)}

@@ -205,7 +205,7 @@ def _reader_of(source: Source) -> Callable[[Reading, Counter[str]], Iterator[Rec
     return read_code_rows if licence_lists(source) is not None else read_items
 
 
-_FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's further document shards
+_FURTHER = "read_documents_"  # followed by a number from 1: roles of a reading's further document shards
 
 
 def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:

@@ -29,7 +29,7 @@ from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 
-_SHOWN_SEEDS = 3  # of a document that a teacher wrote
+_SHOWN_SEEDS = 3  # seeds shown for a document that a teacher wrote
 _SOURCES = ("file", "hub")  # the stages of inputs that are not artifacts
 
 
@@ -151,7 +151,7 @@ def documents_of(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
         elif manifest.files("documents", root):
             return manifest, ""
     if all(item.stage in _SOURCES for item in tokens.inputs):
-        return None, f"{tokens.folder} was made by the stage {tokens.stage!r}, which knows no documents"
+        return None, f"{tokens.folder} was made by the stage {tokens.stage!r}, which has no documents"
     return None, f"the documents of {tokens.folder} are gone ({'; '.join(gone)}); only the identity is known"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from governance.errors import ManifestError, MissingInput
 
-_MOST_TOKENS = 512
+_MAX_TOKENS = 512
 
 
 class LoadedClassifier(NamedTuple):
@@ -69,7 +69,7 @@ def load_classifier_of(where: str, path: Path, kind: Literal["sequence", "token"
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    most = getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
+    most = getattr(model.config, "max_position_embeddings", _MAX_TOKENS)
     return LoadedClassifier(
-        tokenizer, model.to(device).eval(), device, min(_MOST_TOKENS, tokenizer.model_max_length, most)
+        tokenizer, model.to(device).eval(), device, min(_MAX_TOKENS, tokenizer.model_max_length, most)
     )

@@ -39,7 +39,7 @@ Config = TypeVar("Config", bound=Section)
 _SHOWN_CHARACTERS = 200
 _LISTED_KEYS = 24
 _AS_IS = frozenset((str, int, bool, type(None)))
-_MOST_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB a second
+_MAX_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB per second
 
 
 def canonical_json(value: Any) -> bytes:
@@ -108,7 +108,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is not TOML in UTF-8.
     """
     try:
-        return tomllib.loads(read_whole(path, _MOST_TOML_BYTES).decode("utf-8-sig"))
+        return tomllib.loads(read_whole(path, _MAX_TOML_BYTES).decode("utf-8-sig"))
     except FileNotFoundError as error:
         hint = near_path(path) or " Name a TOML file, or write a run's: assay init"
         raise ConfigError(f"{path}: no such file.{hint}") from error
@@ -256,7 +256,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> st
         near = next(iter(difflib.get_close_matches(facts["tag"], known, n=1)), "")
         hint = f"; did you mean {near!r}?" if near else ""
         return f'{field}.type = "{facts["tag"]}": is none of {", ".join(known)}{hint}'
-    if str(facts.get("pattern", "")).endswith(r":[A-Za-z_]\w*$"):  # of own code
+    if str(facts.get("pattern", "")).endswith(r":[A-Za-z_]\w*$"):  # the name of own code
         return f'{field} = "{found}": needs the form package.module:function'
     message = _PLAIN.get(fault["type"], "").format(**facts) or fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(found, dict):

@@ -116,7 +116,7 @@ class Preempted(PipelineError):
     exit_code = 75
 
 
-_MOST_NAMES = 20_000  # of a folder that is searched for a similar name, which takes 3 us each
+_MAX_NAMES = 20_000  # most names of a folder that is searched for a similar name, at 3 us each
 
 
 def near_path(path: Path, *others: str) -> str:
@@ -131,7 +131,7 @@ def near_path(path: Path, *others: str) -> str:
         names = sorted(os.listdir(path.parent))
     except OSError:  # not a folder, or one that may not be read: the caller's error is the one to report
         return ""
-    if len(names) > _MOST_NAMES:
+    if len(names) > _MAX_NAMES:
         return ""
     known = {name: str(path.parent / name) for name in names if name[:1] != "."}
     known |= {word: word for word in others}

@@ -250,7 +250,7 @@ def _take_lock(path: Path, note: str) -> BinaryIO | str:
             handle.truncate(0)
             handle.write(note.encode("utf-8"))
             handle.flush()
-            os.fsync(handle.fileno())  # for a reader on another node
+            os.fsync(handle.fileno())  # visible to a reader on another node
         except OSError as error:
             with handle:
                 if error.errno not in _LOCKED_ERRNOS:
@@ -437,7 +437,7 @@ def remove_tree(folder: Path) -> None:
     The manifest goes first, so that a kill half-way leaves an unfinished artifact. If it is a symbolic link, only the
     link is removed.
     """
-    if folder.is_symlink():  # what it leads to is not ours
+    if folder.is_symlink():  # its target is not ours
         folder.unlink()
         return
     with contextlib.suppress(FileNotFoundError):

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 
 _LOGGER = logging.getLogger("assay.governance.first_use")  # `log.py` imports this module
-_SECONDS = [0.0]  # of this process and, as wall time, of its workers
+_SECONDS = [0.0]  # seconds of this process and, as wall time, of its workers
 _SAID: list[bool] = []  # whether the message was logged
 _THEN: list[Callable[[], None]] = []  # called once each, when the first compilation begins
-_BEGAN: list[Event] = []  # in a worker: set when it begins to compile, so that its parent can report it
+_BEGAN: list[Event] = []  # set in a worker when it begins to compile, so that its parent can report it
 
 
 def compile_seconds() -> float:

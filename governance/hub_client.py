@@ -169,7 +169,8 @@ def push(
     except (LocalTokenNotFoundError, ValueError) as error:
         raise PipelineError(f"push to {repository}: {error}. {again}") from error
     except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):  # by the hub's version
+        # The errors' classes depend on the version of huggingface_hub.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
         raise StorageError(f"push to {repository}: the hub cannot be reached ({error}). {again}") from error
     return str(made.commit_url)

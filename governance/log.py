@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger("assay")
 _PLAIN_INTERVAL_SECONDS = 10.0
 _WIDE = 140
 """Columns of a terminal that hold a bar with its time left and note."""
-_DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
+_DRAWN_PER_SECOND = 2  # rich's own ten take more than 1 % of a core
 
 
 def set_up_logging(rank: int = 0, *, verbose: bool = False, quiet: bool = False) -> None:
@@ -172,7 +172,7 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
 
     shown = columns[:4] if narrow else columns
     elapsed = _stopwatch()
-    with TwoLineBar(*shown, console=console, refresh_per_second=_DRAWN_A_SECOND, transient=True) as bar:
+    with TwoLineBar(*shown, console=console, refresh_per_second=_DRAWN_PER_SECOND, transient=True) as bar:
         task = bar.add_task(step_label(description), total=total, completed=int(done), rate="", left="", note="")
 
         def advance(amount: float, note: str = "", found: bool = False) -> None:

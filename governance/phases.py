@@ -7,7 +7,7 @@
 
 The meter of a node puts a `PhaseClock` into its dictionary under "clock". The measured program reports the phase that
 begins (`begin`) or lasts for a context (`during`); without a clock both do nothing. Times are those of the host:
-communication that a GPU overlaps with computing is in compute. Price: two readings of a clock a change.
+communication that a GPU overlaps with computing is in compute. Price: two readings of a clock per change.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import os
 import stat
 from pathlib import Path
 
-MOST_BYTES = 512 << 20
+MAX_BYTES = 512 << 20
 """Largest JSON file that is read whole."""
 NO_FILE = "it is a pipe or a device, not a file"
 
 
-def read_whole(path: Path, most: int = MOST_BYTES, begin: int = 0) -> bytes:
+def read_whole(path: Path, most: int = MAX_BYTES, begin: int = 0) -> bytes:
     """The bytes of a regular file, from `begin` on.
 
     A file has at most `most` bytes.

@@ -228,7 +228,7 @@ def run_stage(
         finally:  # an attempt that ends early has no upper bound of energy either
             if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
                 energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
-    for mark in ("artifact", UNMEASURED):  # for the meter, no figures
+    for mark in ("artifact", UNMEASURED):  # marks for the meter, not figures
         energy.pop(mark, None)
     if runtime.mode == "share":
         raise ShareDone(stage, "all its shards are made; a join commits it")

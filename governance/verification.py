@@ -273,7 +273,7 @@ def _verify_artifact(path: Path, root: Path, evidence: _JournalEvidence | None) 
         problems += [f"{name}: {problem}" for problem in _verify_input(item, root)]
     if evidence is not None:
         problems += [f"{name}: {problem}" for problem in unstated(manifest, evidence.latest)]
-        if head := manifest.run.get("journal"):  # what it noted must be in the journal still
+        if head := manifest.run.get("journal"):  # the journal must still have the line that it noted
             problems += [f"{name}: {JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries)]
         problems += signature_faults(manifest, root) if manifest.stage == "checkpoint" else []
     return 1 + len(manifest.outputs), problems + verify(manifest, root, deep=evidence is not None)

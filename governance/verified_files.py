@@ -59,7 +59,7 @@ def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> tu
     now = file_state(path)
     if now[:-1] != before[:-1]:
         raise AlteredFile(f"{path}: was changed while it was read. Put it back, or remove its folder; then run again.")
-    if now != before:  # as a second name does, which `put_in_place` gives
+    if now != before:  # as a second name does, from `put_in_place`
         _compare(output, path)
     return now
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAD_TO_DEVIATION = 1.4826  # 1 / the third quartile of the standard normal
-_LEAST_SPREAD_SHARE = 0.005
+_MIN_SPREAD_SHARE = 0.005
 OVERFLOW = "overflow"
 _IN_A_ROW = 3  # batches differ and weights do not, so the batches are not the cause
 _LISTED = 12  # skipped steps that the error lists, and documents of each
@@ -109,7 +109,7 @@ class SpikeGuard:
         median = self._ring.sort().values[half]
         # inf - inf is NaN while the window is not full; `full` hides it.
         deviation = (self._ring - median).abs().sort().values[half]
-        spread = torch.maximum(_MAD_TO_DEVIATION * deviation, _LEAST_SPREAD_SHARE * median.abs())
+        spread = torch.maximum(_MAD_TO_DEVIATION * deviation, _MIN_SPREAD_SHARE * median.abs())
         full = self._accepted[0] >= self._config.window
         z = torch.where(full & finite & (spread > 0), (loss - median) / spread, torch.zeros_like(spread))
         return SpikeDecision((~finite | (z > self._config.z_score)).float(), z)

@@ -35,7 +35,7 @@ from pretrain.context import TrainContext
 FOLDER = "profile"
 TOP = 20
 """Operators of the event."""
-_MOST_ALLOCATIONS = 1 << 17  # of a memory snapshot, so that a long window fills no disk
+_MAX_ALLOCATIONS = 1 << 17  # bounds a memory snapshot, so that a long window does not fill the disk
 
 Aside = Callable[[str], contextlib.AbstractContextManager[Any]]
 Rows = list[dict[str, Any]]
@@ -88,7 +88,7 @@ class Profile:
         try:
             yield
         except Exception as error:
-            get_logger(__name__).warning("the profiler fails (%s: %s); training continues without it",
+            get_logger(__name__).warning("the profiler failed (%s: %s); training continues without it",
                                          type(error).__name__, error)  # fmt: skip
             self.close()
 
@@ -98,7 +98,7 @@ class Profile:
 
         config, on_cuda = self._context.settings.profile, self._context.device.type == "cuda"
         if config.memory and on_cuda:
-            torch.cuda.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
+            torch.cuda.memory._record_memory_history(max_entries=_MAX_ALLOCATIONS)
         return profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])],
             schedule=schedule(wait=0, warmup=self._first - self._start, active=self._last - self._first + 1, repeat=1),

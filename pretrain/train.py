@@ -331,7 +331,7 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         set_deterministic(before[1], compiles=compiles)
-        gc.unfreeze()  # what `importing` kept from collections
+        gc.unfreeze()  # undoes the freeze of `importing`
 
 
 def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:

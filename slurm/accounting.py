@@ -28,7 +28,7 @@ ACCOUNTING_FILE = "accounting.jsonl"
 _LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written again
 _TOLERANCE = 0.1
 """Two meters that differ by less than this share agree."""
-_LEAST_JOULES = 1000.0
+_MIN_JOULES = 1000.0
 """Below this the start of the interpreter, which only Slurm counts, outweighs the rest."""
 
 
@@ -73,7 +73,7 @@ def in_words(energy: Energy) -> list[str]:
         parts.append(f"energy by Slurm {_kilojoules(energy.slurm)}")
     if energy.ours is not None:
         parts.append(f"energy by our meters {_kilojoules(energy.ours)}")
-    if energy.ended and energy.slurm is not None and energy.ours and energy.ours >= _LEAST_JOULES:
+    if energy.ended and energy.slurm is not None and energy.ours and energy.ours >= _MIN_JOULES:
         apart = energy.slurm / energy.ours - 1
         parts.append(
             "they agree within 10 %" if abs(apart) <= _TOLERANCE else f"they disagree: Slurm's is {apart:+.0%} of ours"

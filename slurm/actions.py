@@ -68,7 +68,7 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
         if row is not None and not _is_resubmitted(row, job, bool(behind)):
             continue
         numbers = _numbers(row, job, bool(behind))
-        if row is not None and behind:  # what still waits is submitted again with new dependencies
+        if row is not None and behind:  # waiting jobs are submitted again with new dependencies
             stale += [part.unit for part in row.parts if part.kind == "waiting"]
         orders[job.name] = JobRequest(job, numbers, tuple(_still(view, job, orders)))
     return list(orders.values()), stale

@@ -166,7 +166,7 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
         for item in answers.accounted:
             accounts.setdefault(item.job, []).append(item)
     names = {line.job: line.name for line in lines}
-    used: dict[str, list[commands.Accounted]] = {}  # of every submission: failed attempts used energy too
+    used: dict[str, list[commands.Accounted]] = {}  # jobs of every submission: failed attempts used energy too
     for unit, items in (accounts or {}).items():
         used.setdefault(names.get(unit.partition("_")[0], ""), []).extend(items)
     rows = []
@@ -230,7 +230,7 @@ def _state_of(
         base = replace(base, state=account.state)
     kind = class_of(base.state)
     if last is not None and last.outcome == "done" and (base.state == "PREEMPTED" or kind == "waiting"):
-        kind = "done"  # so Slurm ends or requeues a job that it once signalled to leave
+        kind = "done"  # so Slurm ends or requeues a job that it once signalled to stop
     if entry is None and kind in ("waiting", "running", "unknown"):
         base, kind = _without_the_queue(base, last, queued is not None, account is not None)
     if kind == "failed":

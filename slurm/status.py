@@ -180,7 +180,7 @@ def _attempts(rows: Sequence[JobRow]) -> list[str]:
     for row in rows:
         causes: dict[str, int] = {}
         for part in row.parts:
-            decided = part.kind in ("failed", "lost")  # by its last attempt, which `_reasons` names
+            decided = part.kind in ("failed", "lost")  # its last attempt decided, which `_reasons` names
             for attempt in part.attempts[:-1] if decided else part.attempts:
                 if attempt.outcome not in ("", "done"):
                     causes[attempt.cause] = causes.get(attempt.cause, 0) + 1

@@ -176,7 +176,7 @@ def submit(
         for request in requests:
             line = _submit(request, done, number, root, config, begin)
             done[request.job.name] = line
-            remove_file(cancellation_mark(root, line.job))  # of an earlier job with this number
+            remove_file(cancellation_mark(root, line.job))  # left by an earlier job with this number
             append_line(record, json.dumps(sign(asdict(line)), sort_keys=True), durable=True)
         commands.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave no job behind
@@ -206,7 +206,7 @@ def _submit(
     options = (
         [f"--dependency={','.join(f'{condition}:{ident}' for condition, ident in after)}"] if after else ["--hold"]
     )
-    if begin is not None and not after:  # by the seconds left: a local time may be two moments, as summer ends
+    if begin is not None and not after:  # as seconds from now: a local time is ambiguous when summer time ends
         options.append(f"--begin=now+{max(0, int((begin - datetime.now(UTC)).total_seconds()))}")
     if request.numbers:
         options.append(f"--array={ranges(request.numbers)}{throttled(config)}")

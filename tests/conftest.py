@@ -82,9 +82,9 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(os, "sched_getaffinity", lambda process: {0})
         parser.cache_clear()  # test files that were collected have built it with the number of cores
         patch.setitem(peak_flops._SIZES, "cpu", (64,))
-        patch.setattr(peak_flops, "_SECONDS_A_SIZE", 0.0)
+        patch.setattr(peak_flops, "_SECONDS_PER_SIZE", 0.0)
         patch.setattr(peak_flops, "_SAMPLED", (64,))
-        patch.setattr(peak_flops, "_SECONDS_A_SAMPLE", 0.0)
+        patch.setattr(peak_flops, "_SECONDS_PER_SAMPLE", 0.0)
         patch.setattr("assay.start_preflight._apart", as_if_apart)
         patch.setattr(gc, "unfreeze", lambda: None)  # a command's end would undo what `pytest_collection` does
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))

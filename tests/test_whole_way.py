@@ -318,7 +318,7 @@ def test_interpret_shows_texts_and_heads_and_leaves_evidence(project_copy, capsy
     for more, status, message in (
         ([""], 78, "text 1: is empty"), (["fine", "word " * 90], 1, "text 2: has"), ([], 78, "no text: give"),
         (["\ud800"], 78, "text 1: is not UTF-8"), (["--prune-heads", "--rows", "1"], 1, "needs 2 validation rows"),
-        (["x", "--rows", "4"], 78, "--rows goes with --prune-heads"),
+        (["x", "--rows", "4"], 78, "--rows requires --prune-heads"),
     ):  # fmt: skip
         assert main([*words, *more]) == status, more
         assert message in capsys.readouterr().err

@@ -168,7 +168,7 @@ def clean_up(arguments: Arguments) -> None:
         return
     if user := in_use(root):
         say(f"the root is used by {user}", in_use=user)
-    line = f"{count} of {len(outcome.candidates)} artifacts are free: {size}. Remove them with --execute"
+    line = f"{count} of {len(outcome.candidates)} artifacts can be removed: {size}. Remove them with --execute"
     say(line, free=count, bytes=outcome.freed)
 
 
@@ -209,7 +209,7 @@ def index(arguments: Arguments) -> None:
     stats = made.stats
     say(
         f"{stats['documents']:,} documents, {stats['bytes']:,} bytes of text, {stats['shards']} shard(s); "
-        f"{size / max(stats['bytes'], 1):.2f} bytes a byte  {runtime.root / made.folder}",
+        f"{size / max(stats['bytes'], 1):.2f} bytes per byte of text  {runtime.root / made.folder}",
         **artifact(made, runtime.root), **stats, index_bytes=size,
     )  # fmt: skip
 

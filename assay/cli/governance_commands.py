@@ -223,7 +223,7 @@ def site(arguments: Arguments) -> None:
         if each.verdict_by:
             say(f"  {each.verdict_by[0]} signs the audit's statement, {each.verdict_by[1]} the verdict")
     if not found:
-        say(f"no site's policy binds here: neither {SYSTEM} nor a file named by ${VARIABLE} is there", sites={})
+        say(f"no site policy applies here: neither {SYSTEM} nor a file named by ${VARIABLE} is there", sites={})
 
 
 def trace(arguments: Arguments) -> None:
@@ -367,7 +367,7 @@ def keygen(arguments: Arguments) -> None:
         create_key(path)
         say(f"private key {path}, public key {public_path(path)}", private_key=path, public_key=public_path(path))
         if arguments.root is not None:
-            say("keep the private key offline; only making a job's key needs it: keygen --job PATH --root-key ...")
+            say("keep the private key offline; it is needed only to make a job's key: keygen --job PATH --root-key ...")
 
 
 def audit_model(arguments: Arguments) -> None:
@@ -415,7 +415,7 @@ def audit_memorisation(arguments: Arguments) -> None:
     say(trend_words(stats["trend"]))
     say(f"{runtime.root / audit.folder / 'sequences.json'}")
     if (traced := verbatim(loaded, artifacts, checkpoint, runtime)) is None:
-        say("how much of its generations is verbatim in the corpus needs an index: assay data index CONFIG")
+        say("to measure how much of its generations is verbatim in the corpus, make an index: assay data index CONFIG")
         return
     say("\ngenerations with a passage that is verbatim in the corpus:", verbatim=traced.stats)
     say("  prompts of  characters  generations  with one  rate, 95 % interval      of all characters")
@@ -499,7 +499,7 @@ def verify_model(arguments: Arguments) -> None:
 
     model: Path = arguments.model
     if bool(arguments.identity) != bool(arguments.issuer):
-        raise ConfigError("--identity and --issuer go together: --identity NAME --issuer URL")
+        raise ConfigError("--identity and --issuer require each other: --identity NAME --issuer URL")
     if arguments.key is not None:
         by, signer = model_bundles.by_key(arguments.key), f"key {arguments.key}"
     elif arguments.certificate:

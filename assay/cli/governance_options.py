@@ -103,7 +103,7 @@ def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> N
     path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
     path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
     path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
-    flag(command, "--nearest", "state the similarity of the nearest other document, too (DOCUMENT is a file)")
+    flag(command, "--nearest", "also state the similarity of the nearest other document (DOCUMENT must be a file)")
     path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
 
 
@@ -126,7 +126,7 @@ def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
     path(command, "data", "OUTCOMES", "a row for each unit and arm: .csv, .jsonl or .parquet")
     text = "checkpoint that served the treatment arm (default: the final one of this run)"
     path(command, "--checkpoint", "CHECKPOINT", text, default=Path("last"))
-    flag(command, "--early", "look at fewer units than planned, without a decision")
+    flag(command, "--early", "analyse fewer units than planned, without a decision")
 
 
 def _keys(add: Add) -> None:

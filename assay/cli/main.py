@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         top.error(fault)
     arguments = top.parse_args(join_files(words, top))
     if getattr(arguments, "wait", False) and arguments.task is None:
-        top.error("--wait goes with --task I/N: it waits for the other tasks")
+        top.error("--wait requires --task I/N: it waits for the other tasks")
     in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging(**verbosity)
     if threading.current_thread() is threading.main_thread():
         count_interrupts()
-    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):  # of launcher.py, whose import every command would pay
+    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):  # launcher.py sets it; its import would slow every command
         end_with_parent(int(launcher), signal.SIGTERM)
     _mute_repeated_warnings(launcher)
     try:

@@ -103,10 +103,10 @@ def generate(arguments: Arguments) -> None:
         title = f"--- prompt {number}: {row['tokens']} tokens, {_FINISHES[row['finish']]}\n" if len(texts) > 1 else ""
         say(f"{title}{row['prompt']}{row['text']}", generations=[row])
     get_logger(__name__).info(
-        "%d tokens in %.1f s, %.1f tokens/s, energy with the loading of the model %s", made, seconds,
+        "%d tokens in %.1f s, %.1f tokens/s, energy %s, with the loading of the model", made, seconds,
         made / max(seconds, 1e-9), _energy(energy),
     )  # fmt: skip
-    if arguments.json:  # what a person reads as a message
+    if arguments.json:  # as values; a person reads a message
         say(
             "", checkpoint=opened.manifest.digest, averaged=[one.digest for one in others], origin=opened.origin,
             sampling=asdict(sampling), tokens=made, seconds=seconds, tokens_per_second=made / max(seconds, 1e-9),
@@ -145,7 +145,7 @@ def interpret(arguments: Arguments) -> None:
     if not texts and not prunes:
         raise ConfigError("no text: give texts after the checkpoint, or --prune-heads for the importance of heads")
     if arguments.rows and not prunes:
-        raise ConfigError("--rows goes with --prune-heads, which reads validation rows; a text needs none")
+        raise ConfigError("--rows requires --prune-heads, which reads validation rows; a text needs none")
     opened = open_checkpoint(arguments, "validation" if prunes else "")
     manifest = opened.manifest
     ids = [opened.encoder.encode(text).tolist() for text in texts]
@@ -167,8 +167,8 @@ def interpret(arguments: Arguments) -> None:
     subjects = {f"interpretation/{manifest.digest[:16]}": sha256_bytes(canonical_json(values))}
     for line in interpretation_lines(values):
         say(line)
-    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
-    if arguments.json:  # what a person reads in lines
+    get_logger(__name__).info("energy %s, with the loading of the model", _energy(energy))
+    if arguments.json:  # as values; a person reads lines
         say("", **values, origin=opened.origin, energy=energy)
     if arguments.html:
         page = interpretation_page({**values, "energy": energy})
@@ -270,8 +270,8 @@ def translate(arguments: Arguments) -> None:
         }
         made_from = [*(checkpoint.as_input() for checkpoint in checkpoints), opened.artifacts["tokenizer"].as_input()]
         opened.loaded.journal(root).state("evaluation", subject, made_from, **values, origin=opened.origin)
-    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
-    if arguments.json:  # what a person reads as a message
+    get_logger(__name__).info("energy %s, with the loading of the model", _energy(energy))
+    if arguments.json:  # as values; a person reads a message
         say("", checkpoint=opened.manifest.digest, origin=opened.origin, **values, energy=energy)
 
 
@@ -314,7 +314,7 @@ def prompts_of(words: Sequence[str], file: Path | None, option: str = "--prompts
     `option` names it. Its blank lines are left out unless they are wanted (`blank`).
 
     Raises:
-        ConfigError: there is none, or one is no text.
+        ConfigError: there is no prompt, or one is not text.
         MissingInput: the file cannot be read.
     """
     prompts = list(words)
@@ -388,8 +388,8 @@ def _read(file: Path, option: str, blank: bool) -> list[str]:
             raise ConfigError(f'{option} {file}, line {number}: has no text "prompt"; write {{"prompt": "..."}}')
         if not _is_unicode(prompt):
             raise ConfigError(
-                f"{option} {file}, line {number}: has half of a character (\\ud800 to \\udfff); write both halves, or "
-                f"the character itself"
+                f"{option} {file}, line {number}: has half of a surrogate pair (\\ud800 to \\udfff); write both "
+                f"halves, or the character itself"
             )
         prompts.append(prompt)
     return prompts

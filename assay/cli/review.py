@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _DAYS = 30
 _ROWS = 5
 _SAMPLES = 3
-_LETTERS = 10  # of a reason, at least
+_LETTERS = 10  # least characters of a reason
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def review(
             talk.say("", f"[{number}/{len(open_reasons)}] {reason['status']} {reason['gate']} on {reason['subject']}")
             keep(_review_reason(bench, reason, key, talk))
     except _Quit:
-        talk.say("left; what was signed stays")
+        talk.say("stopped; what was signed is kept")
     return written
 
 
@@ -182,7 +182,7 @@ class _Talk:
 
     def reason(self) -> str:
         """The reason given."""
-        return self.ask("reason", lambda text: "" if len(text) >= _LETTERS else "say it in ten characters or more")
+        return self.ask("reason", lambda text: "" if len(text) >= _LETTERS else "write ten characters or more")
 
 
 def _name(policy: Policy, key: Any) -> str:
@@ -362,7 +362,11 @@ def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:
     chosen = rows_where(table, gate.where)
     try:
         places = offending_rows(gate, chosen)
-    except (TypeError, ValueError, KeyError):  # what cannot be judged has no offending row; the finding states it
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+    ):  # unjudgeable results have no offending row; the finding states why
         return []
     lines = [f"  row        {row_text(gate, chosen, place)}" for place in places[:_ROWS]]
     if len(places) > _ROWS:

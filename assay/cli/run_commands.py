@@ -215,12 +215,12 @@ def train(arguments: Arguments) -> None:
             say(line, plan=[line])
         return
     if arguments.ranks:
-        raise ConfigError("--ranks goes with --dry-run; a start has as many ranks as --nproc, torchrun or srun starts")
+        raise ConfigError("--ranks requires --dry-run; a start has as many ranks as --nproc, torchrun or srun starts")
     if arguments.device or arguments.gpu_memory:
-        raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
+        raise ConfigError("--device and --gpu-memory require --dry-run; a start computes on engine.device")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training(loaded, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
-    if read_ranks().first:  # of the ranks of torchrun or srun, one prints
+    if read_ranks().first:  # under torchrun or srun only the first rank prints
         say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
@@ -240,7 +240,7 @@ def teacher_logits(arguments: Arguments) -> None:
     stats = made.stats
     say(
         f"teacher_logits {made.digest[:16]}  {runtime.root / made.folder}: {stats['samples']} draws for each of "
-        f"{stats['targets']:,} tokens, {stats['bytes_per_token']} bytes a token",
+        f"{stats['targets']:,} tokens, {stats['bytes_per_token']} bytes per token",
         **artifact(made, runtime.root),
         **stats,
     )
@@ -272,8 +272,8 @@ def checkpoint_of(
     posing = _KEY.fullmatch(written.name) is not None and written.name != read.name
     if posing or read.parts[-2:] != Path(found.folder).parts:
         raise GateClosed(
-            f"{folder}: holds the manifest of {found.folder}, so other weights than those named would be read. Restore "
-            "it; a copy keeps its folder's name, below a folder of its stage's name"
+            f"{folder}: holds the manifest of {found.folder}, so weights other than those named would be read. Restore "
+            "it; a copy must keep its folder's name, below a folder of its stage's name"
         )
     home = root_of(checkpoint)
     if runtime.root.resolve() in (home, written.parents[1].resolve()):  # also where a link leads out of the root
@@ -343,7 +343,7 @@ def export(arguments: Arguments) -> None:
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
     if arguments.adapter and arguments.average > 1:
         raise ConfigError(
-            "--adapter: the mean of adapters has another rank than they have; leave out --adapter or --average"
+            "--adapter: the mean of adapters has a higher rank than each of them; leave out --adapter or --average"
         )
     if arguments.push:
         require_name(arguments.push)

@@ -113,7 +113,7 @@ def submit(arguments: Arguments) -> int:
             typed = _config_words(arguments)
             queued = [row.name for row in view.rows if row.count("waiting", "running", "unknown")]
             raise ConfigError(
-                f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
+                f"{runtime.root}: jobs of this run are already queued or running: {', '.join(queued)}. See them with: "
                 f"assay slurm status {typed}; end them with: assay slurm cancel {typed}"
             )
         requests = [JobRequest(job) for job in jobs]
@@ -171,11 +171,11 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
     Returns (time, words, evidence); a time of None means at once.
 
     Raises:
-        ConfigError: an option goes with another, or the forecast is wrong or too short.
+        ConfigError: an option requires another, or the forecast is wrong or too short.
     """
     if arguments.carbon_aware is None:
         if arguments.latest or arguments.expected:
-            raise ConfigError("--latest and --expected go with --carbon-aware FORECAST.csv")
+            raise ConfigError("--latest and --expected require --carbon-aware FORECAST.csv")
         return None
     from governance.energy.intensity import read_intensity
     from slurm.carbon_aware import greenest, in_words

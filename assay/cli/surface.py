@@ -147,7 +147,7 @@ def _data(commands: Commands[Parser]) -> None:
     _config(command)
     command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
-    text = "make what task I (from 0) of N still lacks of the next data step, then exit (default: make everything)"
+    text = "do what is left of task I (from 0) of N in the next data step, then exit (default: make everything)"
     option(part, "--task", task, "I/N", text)
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
     flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
@@ -261,7 +261,7 @@ def _generation(commands: Commands[Parser]) -> None:
     command.repeated = "prompts"
     text = 'also continue each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--prompts", "FILE", text, dest="prompts_file")
-    text = "tokens after which a text is cut (default: %(default)s)"
+    text = "most tokens of a continuation (default: %(default)s)"
     option(command, "--max-tokens", positive, "N", text, default=128)
     text = "end a continuation where this text begins (repeatable)"
     option(command, "--stop", str, "TEXT", text, dest="stops", action="append", default=[])
@@ -306,9 +306,9 @@ def _trace_text(commands: Commands[Parser]) -> None:
     option(command, "text", str, "TEXT", 'a text, or "-" to read it from standard input')
     path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder: its corpus, and the steps that read a document")
     path(command, "--corpus", "ARTIFACT", "instead of a checkpoint: a token corpus, as ROOT/encode/KEY")
-    text = "characters from which a span counts (default: %(default)s)"
+    text = "least characters of a span (default: %(default)s)"
     option(command, "--min-characters", positive, "N", text, default=50)
-    text = "documents listed of each span; all are counted (default: %(default)s)"
+    text = "documents to list for each span; all are counted (default: %(default)s)"
     option(command, "--documents", positive, "N", text, default=10)
     path(command, "--html", "FILE", "also write the text with its spans marked as a page")
     path(command, "--signing-key", "PATH", "key that the run signs with (default: your own)")

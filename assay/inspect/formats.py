@@ -58,7 +58,7 @@ _FIRST_RECORDS = 50
 _FOOTERS = 100
 _HEAD_BYTES = 4096
 _IDS_COMPARED = 10
-_MOST_LOOKED_AT = 200
+_MAX_FILES_SEEN = 200
 """Files of one ending that are opened to compare their fields."""
 
 
@@ -215,7 +215,7 @@ def by_text_field(inputs: InputFiles) -> list[InputFiles]:
 
     Files without a record belong to the largest part. Above a number of files all count as those of the first.
     """
-    if inputs.kind in WITHOUT_FIELDS or not 1 < len(inputs.files) <= _MOST_LOOKED_AT:
+    if inputs.kind in WITHOUT_FIELDS or not 1 < len(inputs.files) <= _MAX_FILES_SEEN:
         return [inputs]
     parts: dict[tuple[object, ...], list[Path]] = {}
     others: list[Path] = []

@@ -97,7 +97,7 @@ def _breakable(value: str | int) -> Child:
 
 
 def _cell(value: str | int) -> str:
-    text = number(value) if isinstance(value, int) else visible(value.replace("\n", "\\n"))  # in a file's name
+    text = number(value) if isinstance(value, int) else visible(value.replace("\n", "\\n"))  # in file names
     return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
 
 

@@ -20,8 +20,8 @@ from assay.inspect.formats import WITHOUT_FIELDS, InputFiles
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet
 
 _ROWS, _LENGTH = 8, 256
-_MOST_STEPS, _FEWEST_STEPS = 200, 20
-_MOST_READINGS = 4
+_MAX_STEPS, _MIN_STEPS = 200, 20
+_MAX_READINGS = 4
 _BYTES_PER_TOKEN = 3.5
 _VOCABULARIES = ((2_000_000, 4096), (500_000, 2048), (0, 1024))
 """Bytes of text from which a vocabulary of that size is proposed."""
@@ -118,8 +118,8 @@ def _patterns(group: InputFiles, folder: Path) -> list[str]:
 def _training(kept: KeptTexts) -> list[str]:
     """Sections of the first training."""
     vocabulary = next(size for least, size in _VOCABULARIES if kept.bytes >= least)
-    steps = int(_MOST_READINGS * kept.bytes / _BYTES_PER_TOKEN / (_ROWS * _LENGTH))
-    steps = max(_FEWEST_STEPS, min(_MOST_STEPS, steps))
+    steps = int(_MAX_READINGS * kept.bytes / _BYTES_PER_TOKEN / (_ROWS * _LENGTH))
+    steps = max(_MIN_STEPS, min(_MAX_STEPS, steps))
     return [
         "# A first training: a few minutes on two cores. It shows that everything works; the model is far too small",
         "# to write good text. To grow it, raise steps, then vocabulary_size, hidden_size and num_hidden_layers; or",

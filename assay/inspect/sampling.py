@@ -140,7 +140,7 @@ def _stretches(file: Path, size: int) -> Iterator[bytes]:
         for at in range(number):
             start = max(at * (end // number), done)  # a stretch ends behind its bytes, at the end of a line
             source.seek(start)
-            if start > done and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # of a line that began before
+            if start > done and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # a line began earlier
                 continue
             begin = source.tell()
             stretch = source.read(min(size, _STRETCH_BYTES)) + source.readline(_STRETCH_BYTES)

@@ -229,7 +229,7 @@ def _reported(url: str) -> Iterator[None]:
         ) from error
     except ValueError as error:
         raise ConfigError(f"{public_url(url)}: {error}. Give a URL such as s3://bucket/runs/mine.") from error
-    except Exception as error:  # what the packages raise is not one class
+    except Exception as error:  # the packages raise unrelated classes
         reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, public_url(url))
         get_logger(__name__).debug("mirror", exc_info=True)
         if isinstance(error, FileNotFoundError):
@@ -237,6 +237,6 @@ def _reported(url: str) -> Iterator[None]:
                 f"{public_url(url)}: {reason}. Create the bucket or folder, or correct the URL."
             ) from error
         raise StorageError(
-            f"{public_url(url)}: the store fails ({reason}). What was copied is kept; run the same command again when "
+            f"{public_url(url)}: the store failed ({reason}). What was copied is kept; run the same command again when "
             "the cause is gone."
         ) from error

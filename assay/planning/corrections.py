@@ -26,7 +26,7 @@ from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.metrics.run_identity import METRICS_FILE
 
 _WARM_UP = 2
-_LEAST_STEPS = 3
+_MIN_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
             "name a run of the same train.precision"
         )
     if _online(recipe.train) != _online(of_run):
-        raise ConfigError(f"--from {named}: only one of the two runs has an online teacher; name a run that is alike")
+        raise ConfigError(f"--from {named}: only one of the two runs has an online teacher; name a run that matches")
     a_node = min(cluster.ranks_per_node, record.world_size)
     if record.world_size % a_node:
         raise ConfigError(
@@ -133,10 +133,10 @@ def read_record(folder: Path) -> MeasuredRun:
             lines.append(line)
     places = [place for place, line in enumerate(lines) if line.get("event") == "step"][_WARM_UP:]
     steps = [lines[place] for place in places]
-    if len(steps) < _LEAST_STEPS or not start:
+    if len(steps) < _MIN_STEPS or not start:
         raise ConfigError(
             f"{folder / METRICS_FILE}: its last attempt has {len(steps)} step(s) after the first {_WARM_UP}, too few "
-            f"to correct a plan; let it take at least {_LEAST_STEPS} more"
+            f"to correct a plan; let it take at least {_MIN_STEPS} more"
         )
     kind = "cuda" if steps[-1].get("memory_reserved") is not None else "cpu"
     speeds = [(step["tokens_per_second"], step["seconds"]) for step in steps]

@@ -58,8 +58,8 @@ def expected_seconds(run: LoadedRun, runtime: Runtime, steps: Sequence[str], ran
         total = timedelta(seconds=round(sum(seconds.values())))
         training = timedelta(seconds=round(seconds["train"]))
         get_logger(__name__).info(
-            "first run: roughly %s for the whole of it, %s of them training, by the rates of another machine; "
-            "compilation comes on top",
+            "first run: roughly %s in all, %s of them training, by the rates of another machine; "
+            "compilation is extra",
             total, training,
         )  # fmt: skip
     return seconds | earlier

@@ -10,7 +10,7 @@ from assay.planning.plan import PlanInputs, StepPlan, step_plan
 from governance.errors import ConfigError
 
 _NODES = (0.25, 0.5, 1, 2, 4)
-_MOST_ROWS = 64
+_MAX_ROWS = 64
 
 
 def layouts(run: LoadedRun, inputs: PlanInputs) -> list[StepPlan]:
@@ -30,7 +30,7 @@ def _of(run: LoadedRun, inputs: PlanInputs, stage: int) -> Iterator[StepPlan]:
     if stage == 0:
         changes["offload_optimizer"] = "none"
     rows = 1
-    while rows <= _MOST_ROWS:
+    while rows <= _MAX_ROWS:
         engine = settings.engine.model_copy(update={**changes, "micro_batch_size": rows})
         try:
             yield step_plan(run.config.recipe, replace(settings, engine=engine), inputs)

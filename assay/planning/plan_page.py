@@ -13,7 +13,9 @@ from governance.reports.sections.page import runs_page
 
 _NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
 """Names of parts and figures in one line each."""
-_HEAD = ("nodes", "ZeRO", "rows a pass", "GiB a rank", "s a step", "tokens/s a rank", "MFU %", "days", "USD", "note")
+_HEAD = (
+    "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "days", "USD", "note",
+)  # fmt: skip
 _STYLES = ("a", "b", "c", "d")
 
 
@@ -23,21 +25,24 @@ def lines(plan: Plan) -> Iterator[str]:
     engine, costs = step.engine, plan.costs
     yield (
         f"layout      {step.nodes} node(s) of {plan.cluster.name}: {step.ranks} ranks, ZeRO stage {engine.zero_stage}, "
-        f"{engine.micro_batch_size} row(s) a pass, tensor {engine.tensor_parallel_size}, sequence "
+        f"{engine.micro_batch_size} row(s) per pass, tensor {engine.tensor_parallel_size}, sequence "
         f"{engine.sequence_parallel_size}"
     )
-    yield f"memory      {_gib(step.memory.device_bytes)} of {plan.cluster.memory_gib.value:g} GiB a rank: " + ", ".join(
-        f"{name} {_gib(count)}"
-        for name, count in sorted(step.memory.device.items(), key=lambda item: -item[1])
-        if count
+    yield (
+        f"memory      {_gib(step.memory.device_bytes)} of {plan.cluster.memory_gib.value:g} GiB per rank: "
+        + ", ".join(
+            f"{name} {_gib(count)}"
+            for name, count in sorted(step.memory.device.items(), key=lambda item: -item[1])
+            if count
+        )
     )
     if step.memory.host:
-        yield f"host        {_gib(step.memory.host_bytes)} GiB a rank: " + ", ".join(
+        yield f"host        {_gib(step.memory.host_bytes)} GiB per rank: " + ", ".join(
             f"{name} {_gib(count)}" for name, count in step.memory.host.items()
         )
     parts = ", ".join(f"{name} {decimal(part)}" for name, part in step.parts.items() if part > 0.002 * step.seconds)
     yield f"step        {decimal(step.seconds)} s: {parts}"
-    yield f"speed       {step.tokens_per_rank:,.0f} tokens/s a rank, MFU {100 * step.mfu:.1f} %"
+    yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
     yield (
         f"duration    {_band(plan.wall, 1 / 86400)} days for {plan.tokens / 1e9:,.1f} billion tokens in "
         f"{plan.steps:,} steps"
@@ -61,7 +66,7 @@ def lines(plan: Plan) -> Iterator[str]:
         + "; without the draw of the idle spare nodes"
         * bool(plan.spare_nodes)
     )
-    without = f"; not in it, as not measured: {', '.join(plan.data.unmeasured)}" if plan.data.unmeasured else ""
+    without = f"; not included, as not measured: {', '.join(plan.data.unmeasured)}" if plan.data.unmeasured else ""
     disk = _band(plan.data.disk_bytes, 1e-12)
     yield f"data        {_band(plan.data.core_hours)} core hours, {disk} TB on disk{without}"
     words = plan.correction.words or "published and measured runs (docs/planning.md); correct it with --from RUN"
@@ -169,7 +174,7 @@ def _drawings(plan: Plan, found: list[StepPlan]) -> Iterator[Html]:
         for stage in sorted({one.engine.zero_stage for one in here})
     ]  # fmt: skip
     if curves:
-        yield chart("Memory over micro batches", curves, "rows a pass", "GiB a rank")
+        yield chart("Memory over micro batches", curves, "rows per pass", "GiB per rank")
 
 
 def _band(band: Band, scale: float = 1.0) -> str:

@@ -37,7 +37,7 @@ def corpus_tree(tokens: Manifest, runtime: Runtime, journal: Journal) -> Manifes
     whoever writes into a root could leave a document out, and its head would be stated here.
 
     Raises:
-        MissingInput: the corpus knows no documents, or an older version encoded it.
+        MissingInput: the corpus has no documents, or an older version encoded it.
         AlteredFile: a file is not as its manifest says.
         GateClosed: the tree, or an artifact that it was made from, is not as the journal states it.
     """

@@ -76,15 +76,15 @@ def read_request(asked: str, root: Path) -> ReceiptRequest:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: is not text in UTF-8 ({error}). Give the text of the document") from error
         if name_of("text", text) == name_of("text", ""):
-            raise ConfigError(f"{path}: has no text: every empty document would answer. Give the document's text")
+            raise ConfigError(f"{path}: has no text: every empty document would match. Give the document's text")
         return ReceiptRequest("text", text)
-    if any("\ud800" <= letter <= "\udfff" for letter in asked):  # bytes of the command line that are no UTF-8
+    if any("\ud800" <= letter <= "\udfff" for letter in asked):  # bytes of the command line that are not UTF-8
         raise ConfigError(f"{asked!r}: is not text in UTF-8. Give the document's id or URL in UTF-8")
     if url := normalise_url(asked):
         return ReceiptRequest("url", url)
     if not asked.strip() or ("#" not in asked and id_note(asked, root)):
         raise ConfigError(
-            f"{asked!r}: is no file, no URL, and no id, which reads <source>/<file>#<record>, or as the source states "
+            f"{asked!r}: is not a file, a URL or an id, which reads <source>/<file>#<record>, or as the source states "
             "it and this root holds it. Give one of them"
         )
     return ReceiptRequest("id", asked)
@@ -108,7 +108,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
     stated, too.
 
     Raises:
-        ConfigError: the question is none, or is no text where the nearest document is asked for, or the key cannot
+        ConfigError: the question is not one, or is not text where the nearest document is asked for, or the key cannot
             sign.
         MissingInput: the checkpoint, its token corpus or its documents are gone.
         GateClosed: the journal was cut, or does not state this checkpoint, or the tree and its corpus as they are.
@@ -118,7 +118,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
     manifest, root = open_checkpoint(checkpoint), root_of(checkpoint)
     request = read_request(asked, root)
     if near and request.kind != "text":
-        raise ConfigError(f"--nearest compares a text, and {asked!r} is none. Give a file with the text")
+        raise ConfigError(f"--nearest compares a text, and {asked!r} is not a file. Give a file with the text")
     journal = own_journal(manifest, keyring, root)
     tokens = tokens_of(manifest, root)
     hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))
@@ -173,7 +173,7 @@ def _intact_shards(
     packed = [] if checkpoint.inputs[0].stage != "pack" else read_manifest(root / checkpoint.inputs[0].path).outputs
     read = [output for of in held.values() for output, places, _ in of if everything or places]
     with all_intact((*packed, *read), root):
-        _refuse_other_counts(_held(identities, tokens, root), found, tokens, made, root)  # as they are now
+        _refuse_other_counts(_held(identities, tokens, root), found, tokens, made, root)  # the shards as they are now
         yield
 
 

@@ -106,7 +106,7 @@ def _lay_out(artifacts: Mapping[str, Manifest], root: Path, stretch: Stretch, sc
     for artifact in needed:
         for name in (*(output.path for output in artifact.outputs), artifact.path):
             if not (root / name).exists():
-                raise MissingInput(f"{root / name}: is gone, and the audit reads it. Restore it, then run this again")
+                raise MissingInput(f"{root / name}: is missing, and the audit reads it. Restore it, then repeat this")
             place(root / name, scratch / name)
     if stretch.begin is not None:
         steps = artifact_folder("train", str(stretch.end.config["train_key"]), scratch) / STEPS_FILE

@@ -194,7 +194,7 @@ def _held(
     if not held - removed:
         why = "\n  ".join(fates) or "train.removed_documents of the run's file names them already"
         raise ConfigError(
-            f"takedown: the run trains on none of these documents:\n  {why}\n  Nothing is to be replayed."
+            f"takedown: the run trains on none of these documents:\n  {why}\n  There is nothing to replay."
         )
     return held - removed, fates
 

@@ -10,7 +10,7 @@ from governance.reports.html.markup import Html, table, tag
 from governance.reports.html.svg_figures import interval_about
 from governance.reports.sections.page import runs_page
 
-_MOST = 1.0
+_RANGE = 1.0
 """Ends of the scale: the figure is ten times as good as its goal, or a tenth of it."""
 
 
@@ -20,11 +20,11 @@ def margin(value: float | None, bound: float, kind: str) -> float:
     A figure or goal that is not positive has no ratio: the end of the scale.
     """
     if value is None:
-        return -_MOST
+        return -_RANGE
     if value > 0 and bound > 0:
         better = math.log10(value / bound)
-        return max(-_MOST, min(_MOST, better if kind == ">=" else -better))
-    return _MOST if (value >= bound if kind == ">=" else value <= bound) else -_MOST
+        return max(-_RANGE, min(_RANGE, better if kind == ">=" else -better))
+    return _RANGE if (value >= bound if kind == ">=" else value <= bound) else -_RANGE
 
 
 def bench_page(found: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ def _goals(caption: str, rows: Sequence[Mapping[str, Any]]) -> Html:
     for row in rows:
         at = margin(row["value"], row["goal"], row["kind"])
         words = f"{row['name']}: {_value(row)}, goal {row['kind']} {row['goal']:g}"
-        mark = interval_about((at, at, at), (-_MOST, _MOST), 0.0, words, hit=not row["holds"])
+        mark = interval_about((at, at, at), (-_RANGE, _RANGE), 0.0, words, hit=not row["holds"])
         cells.append([row["name"], _value(row), f"{row['kind']} {row['goal']:g}", mark,
                       "holds" if row["holds"] else "falls short", row["note"]])  # fmt: skip
     head = ["figure", "measured", "goal", "against the goal", "", "note"]

@@ -58,7 +58,7 @@ def text_bytes(documents: Sequence[dict[str, Any]]) -> int:
 
 
 def write_jsonl(path: Path, documents: Sequence[dict[str, Any]]) -> Path:
-    """One object a line."""
+    """One object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for row in documents:

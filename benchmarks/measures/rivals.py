@@ -47,7 +47,7 @@ def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scr
 
 
 def decisions(documents: Path, made: Path) -> None:
-    """Decisions of datatrove's FineWeb chain, an object a document: `rivals/datatrove_rules.py`."""
+    """Decisions of datatrove's FineWeb chain, an object per document: `rivals/datatrove_rules.py`."""
     python = environment("datatrove", DATATROVE)
     script = HERE / "rivals" / "datatrove_rules.py"
     subprocess.run([str(python), str(script), str(documents), str(made)], check=True)

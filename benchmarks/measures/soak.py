@@ -53,7 +53,7 @@ _EXPECTED = {
     "flip": {0, 65, 66, 77},
 }
 """Exit statuses that explain a command's end; 77 also after the clock was ahead, until a person accepts it."""
-_MOST_ROUNDS = 80
+_MAX_ROUNDS = 80
 _REMADE = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """Stages that a cycle makes again; the verdict and its evidence are those of the undisturbed run."""
 _SERVER = multiprocessing.get_context("forkserver")
@@ -156,8 +156,8 @@ def cycle(soak: Soak, calm: Path, seed: int, durations: dict[str, float]) -> Non
             faults = [name for name in _FAULTS if name not in ("back", "ahead") or soak.faketime]
             [fault] = chance.choices(faults, [_FAULTS[name] for name in faults])
             rounds[fault] += 1
-            if rounds.total() > _MOST_ROUNDS:
-                soak.lost.append(f"seed {seed}: {command} is not done after {_MOST_ROUNDS} faults")
+            if rounds.total() > _MAX_ROUNDS:
+                soak.lost.append(f"seed {seed}: {command} is not done after {_MAX_ROUNDS} faults")
                 return
             done = _disturbed(soak, fault, command, root, durations, seed)
     soak.lost += [f"seed {seed}: {line}" for line in differences(calm, root)]

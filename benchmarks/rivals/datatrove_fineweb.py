@@ -6,9 +6,10 @@ The steps are the example's, from Trafilatura to FineWebQualityFilter, with its 
 the example names its folder of the others. Differences: the language model is the small copy of lid.176, and a page may
 take as long as it needs, so that no decision depends on the load.
 
-Writes an object a page: the example's `reason` ("" where it stays). Then, where trafilatura does not remove paragraphs
-that earlier pages had: `text_alone`, `english_alone` and, of an English text, `reason_alone`, that of the rules. For
-their features come the words of an English text, and counts where it reaches C4's step, as in `datatrove_rules.py`.
+Writes an object per page: the example's `reason` ("" where it stays). Then, where trafilatura does not remove
+paragraphs that earlier pages had: `text_alone`, `english_alone` and, of an English text, `reason_alone`, that of the
+rules. For their features come the words of an English text, and counts where it reaches C4's step, as in
+`datatrove_rules.py`.
 """
 
 import functools
@@ -19,7 +20,7 @@ from typing import Any
 
 from loguru import logger
 
-LEAST_CONFIDENCE = 0.65
+MIN_CONFIDENCE = 0.65
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
 
     def english(text: str) -> bool:
         labels, scores = identifier.predict(text.replace("\n", " "), k=-1)
-        return bool(dict(zip(labels, scores, strict=True)).get("__label__en", 0.0) > LEAST_CONFIDENCE)
+        return bool(dict(zip(labels, scores, strict=True)).get("__label__en", 0.0) > MIN_CONFIDENCE)
 
     once, alone = Trafilatura(favour_precision=True), Trafilatura(favour_precision=True, deduplicate=False)
     with Path(pages).open(encoding="utf-8") as source, Path(decisions).open("w", encoding="utf-8") as made:

@@ -2,7 +2,7 @@
 
     python joeynmt_strings.py train|translate FOLDER SEED
 
-The vocabulary is that of ours, a token a word, so both learn the same targets. `translate` writes the ids of each
+The vocabulary is ours, a token per word, so both learn the same targets. `translate` writes the ids of each
 translation to FOLDER/joeynmt-SEED.json.
 """
 

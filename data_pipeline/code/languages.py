@@ -33,7 +33,7 @@ _CPP = re.compile(
     r"|(public|private|protected)\s*:|#\s*include\s*<\w+>\s*$)|\bstd::|\bconstexpr\b|\bvirtual\s+[\w~]",
     re.M,
 )
-_ESTIMATED_CHARACTERS = 20_000  # of the text, that Pygments' estimate reads
+_ESTIMATED_CHARACTERS = 20_000  # characters of a text that Pygments' estimate reads
 _FIRST_LINE_CHARACTERS = 200
 
 

@@ -45,7 +45,9 @@ def read_opt_outs(paths: Iterable[Path]) -> frozenset[str]:
                 if entry := _entry(line, path, number):
                     entries.add(entry)
         except TornStream as error:
-            raise ConfigError(f"{path}: is torn ({error.reason}). Copy the list again; nothing was removed.") from error
+            raise ConfigError(
+                f"{path}: is truncated or damaged ({error.reason}). Copy the list again; nothing was removed."
+            ) from error
         if len(entries) == before and not any(entries):
             raise ConfigError(f"{path}: has no entry. Name repositories or paths, one per line, or remove the setting.")
     return frozenset(entries)

@@ -92,7 +92,7 @@ def _source_file(
 def licence_of_value(value: Any) -> str:
     """The licence that a row's value states, a text or a list.
 
-    The result is "" if it states none (null, blank or empty), `UNKNOWN` if it or a part of it is no SPDX expression.
+    The result is "" if it states none (null, blank or empty), `UNKNOWN` if any part of it is not an SPDX expression.
     """
     if value is None:
         return ""

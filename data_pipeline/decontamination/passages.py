@@ -57,10 +57,10 @@ if TYPE_CHECKING:
 WHOLE = "*"
 SHORT_WORDS = 13  # a text of as many is unlikely to be a commonplace: the run of Brown et al. 2020 (GPT-3)
 MAX_SHARING = 2
-PART_SHARE = 0.45  # of the words as they are folded here: half of them, however a half was counted
-PART_WORDS = 10  # of 8 and more, one in 9,645 documents held a proverb that is half of a question; of 10, none
-END_BITS = 45  # of halves, 40 and 50 bits would find 3 % more and 9 % fewer
-_TEMPLATE_WORDS = 4  # that a template may put before each text of an item
+PART_SHARE = 0.45  # share of the folded words: half of them, however words are counted
+PART_WORDS = 10  # with 8, one in 9,645 documents held a proverb that is half of a question; with 10, none
+END_BITS = 45  # 40 bits would find 3 % more halves, 50 bits 9 % fewer
+_TEMPLATE_WORDS = 4  # words that a template may put before each text of an item
 
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -335,7 +335,7 @@ def _parts(gap: str) -> bool:
 def strongest(hits: Sequence[Hit], set_of: Callable[[int], str]) -> list[Hit]:
     """The longest of overlapping hits of a set, in text order."""
     chosen: list[Hit] = []
-    taken: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by set, in order, without overlap
+    taken: dict[str, list[tuple[int, int]]] = defaultdict(list)  # places by set, in order, without overlap
     for hit in sorted(hits, key=lambda hit: (-hit.words, hit.start, hit.passage)):
         spans = taken[set_of(hit.passage)]
         at = bisect.bisect(spans, (hit.start, hit.end))

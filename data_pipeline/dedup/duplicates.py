@@ -43,8 +43,8 @@ Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 ATTRIBUTES = ("length", "source_order", "licence", "url")  # criteria that every document has
 
-MAX_KEPT_A_BAND = 64  # comparisons of one document within one band
-MAX_TEXTS_AN_ADDRESS = 16  # an address with more texts than this is a collection, not a page
+MAX_KEPT_PER_BAND = 64  # comparisons of one document within one band
+MAX_TEXTS_PER_ADDRESS = 16  # an address with more texts than this is a collection, not a page
 DECISIONS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
 _REASONS = ("", "exact_duplicate", "url_duplicate", "near_duplicate")
 _OF_EARLIER = "duplicate_of_earlier"
@@ -167,7 +167,7 @@ class Corpus:
                 values += [None] * len(rows)
             elif (
                 shard.scores is not None
-                and name not in ("id", "source", "language", "kept")  # of `scores` itself, no classifier's
+                and name not in ("id", "source", "language", "kept")  # columns of `scores` that are not a classifier's
                 and name in pq.read_schema(shard.scores).names
             ):
                 scores = pq.read_table(shard.scores, columns=[name, "kept"], partitioning=None)
@@ -291,7 +291,7 @@ def find_candidates(corpus: Corpus, config: DedupConfig, engine: JoinEngine, wor
         # An address with many different texts names a collection, not a page.
         pairs = np.unique(np.stack([labels, first_of(here)]), axis=1)
         named, sizes = np.unique(pairs[0], return_counts=True)
-        crowded = named[sizes > MAX_TEXTS_AN_ADDRESS]
+        crowded = named[sizes > MAX_TEXTS_PER_ADDRESS]
         page, collections = ~np.isin(labels, crowded), len(crowded)
         here, address = here[page], np.unique(labels[page], return_inverse=True)[1]
     # Of equal texts only the first is compared, so later copies take no part in the join of bands.
@@ -378,7 +378,7 @@ def write_decisions(
     band_rooms, address_rooms = (
         np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
         for sizes in (
-            np.minimum(np.diff(bands.ends, prepend=0), MAX_KEPT_A_BAND),
+            np.minimum(np.diff(bands.ends, prepend=0), MAX_KEPT_PER_BAND),
             np.bincount(found.address[found.address >= 0]),
         )
     )

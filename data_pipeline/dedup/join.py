@@ -36,12 +36,12 @@ from governance.files import atomic_path, remove_tree
 
 Integers = npt.NDArray[np.int64]
 TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
-SORTED_BYTES_A_KEY = 64  # keys and numbers, the keys in order, and those that are shared once more
-BYTES_A_KEY = 160  # of a range: 80 in DuckDB's table of groups (measured), as much again while it grows
-ENGINE_SHARE = 0.7  # of the limit; the rest is this process, Parquet's buffers and the rows found
-KEYS_A_ROW_GROUP = 1 << 14
-FILES_A_RANGE = 4  # a file costs .2 ms a range, or .3 ms and its keys once more where it is merged
-UNITS_MEMORY_MIB = 512  # for parts of documents, which have no setting of their own
+SORTED_BYTES_PER_KEY = 64  # keys and numbers, the keys in order, and those that are shared once more
+BYTES_PER_KEY = 160  # 80 in DuckDB's table of groups (measured), and as much again while it grows
+ENGINE_SHARE = 0.7  # the engine's part of the limit; the rest is for this process, Parquet's buffers and the rows found
+KEYS_PER_ROW_GROUP = 1 << 14
+FILES_PER_RANGE = 4  # a file costs .2 ms per range, or .3 ms and its keys once more where it is merged
+UNITS_MEMORY_MIB = 512  # memory for parts of documents, which have no setting of their own
 
 SHARED_KEYS = """
 SELECT signed.key AS key, shards.first + signed.row AS number
@@ -83,7 +83,7 @@ def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:
             compression="none",
             use_dictionary=["row"],
             write_statistics=["key"],
-            row_group_size=KEYS_A_ROW_GROUP,
+            row_group_size=KEYS_PER_ROW_GROUP,
         )
 
 
@@ -116,14 +116,14 @@ def shared_keys(
     """
     if not files or not keys:
         return
-    if engine.name != "daft" and keys * SORTED_BYTES_A_KEY <= engine.memory_mib * ENGINE_SHARE * (1 << 20):
+    if engine.name != "daft" and keys * SORTED_BYTES_PER_KEY <= engine.memory_mib * ENGINE_SHARE * (1 << 20):
         yield _sorted(files, firsts, kind)
         return
-    parts = max(1, -(-keys * BYTES_A_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
+    parts = max(1, -(-keys * BYTES_PER_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
     step = -(-len(kind) // parts)
     run_engine = {"duckdb": _duckdb, "daft": _daft, "ray": _daft}[engine.name]
     with storage_errors(engine.scratch), contextlib.ExitStack() as stack:
-        if len(files) > FILES_A_RANGE * parts:
+        if len(files) > FILES_PER_RANGE * parts:
             files, firsts = stack.enter_context(_merged(files, firsts, kind, engine))
         names = [str(path) for path in files]
         shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
@@ -149,7 +149,7 @@ def _merged(
     each of 4,000 ranges would take more than a week.
     """
     folder = engine.scratch / "merged"
-    most = int(engine.memory_mib * ENGINE_SHARE * (1 << 20) / SORTED_BYTES_A_KEY)
+    most = int(engine.memory_mib * ENGINE_SHARE * (1 << 20) / SORTED_BYTES_PER_KEY)
     paths: list[Path] = []
     begins: list[int] = []
     parts: list[tuple[Integers, Integers]] = []

@@ -4,7 +4,7 @@ A byte is cut if it is in a run of `min_bytes` bytes that occurs earlier: in an 
 corpus), or in the same one at least `min_bytes` before. So the first copy stays, wherever paragraphs begin, and repeats
 are found at their full length (Lee et al. 2022; Dolma 3). Every byte that is cut was compared with its earlier copy.
 The edges of a cut move inward to the nearest blank within 32 bytes, so that no word is torn, and otherwise to the
-nearest character. A gap of at most `bridge_bytes` between two cuts of a document is cut too, though it is no repeat.
+nearest character. A gap of at most `bridge_bytes` between two cuts of a document is cut too, though it is not a repeat.
 A document of which less than `min_left_bytes` remains is removed as `duplicate_text`, and nothing is cut because it
 occurs in such a document.
 

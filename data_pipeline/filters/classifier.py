@@ -56,7 +56,7 @@ from governance.verified_files import intact
 
 VERSION = 2
 _COLUMNS = ("id", "source", "language", "kept")  # next to the scores
-_BINS = 10  # of the calibration error
+_BINS = 10  # bins of the calibration error
 
 
 class ClassifierConfig(Section):

@@ -3,8 +3,8 @@
 Order of the reasons, by what a rule costs; a document is removed with the first that holds, and no dearer one is tried:
 
     too_long  licence_refused  opted_out  blocked   its columns say so: the text is neither normalised nor measured
-    empty                                           1 to 4 ms a MB: it is normalised, and lines are cut out
-    language_not_wanted                             4 ms a MB more: its language is identified
+    empty                                           1 to 4 ms per MB: it is normalised, and lines are cut out
+    language_not_wanted                             4 ms per MB more: its language is identified
     then those of `quality_rules.RULES` from top to bottom, over features that are measured together
 
 Where a document is kept, the order changes nothing. The language of a document that its columns refuse decides nothing
@@ -105,8 +105,8 @@ class CleanConfig(Thresholds):
     min_language_confidence: float = Field(default=0.3, ge=0, le=1)
     """The model's probability below which a language is "und"."""
     identify_refused: bool = True
-    """Language identification of documents that their columns refuse. Without it they are "und", which saves 4 ms a MB
-    of them, and the audit cannot say which groups these rules remove."""
+    """Language identification of documents that their columns refuse. Without it they are "und", which saves 4 ms
+    per MB of them, and the audit cannot say which groups these rules remove."""
     max_document_bytes: int = Field(default=10_000_000, gt=0)
     """UTF-8 bytes of raw text; a longer document is removed unread."""
 

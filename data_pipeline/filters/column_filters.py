@@ -64,7 +64,7 @@ def require_bounds(bounds: ColumnBounds) -> None:
     if not given and not bounds.one_of and bounds.present is None:
         raise ValueError(f"column {bounds.column!r} has no condition: give min, max, one_of or present")
     if bounds.present is not None and (given or bounds.one_of or bounds.missing == "keep"):
-        raise ValueError('present stands alone: for bounds on a value give missing = "keep" or "remove" instead')
+        raise ValueError('present excludes bounds: for bounds on a value give missing = "keep" or "remove" instead')
     numbers = [*given, *(one for one in bounds.one_of if not isinstance(one, bool))]
     if any(isinstance(bound, int | float) and number_of(bound) is None for bound in numbers):
         raise ValueError(

@@ -32,7 +32,7 @@ VERSION = 1
 FIELD = "data.clean.language_model"
 _FILE = "model.bin"
 _CODE = re.compile(r"[a-z]{2,3}")
-_WINDOWS = 2048  # of which all labels' probabilities are held at a time
+_WINDOWS = 2048  # windows whose probabilities of all labels are held at a time
 
 _TWO_LETTERS = """
 aar aa abk ab afr af aka ak amh am ara ar arg an asm as ava av ave ae aym ay aze az bak ba bam bm bel be ben bn bih bh

@@ -182,7 +182,7 @@ UNSPACED: dict[Preset, Mapping[str, float]] = {
 """The same where a word is one ideograph or syllable (`kernels/words.py`). Two make a word of other scripts, so counts
 are doubled, line ends a word halved, and ten words have the bound of five; the length of a word says nothing. For these
 languages Penedo et al. 2025 (arXiv:2506.20920) found, over real words, 0.16 to 0.31 for five, 0.13 to 0.2 line ends
-a word, and kept 0.1 for repeated lines. Thai and Lao end no sentence with a mark, and thirty ideographs are no short
+a word, and kept 0.1 for repeated lines. Thai and Lao end no sentence with a mark, and thirty ideographs are not a short
 line: as there and in mC4 (Xue et al. 2021, section 3.1) those rules are left out."""
 
 DECLARATION: Mapping[str, tuple[int, float, int]] = {

@@ -194,7 +194,7 @@ def _merges(symbols, weights, tokens, known, least):  # type: ignore[no-untyped-
             place = _slot_of(name, names)
             names[place], ids[place] = name, token
     rows = [(int64(0), int64(0), int64(0))]
-    heap = [(int64(0), int64(0), int64(0))]  # of (-count, key, number), of the pairs that occur `least` times or more
+    heap = [(int64(0), int64(0), int64(0))]  # (-count, key, number) of the pairs that occur `least` times or more
     heap.clear()
     pairs, used = np.zeros((_FIRST_SLOTS, 4), np.int64), int64(0)
     places, filled = np.zeros(len(symbols), np.int32), int64(0)

@@ -29,8 +29,8 @@ HIERARCHICAL, NEGATIVE_SAMPLING, SOFTMAX, ONE_VS_ALL = 1, 2, 3, 4
 LABEL = b"__label__"
 _MAGIC, _VERSIONS, _SUPERVISED = 793712314, (11, 12), 3
 _CENTROIDS = 256
-_MOST_BUCKETS, _MOST_GRAM = 1 << 28, 1 << 10  # no model has more; a damaged number may
-_MOST_COUNT = 10**15  # of a label: the library's bound, from which no Huffman tree can be built
+_MAX_BUCKETS, _MAX_GRAM = 1 << 28, 1 << 10  # no model has more; a damaged number may
+_MAX_COUNT = 10**15  # largest count of a label, as in the library: from it on no Huffman tree can be built
 _CHECKED_ROWS = 1 << 16  # looked at together
 
 Floats = npt.NDArray[np.float32]
@@ -113,7 +113,7 @@ def _parse(reader: _Reader, path: Path) -> FastTextFile:
         raise ManifestError(f"{path}: holds word vectors, not a classifier. Give a supervised fastText model.")
     if version == 11:
         longest = 0  # supervised models of that version have no character n-grams
-    if not (0 <= buckets <= _MOST_BUCKETS and all(0 <= size <= _MOST_GRAM for size in (word_grams, shortest, longest))):
+    if not (0 <= buckets <= _MAX_BUCKETS and all(0 <= size <= _MAX_GRAM for size in (word_grams, shortest, longest))):
         raise ValueError(f"{buckets} buckets, {word_grams} words and {shortest} to {longest} characters of an n-gram")
     entries, words, labels, _, pruned = reader.values("iiiqq")
     if entries != words + labels or words < 0 or labels < 1 or dimensions < 1 or pruned < -1:
@@ -132,7 +132,7 @@ def _parse(reader: _Reader, path: Path) -> FastTextFile:
         raise ValueError(f"{len(rows)} rows for {words} words and {buckets} buckets of n-grams")
     if kept is not None and not _within(kept, (buckets, len(rows) - words)):
         raise ValueError(f"an n-gram that pruning kept is not among {buckets} buckets and {len(rows) - words} rows")
-    if not all(0 <= count < _MOST_COUNT for count in counts):
+    if not all(0 <= count < _MAX_COUNT for count in counts):
         raise ValueError("the count of a label is negative or too large")
     if not (_is_finite(rows) and _is_finite(output)):
         raise ValueError("a weight is not a finite number")

@@ -29,14 +29,14 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 _END_OF_LINE = b"</s>"
-_FLOOR = 1e-5  # that the library adds to a probability, and below which it gives none
-_SIGMOIDS, _MOST = 512, 8  # entries of the table, and the largest argument in it
-_TABLE = (1 / (1 + np.exp(-(np.arange(_SIGMOIDS + 1, dtype=np.float32) * 2 * _MOST / _SIGMOIDS - _MOST)))).astype(
+_FLOOR = 1e-5  # the library adds this to a probability, and gives none below it
+_SIGMOIDS, _END = 512, 8  # entries of the table, and the largest argument in it
+_TABLE = (1 / (1 + np.exp(-(np.arange(_SIGMOIDS + 1, dtype=np.float32) * 2 * _END / _SIGMOIDS - _END)))).astype(
     np.float32
 )
 _LABEL_BYTES = np.frombuffer(LABEL, np.uint8)
-_TEXTS = 4096  # of which hidden layers are held at a time
-_ROWS = 2048  # of a text that are gathered before they are added up
+_TEXTS = 4096  # texts whose hidden layers are held at a time
+_ROWS = 2048  # rows of a text that are gathered before they are added up
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def _hide(  # type: ignore[no-untyped-def]
             waiting += 1
         if met == len(hashes):
             hashes = np.append(hashes, np.zeros(len(hashes), np.int32))
-        hashes[met] = int32(uint32(3617362777))  # of "</s>"
+        hashes[met] = int32(uint32(3617362777))  # the hash of "</s>"
         met += 1
         for a in range(met):
             if waiting >= _ROWS:
@@ -359,10 +359,10 @@ def _sigmoids(hidden, output, chosen, table, scores):  # type: ignore[no-untyped
                 dot += output[chosen[place], d] * hidden[text, d]
             if np.isnan(dot):
                 value = dot  # it has no place in the table
-            elif dot < -_MOST:
+            elif dot < -_END:
                 value = float32(0)
-            elif dot > _MOST:
+            elif dot > _END:
                 value = float32(1)
             else:
-                value = table[int64(float32(dot + float32(_MOST)) * float32(_SIGMOIDS / _MOST / 2))]  # rounded as there
+                value = table[int64(float32(dot + float32(_END)) * float32(_SIGMOIDS / _END / 2))]  # rounded as there
             scores[text, place] = value + _FLOOR

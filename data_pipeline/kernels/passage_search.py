@@ -52,7 +52,7 @@ class Passages:
 
     words: Words
     limits: Integers
-    """A row a passage: index of its first word, index behind its last word, `errors`, `band`, `part`."""
+    """A row per passage: index of its first word, index behind its last word, `errors`, `band`, `part`."""
     owners: Integers
     """A row per word: the passages that a seed which begins here belongs to, one that encloses no other, and one that
     encloses others; -1 where there is none."""
@@ -246,7 +246,7 @@ def _search(  # type: ignore[no-untyped-def]
     hits = np.empty((64, 5), np.int64)
     found = 0
     above, below = np.zeros(2 * MAX_BAND + 2, np.int64), np.zeros(2 * MAX_BAND + 2, np.int64)
-    state = np.full((len(limits), 4), -1, np.int32)  # of each passage: a text's number, and see `_lay`
+    state = np.full((len(limits), 4), -1, np.int32)  # per passage: a text's number, and see `_lay`
     blocks, filled = np.empty(((capacity >> 8) + 1, 64), np.uint64), np.full((capacity >> 8) + 1, -1, np.int64)
     factor = uint64(_FACTOR)
     leading = factor * factor * factor
@@ -283,7 +283,7 @@ def _search(  # type: ignore[no-untyped-def]
                         if p < mine[1]:
                             continue
                         if p < mine[3] and mine[2] == start:
-                            break  # what encloses a part that is not found here is not looked for from here
+                            break  # a passage that encloses a part not found here cannot be found here either
                         met, from_word, to_word = _lay(
                             words, count, sequences[first:last], start, p, limits[passage], run_words, mine,
                             (above, below, blocks, filled, text),

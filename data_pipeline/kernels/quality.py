@@ -206,7 +206,7 @@ def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, coun
         else:
             feature[n - 2] = share(covered, ends[count])
         kept = 0
-        for k in range(left - 1):  # of the longer ones, those whose two parts both occur twice
+        for k in range(left - 1):  # keep the longer n-grams whose two parts both occur twice
             i = int64(places[k])
             after = int64(places[k + 1])
             places[kept] = i

@@ -40,7 +40,7 @@ LOWER = 128  # str.islower()
 
 JOINS, PLAIN, UNIT, KATAKANA, LEADING, STACKER, TIBETAN, TSHEG = range(8)
 TRANSITIONS = np.array(
-    [  # of the state of a run by the class of the next code point; + 8: a word begins here
+    [  # next state of a run, by the class of the next code point; + 8: a word begins here
         # JOINS PLAIN UNIT KATAKANA LEADING STACKER TIBETAN TSHEG
         [0, 1, 2, 3, 4, 0, 5, 0],  # 0: nothing yet, or nothing but punctuation
         [1, 1, 10, 11, 12, 1, 13, 2],  # 1: a letter or digit of a script with spaces

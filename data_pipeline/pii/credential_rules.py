@@ -33,8 +33,8 @@ from data_pipeline.pii.detections import RULE, Detection, entropy
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
 
-_MOST_BYTES = 16 << 20
-_MOST_KEYWORDS = 200_000  # characters together; the automaton of the published file's has 2 000
+_MAX_BYTES = 16 << 20
+_MAX_KEYWORDS = 200_000  # characters together; the automaton of the published file's has 2 000
 _NOT_FOR_TEXTS = ("path", "required")
 
 
@@ -89,11 +89,11 @@ def read_rules(path: Path) -> tuple[RuleBook, str]:
     where = f"data.pii.credential_rules = {str(path)!r}"
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}. Give the path of a file of rules.") from error
-    if len(content) > _MOST_BYTES:
-        raise ConfigError(f"{where}: has more than {_MOST_BYTES >> 20} MiB, which no file of rules has.")
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{where}: has more than {_MAX_BYTES >> 20} MiB, which no file of rules has.")
     digest = sha256_bytes(content)
     return _parsed(content, where), digest
 
@@ -224,7 +224,7 @@ def _indexed(rules: Sequence[Rule], left_out: Sequence[str], where: str) -> Rule
     automaton.Compile()
     # The set answers "nothing" where its memory does not suffice, so it must find every keyword once.
     together = "\n".join(words)
-    if len(together) > _MOST_KEYWORDS or len(automaton.Match(together.encode()) or ()) != len(words):
+    if len(together) > _MAX_KEYWORDS or len(automaton.Match(together.encode()) or ()) != len(words):
         raise ConfigError(f"{where}: its {len(words)} keywords are too many for one automaton. Use fewer rules.")
     return book._replace(automaton=automaton)
 

@@ -21,7 +21,7 @@ from data_pipeline.pii.phones import near_phone_word
 from governance.files import shipped_table
 
 _NEAR = 48  # characters before a number that are searched for its name
-_AFTER = 24  # and after it
+_AFTER = 24  # characters after the number
 
 
 _WORDS = {kind: re.compile(words, re.I) for kind, words in shipped_table(__package__, "national_id_words.toml").items()}

@@ -37,7 +37,7 @@ _DAMAGE = (  # ValueError: also a number of a tar's header that is none, or a na
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
     ValueError,
 )  # fmt: skip
-_ENCRYPTED = RuntimeError  # what zipfile raises for a member with a password
+_ENCRYPTED = RuntimeError  # raised by zipfile for a member with a password
 _IN_MEMORY_BYTES = 16 << 20
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60

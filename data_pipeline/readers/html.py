@@ -29,7 +29,7 @@ _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SNIFFED_BYTES = 1024
 _CHOSEN_CHARACTERS = 512 << 10
-_NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
+_NOTE_CHARACTERS = 250  # length of a longer notice in `main_text`
 
 
 def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage:

@@ -43,7 +43,7 @@ _LOOSE = (".parquet", *(f"{ending}{packed}" for ending in (".json", ".jsonl") fo
 _COMPANIONS = re.compile(
     r"^(README|LICEN[CS]E|NOTICE|CITATION)|\.(md|py|ipynb|ya?ml|toml|cfg|sh|png|jpe?g|svg|gif|pdf|sha256|md5)$", re.I
 )  # files beside a data set's rows that hold none
-_STATE, _SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes next to its files
+_STATE, _SPLITS = "state.json", "dataset_dict.json"  # files that `save_to_disk` adds
 
 
 def local_files(source: HubSource, folder: Path) -> FoundFiles:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data_pipeline.readers.pages.kernels.page_features import NAME_STEP
 from data_pipeline.readers.pages.kernels.page_lines import END, START
-from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, main_utf8, read_lines
+from data_pipeline.readers.pages.kernels.page_model import MAX_LEAVES, keep_lines, main_utf8, read_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Integers = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ def _trees(trees: Mapping[str, list[Any]]) -> Trees:
     """
     roots, features, values, children = (trees[name] for name in ("roots", "features", "values", "children"))
     starts, tests = [0], []
-    leaves = np.zeros((len(roots), MOST_LEAVES), np.float32)
+    leaves = np.zeros((len(roots), MAX_LEAVES), np.float32)
 
     for tree, root in enumerate(roots):
         found: list[float] = []
@@ -120,12 +120,12 @@ def _trees(trees: Mapping[str, list[Any]]) -> Trees:
                 found.append(values[node])
                 return 1 << (len(found) - 1)
             below = walk(children[node])
-            tests.append((features[node], values[node], ~below & ((1 << MOST_LEAVES) - 1)))
+            tests.append((features[node], values[node], ~below & ((1 << MAX_LEAVES) - 1)))
             return below | walk(children[node] + 1)
 
         walk(root)
-        if len(found) > MOST_LEAVES:
-            raise ValueError(f"tree {tree} has {len(found)} leaves; {MOST_LEAVES} at most")
+        if len(found) > MAX_LEAVES:
+            raise ValueError(f"tree {tree} has {len(found)} leaves; {MAX_LEAVES} at most")
         starts.append(len(tests))
         leaves[tree, : len(found)] = found
     columns = list(zip(*tests, strict=True)) or [(), (), ()]

@@ -58,13 +58,13 @@ _TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gi
 _KEPT_BYTES = 16 << 20
 _PIPE_BYTES = 1 << 18  # several pages pass at once, so that neither process wakes the other for each
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
+_COUNT = struct.Struct("<Q")  # number of pages that follow, or of bytes of the answer
 _HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of extraction and charset, CPU-seconds, bytes of memory
 _READY = b"ready\n"
 _PDF_MODULE = "data_pipeline.readers.pdf.text_layer"  # loads PDFium, which only the child needs
 _CHILD = "import sys; sys.path[:] = sys.argv[1:]; from data_pipeline.readers.page_process import serve; serve()"
 
-_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}  # by the process that started it: a fork must not share a pipe
+_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}  # keyed by the process that started it: a fork must not share a pipe
 _LOCK = threading.Lock()
 
 
@@ -243,8 +243,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the run closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # to fault it in again costs half of a small page's time
-    gc.freeze()  # what was loaded is here to stay
+    keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # faulting it in again costs half of a small page's time
+    gc.freeze()  # loaded modules stay
     start, ready = _address_space(), set[Extraction]()
     source = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), _PIPE_BYTES)
     answers = sys.stdout.buffer
@@ -327,7 +327,7 @@ def _read_together(pages: Sequence[_PageRequest]) -> Sequence[tuple[bytes, tuple
     signal.setitimer(signal.ITIMER_PROF, min(page.seconds for page in pages))
     try:
         return extract_several([(page.data, page.charset) for page in pages])
-    except Exception:  # of whatever name: without memory the parser raises several, and what it took stays mapped
+    except Exception:  # any class: without memory the parser raises several, and what it took stays mapped
         os._exit(1)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -36,7 +36,7 @@ MAX_PAGE_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 20
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 1024
-_REPEATED_BYTES = 64 << 20  # what a batch may come to whose rows all hold the dictionary's longest value
+_REPEATED_BYTES = 64 << 20  # most bytes of a batch whose rows all hold the dictionary's longest value
 
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 

@@ -171,7 +171,7 @@ class _Compact:
             return self._list(depth)
         if kind == _STRUCT:
             return self.struct(depth + 1)
-        if kind in (_TRUE, _FALSE, _BYTE):  # in a list a truth value takes a byte
+        if kind in (_TRUE, _FALSE, _BYTE):  # a list stores a truth value in a byte
             return self._byte()
         if kind == _DOUBLE:
             return self._take(8)

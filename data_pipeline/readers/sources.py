@@ -593,6 +593,6 @@ def identity(source: Source) -> Source:
         given = {name: getattr(source, name) for name in _OF_ANSWERS}
         return source.model_copy(update={name: field.default for name, field in fields.items()} | unset | given)
     where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
-    where |= {"allow_licences", "deny_licences"} & type(source).model_fields.keys()  # of the stage `code`
+    where |= {"allow_licences", "deny_licences"} & type(source).model_fields.keys()  # settings of the stage `code`
     gone: dict[str, Any] = {name: "" if name == "dataset" else () for name in where}
     return source.model_copy(update={**gone, "follow_links": False})

@@ -31,7 +31,7 @@ BOMB_BYTES = 128 << 20
 BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"
 _ZSTD_STEP_BYTES = 512  # a call's output has no bound, so its input is small: 512 bytes give at most 16 MiB
-_STEP_BYTES = 1 << 12  # of .xz, .bz2 and .lz4: what their library had decoded of a step when it fails is lost
+_STEP_BYTES = 1 << 12  # for .xz, .bz2 and .lz4: if their library fails, what it had decoded of the step is lost
 _XZ_MEMORY_BYTES = 256 << 20  # `xz -9` needs 65 MiB; a header can ask for 4 GiB
 _ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that needs it uses it
 
@@ -231,7 +231,7 @@ def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpa
                 try:
                     yield inflater.decompress(data, BLOCK_BYTES)
                 except damage as error:
-                    greedy = "usage limit" in str(error)  # of .xz: its own bound on memory
+                    greedy = "usage limit" in str(error)  # the library's own bound on memory, for .xz
                     raise TornStream("dictionary_too_large" if greedy else f"corrupt_{name}") from error
                 data = b""
                 if inflater.eof:

@@ -31,13 +31,13 @@ _STEP_BYTES = 16 << 10
 _ZSTD_STEP_BYTES = 4 << 10  # a call's output has no bound, so its input is small
 _HEADER_BYTES = 256  # few headers are shorter
 _USUAL_HEADER_BYTES = 4 << 10  # few are longer
-_SHORTCUT_BYTES = 1 << 20  # what a wrong length may take of other members in vain
-_MOST_LEFT = 1000  # members that are read without the shortcut after it has failed
+_SHORTCUT_BYTES = 1 << 20  # most bytes of other members that a wrong length may cost
+_MAX_WITHOUT_SHORTCUT = 1000  # members that are read without the shortcut after it has failed
 _VERSION = b"WARC/1."
 _GAP = b"\r\n\r\n"
 _START = re.compile(rb"WARC/1\.[0-9]\r\n[A-Za-z]")
 _CONTENT_LENGTH = re.compile(rb"\r\nContent-Length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
-_BEHIND_BYTES = 16  # behind a block: enough to see that the next header begins
+_BEHIND_BYTES = 16  # bytes read after a block: enough to recognise the next header
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ONE_STREAM = (".xz", ".bz2", ".lz4")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -128,7 +128,7 @@ def _of_members(
         if shortcut is not None and left < 0:
             begin, offset = offset, (yield from shortcut(source, offset))
             # What it unpacks in vain may be much more than what it skips: it is tried the more rarely.
-            failed = min(2 * failed + 1, _MOST_LEFT) if offset - begin < _STEP_BYTES else 0
+            failed = min(2 * failed + 1, _MAX_WITHOUT_SHORTCUT) if offset - begin < _STEP_BYTES else 0
             left = failed
         parser: _Parser | None = None
         try:
@@ -258,7 +258,7 @@ def _gunzip(source: IO[bytes], offset: int) -> Iterator[tuple[bytes, int]]:
         packed += len(block)
         while block:
             if packed > _STEP_BYTES or unpacked:
-                before = inflater.copy()  # of 40 KiB: what a small member, decoded in one step, need not pay
+                before = inflater.copy()  # copies 40 KiB, which a small member, decoded in one step, need not pay
             try:
                 piece = inflater.decompress(block, 16 * _STEP_BYTES)
             except zlib.error as error:
@@ -335,7 +335,7 @@ class _Parser:
 
     def __init__(self, offset: int, size: int | None = None) -> None:
         self._place = offset
-        self._size = size  # of a plain file: then places are its bytes; else that of the member, and a count
+        self._size = size  # a plain file's size, with places in bytes; otherwise the member's, with places counted
         self._buffer = bytearray()
         self._skip = 0
         self._lost = False

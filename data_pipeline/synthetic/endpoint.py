@@ -28,7 +28,7 @@ from data_pipeline.synthetic.spending import TeacherBudget
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.http_post import open_post
 
-MOST_BYTES = 8 << 20  # of an answer; what is longer is cut, and is no JSON then
+MAX_BYTES = 8 << 20  # bytes of an answer; a longer one is cut, and is then not JSON
 _LONGEST_WAIT = 600.0  # seconds that a server may request
 _FIRST_WAIT, _SHOWN = 0.5, 300
 _BUSY, _KEYS, _NO_API = (408, 409, 429), (401, 402, 403), (404, 405)
@@ -131,7 +131,7 @@ class Endpoint:
                 if status != 200:
                     self.budget.note_refused(request)
                 return status, self._without_key(_read(answer, deadline, whole=status == 200)), after
-        except urllib.error.URLError as error:  # of the connection, or while the request was sent
+        except urllib.error.URLError as error:  # the connection failed, or failed while the request was sent
             self.budget.note_unsent(request)
             return 0, _said(error.reason), 0.0
         except (OSError, http.client.HTTPException) as error:  # reset, timed out, cut short
@@ -186,12 +186,12 @@ def _read(answer: Any, deadline: float, *, whole: bool) -> bytes:
     """
     blocks, size = [], 0
     try:
-        while size <= MOST_BYTES and (block := answer.read1(1 << 16)):
+        while size <= MAX_BYTES and (block := answer.read1(1 << 16)):
             blocks.append(block)
             size += len(block)
             if time.monotonic() > deadline:
                 raise TimeoutError("the answer took longer than timeout_seconds")
-        if answer.length and size <= MOST_BYTES:  # of a body with a stated length, what did not come
+        if answer.length and size <= MAX_BYTES:  # the body is shorter than its stated length
             raise http.client.IncompleteRead(b"", answer.length)
     except (OSError, http.client.HTTPException):
         if whole:

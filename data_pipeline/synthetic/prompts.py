@@ -29,7 +29,7 @@ from governance.files import sha256_bytes
 _FIELD = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
 _OF_DOCUMENTS = ("text", "id", "url", "language", "licence")
 _BYTES_PER_TOKEN = 4
-_FORM_TOKENS = 64  # that an endpoint's chat template adds, at most
+_FORM_TOKENS = 64  # most tokens that an endpoint's chat template adds
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ VERSION = 1
 _FILE_BYTES = 64 << 20
 _HOPELESS = 20  # answers without a usable text, from the first of a start: the settings are wrong
 _LOOK_SECONDS = 1.0
-_PATIENCE = 30 * 86_400.0  # for another process that requests answers
+_PATIENCE = 30 * 86_400.0  # how long to wait for another process that requests answers
 
 
 class Teaching(Section):
@@ -278,7 +278,7 @@ def _send_all(left: Iterator[Request], endpoint: Endpoint, keep: Callable[[Answe
                     unusable = _HOPELESS + 1 if usable else unusable + 1
                     if unusable == _HOPELESS:
                         raise _hopeless(answer, source)
-            except Stopped:  # of a try; there may be room again when others have ended
+            except Stopped:  # one try was stopped; there may be room again when others have ended
                 left, following = chain((following,) if following else (), left), request
             except BaseException as caught:
                 if error is None and waiting:

@@ -13,7 +13,7 @@ documents that the token shards hold are in it, each once. All numbers are littl
                           validation split (`held_out`); an Arrow file, each batch of which has `LISTED_ROWS` rows
                           but for the last, so that a document is found without reading others'
 
-Price: 5 bytes for each byte of text and some 50 for each document, less in scripts of several bytes a character. To
+Price: 5 bytes for each byte of text and some 50 for each document, less in scripts of several bytes per character. To
 make a shard takes five times its text in memory, and most of the time is libdivsufsort's. `search.py` reads the files.
 """
 
@@ -49,14 +49,14 @@ LISTED_SCHEMA = required(
     id=pa.string(), source=pa.string(), url=pa.string(), licence=pa.string(), copies=pa.int64(), held_out=pa.int64()
 )
 SPLITS = ("train", "validation")
-LISTED_ROWS = 256  # of a batch, which a look-up of one document unpacks
+LISTED_ROWS = 256  # rows of a batch, which a look-up of one document unpacks
 SAMPLE_BYTES = 24
 _SUFFIXES = {"text": ".bin", "suffixes": ".bin", "samples": ".bin", "ends": ".bin", "listed": ".arrow"}
 _READ = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "url", "licence")])
 _END = b"\xff"
-_MOST = 2**31 - 1  # bytes that libdivsufsort's 32-bit form sorts
-_MOST_SAMPLES = 1 << 16  # 1.5 MB, which a search reads whole
-_LEAST_STRIDE = 256  # these suffixes are a quarter of a page
+_MAX_SORTED_BYTES = 2**31 - 1  # bytes that libdivsufsort's 32-bit form sorts
+_MAX_SAMPLES = 1 << 16  # 1.5 MB, which a search reads whole
+_MIN_STRIDE = 256  # these suffixes are a quarter of a page
 _COUNTED_AT_ONCE = 1 << 22
 
 
@@ -78,7 +78,7 @@ class _Part:
 
 def sample_stride(suffixes: int) -> int:
     """Suffixes from one sample to the next."""
-    return max(_LEAST_STRIDE, 1 << max(0, (suffixes - 1) // _MOST_SAMPLES).bit_length())
+    return max(_MIN_STRIDE, 1 << max(0, (suffixes - 1) // _MAX_SAMPLES).bit_length())
 
 
 def text_index(tokens: Manifest, documents: Manifest, config: TextIndexConfig, runtime: Runtime) -> Manifest:
@@ -111,7 +111,7 @@ def _shards(tokens: Manifest, documents: Manifest, config: TextIndexConfig, root
     units: list[list[tuple[int, int]]] = [[]]
     held = 0
     for place, (_, path) in enumerate(of_documents):
-        for group, size in enumerate(group_bytes(path, "text")):
+        for group, size in enumerate(group_bytes(path)):
             if held and held + size > config.shard_bytes:
                 units.append([])
                 held = 0
@@ -143,10 +143,10 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
                 kept = [place for place, count in enumerate(counts) if any(count)]
                 for place in kept:
                     text += table["text"][place].as_py().encode("utf-8")
-                    if len(text) >= _MOST:
+                    if len(text) >= _MAX_SORTED_BYTES:
                         raise PipelineError(
                             f"text_index: {part.documents} has more text in a row group than an index shard can hold "
-                            f"({_MOST:,} bytes). Lower --shard-size; a document of that size must be split"
+                            f"({_MAX_SORTED_BYTES:,} bytes). Lower --shard-size; a document of that size must be split"
                         )
                     ends.append(len(text))
                     text += _END

@@ -40,7 +40,7 @@ Reaches = Callable[[int, int], int]
 _ASKED_AT_ONCE = 3  # comparisons; their text is 7 pages, of which 3 are read
 _FURTHER = 4  # times the length known to occur is asked for next
 _BELIEVED = 2  # reads without a wait after which a search takes the rest to be in memory: to ask costs a fourth of it
-_MOST_AHEAD = 1 << 18  # bytes of suffixes; a short passage begins more of them, and most are not read
+_MAX_AHEAD_BYTES = 1 << 18  # bytes of suffixes; a short passage begins more of them, and most are not read
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +74,7 @@ class IndexShard:
         """Number of the suffixes before those that begin with a passage."""
         text, suffixes, size = self.text, self.suffixes, len(passage)
         low, high = self.within(passage)
-        if low < high and (high - low) * suffixes.itemsize <= _MOST_AHEAD:
+        if low < high and (high - low) * suffixes.itemsize <= _MAX_AHEAD_BYTES:
             _ask_for(self.suffix_map, low * suffixes.itemsize, high * suffixes.itemsize)
         compared = there = 0
         while low < high:

@@ -38,7 +38,7 @@ def find_template(tokenizer: Path) -> str:
         if isinstance(found, list):
             named = {str(one["name"]): str(one["template"]) for one in found}
             if left := sorted(set(named) - {"default"}):
-                get_logger(__name__).warning("%s: the chat templates %s are not carried on", settings, ", ".join(left))
+                get_logger(__name__).warning("%s: the chat templates %s are not passed on", settings, ", ".join(left))
             found = named.get("default")
         return str(found or "")
     except (OSError, ValueError, KeyError, TypeError) as error:

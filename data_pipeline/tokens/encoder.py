@@ -28,7 +28,7 @@ Engine = Callable[["pa.Array | pa.ChunkedArray"], tuple[npt.NDArray[np.uint32], 
 _SEGMENT_CHARACTERS = 1 << 16
 _CUT = re.compile(r"\S[ \n]")
 FINAL_SPACE = r"[\t\x0b\x0c\x{85}\p{Z}]\z"
-_CACHED_BYTES = 128 << 20  # of text, after which the fast engine starts with an empty cache of words
+_CACHED_BYTES = 128 << 20  # bytes of text after which the fast engine starts with an empty cache of words
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,10 @@ class ClassificationConfig(Section):
             raise ValueError(f"test_from = {self.test_from!r} splits by time; set date to the column with the dates")
         if self.test_from and not is_date(self.test_from):
             raise ValueError(
-                f"test_from = {self.test_from!r} is no date of the calendar; write YYYY, YYYY-MM or YYYY-MM-DD"
+                f"test_from = {self.test_from!r} is not a calendar date; write YYYY, YYYY-MM or YYYY-MM-DD"
             )
         if self.test_from and self.group:
-            raise ValueError(f"test_from would part a group of {self.group!r} in time; remove group or test_from")
+            raise ValueError(f"test_from would split a group of {self.group!r} in time; remove group or test_from")
         if self.folds == 1 or self.fold >= max(self.folds, 1):
             raise ValueError(f"fold = {self.fold} of folds = {self.folds}: take at least 2 folds, and fold below folds")
         return self

@@ -162,11 +162,11 @@ def open_indexed(prefix: Path) -> MegatronIndex:
             f"{index}: has version {version} and token kind {code}; version {FORMAT_VERSION} and the kinds "
             f"{sorted(KINDS)} are read"
         )
-    # An index of several modalities has a byte a sequence more at its end; we read text only.
+    # An index of several modalities has a byte more per sequence at its end; we read text only.
     if room != (expected := _HEADER.size + 12 * sequences + 8 * entries):
-        raise ManifestError(f"{index}: is torn: it has {room} bytes, its header says {expected}")
+        raise ManifestError(f"{index}: is truncated or overlong: it has {room} bytes, its header states {expected}")
     if size % np.dtype(KINDS[code]).itemsize:
-        raise ManifestError(f"{path}: is torn: {size} bytes are not a whole number of tokens of kind {KINDS[code]}")
+        raise ManifestError(f"{path}: is truncated: {size} bytes are not whole tokens of kind {KINDS[code]}")
     mapped = np.memmap(index, dtype=np.uint8, mode="r")
     first, second = _HEADER.size + 4 * sequences, _HEADER.size + 12 * sequences
     indexed = MegatronIndex(
@@ -184,7 +184,7 @@ def _check(indexed: MegatronIndex, size: int) -> None:
     item, documents = indexed.tokens.dtype.itemsize, indexed.documents
     rising = len(documents) > 0 and int(documents[0]) == 0 and bool((np.diff(documents) >= 0).all())
     if not rising or int(documents[-1]) != len(indexed.lengths):
-        raise ManifestError(f"{indexed.path}: its documents do not rise to its {len(indexed.lengths)} sequences")
+        raise ManifestError(f"{indexed.path}: its documents do not increase to {len(indexed.lengths)}, its sequences")
     lengths, pointers = indexed.lengths.astype(np.int64), indexed.pointers
     if not len(lengths):
         return

@@ -73,7 +73,7 @@ _OF_QUALITY = required(topic=pa.string(), score=pa.float64())
 _PART = required(part=pa.string())
 BUCKET = required(bucket=pa.string()).field(0)
 _DIMENSIONS = ("language", "topic", "bucket")
-_MOST_PARTS = 1000
+_MAX_PARTS = 1000
 _BUCKET_BITS = 12
 _NONE = -1  # the threshold below every hash
 
@@ -301,10 +301,10 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime, scored: Manife
             shards.append(Shard(path.stem, ("sizes", *(item.sha256 for item in reads)), work_of, tuple(reads)))
         measured = map_shards(recipe, _measure_shard, shards, folder, runtime)
         sizes = _flat(sum_stats([shard.stats for shard in measured]).get("cells", {}))
-        if config.by != SOURCE and len(parts := {cell[0] for cell in sizes}) > _MOST_PARTS:
+        if config.by != SOURCE and len(parts := {cell[0] for cell in sizes}) > _MAX_PARTS:
             raise ConfigError(
                 f"mix: data.mix.by = {config.by!r} has {len(parts):,} different values, such as {max(parts)[:80]!r}; "
-                f"at most {_MOST_PARTS:,} can be mixed. Use a value that groups documents."
+                f"at most {_MAX_PARTS:,} can be mixed. Use a value that groups documents."
             )
         allocation = allocate(sizes, config)
         measures = [shard.outputs["sizes"] for shard in measured]

@@ -49,7 +49,7 @@ from governance.config import Section
 from governance.errors import ConfigError, ManifestError
 
 _STEPS = 20
-_MOST_TOPICS = 1000
+_MAX_TOPICS = 1000
 
 Group = tuple[str, ...]
 """(source, language, topic)."""
@@ -189,9 +189,9 @@ def bytes_by_score(
             np.add.at(sums, places, np.concatenate([before[1], lengths[rows]]))
             found[group] = values, sums
         topics = {group[2] for group in found}
-        if len(topics) > _MOST_TOPICS:
+        if len(topics) > _MAX_TOPICS:
             raise ConfigError(
-                f"mix: data.mix.quality.topic has more than {_MOST_TOPICS:,} different values, such as "
+                f"mix: data.mix.quality.topic has more than {_MAX_TOPICS:,} different values, such as "
                 f"{min(topics)[:80]!r}. Use a value that groups documents."
             )
     return found

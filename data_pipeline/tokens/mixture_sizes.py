@@ -37,7 +37,7 @@ from data_pipeline.tokens.mix_quality import QualityConfig
 from governance.config import Section
 from governance.errors import ConfigError
 
-_MOST_ROUNDS = 1000  # of shrinking; quotas that can hold settle in far fewer, their distance falls by a share a round
+_MAX_ROUNDS = 1000  # rounds of shrinking; quotas that can be met need far fewer: their distance falls by a share each
 
 Cell = tuple[str, ...]
 Sizes = Mapping[Cell, int]
@@ -233,7 +233,7 @@ def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, 
     got = dict(bytes_)
     quotas = [(0, *item) for item in sorted(config.source_quotas.items())]
     quotas += [(1, *item) for item in sorted(config.language_quotas.items())]
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         settled = True
         for axis, name, quota in quotas:
             mine = {cell: value for cell, value in got.items() if cell[axis] == name}

@@ -87,7 +87,7 @@ def pieces_of(shards: Sequence[TokenShard], sequence_length: int) -> npt.NDArray
         ends = shard.document_ends.astype(np.int64)
         starts = np.concatenate((np.zeros(min(1, len(ends)), np.int64), ends[:-1]))
         predictions = ends - starts - 1
-        if shard.labels is not None:  # of a long text the beginning is read
+        if shard.labels is not None:  # only the beginning of a long text is read
             predictions = np.minimum(predictions, sequence_length)
         chunks = -(-predictions // sequence_length)
         if shard.answers is not None and (long := int((chunks > 1).sum())):

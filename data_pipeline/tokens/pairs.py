@@ -25,14 +25,14 @@ def sources_of(table: pa.Table) -> pa.Array:
     """Source of each document.
 
     Raises:
-        PipelineError: a document is no pair, or a side of it is empty; names it.
+        PipelineError: a document is not a pair, or a side of it is empty; names it.
     """
     found = [sides(text) for text in table["text"].to_pylist()]
     for identity, pair in zip(table["id"].to_pylist(), found, strict=True):
         if pair is None:
             raise PipelineError(
-                f"encode: the document {identity} is no pair of texts: data.encode.loss_on = 'targets' needs a source, "
-                f"a line of {MARK!r} alone, and a target. Read it with a source of type 'parallel', and see what a "
-                f"stage in between removed: assay data show CONFIG"
+                f"encode: the document {identity} is not a pair of texts: data.encode.loss_on = 'targets' needs a "
+                f"source, a line of {MARK!r} alone, and a target. Read it with a source of type 'parallel', and see "
+                f"what a stage in between removed: assay data show CONFIG"
             )
     return pa.array([pair[0] for pair in found if pair], pa.large_string())

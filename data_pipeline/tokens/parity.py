@@ -89,7 +89,7 @@ def once_each(engine: Engine, pieces: Sequence[bytes]) -> Engine:
         inner = dict.fromkeys(chain(*(parts[1:-1] for parts in cut)))
         outer = dict.fromkeys(part for parts in cut for part in (parts[0], parts[-1]) if part not in inner)
         ids, ends = engine(pa.array(["".join(inner), *outer], pa.large_string()))
-        end = ends[1] - 1  # of the row; there is the id that ends documents
+        end = ends[1] - 1  # the row's last place holds the id that ends documents
         after = np.fromiter(accumulate(len(part.encode("utf-8")) for part in inner), np.int64, len(inner))
         borders = np.searchsorted(np.cumsum(sizes[ids[:end]]), after) + 1
         stops = np.concatenate((borders, ends[2:] - 1, [end + 1]))

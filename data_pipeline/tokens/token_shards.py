@@ -28,7 +28,7 @@ nothing but the label is predicted, at the last token of the text, and its docum
 names.
 
 A document's last token is the end-of-document token, so a document has at least one token. A reader refuses another
-magic or version, a size that differs from the header's, ends that do not rise to the number of tokens, a group
+magic or version, a size that differs from the header's, ends that do not increase up to the number of tokens, a group
 without a name.
 
 The trainer reads *rows*: row i is tokens [i L, (i+1) L) of the stream. The law of `read_row`: whatever L is, every
@@ -54,7 +54,7 @@ FORMAT_VERSION = 2
 _WITH_ANSWERS = 3  # written only where there are answers
 _WITH_LABELS = 4  # written only where documents are labelled
 SUFFIX = ".tokens"
-NO_TARGET = -100  # what torch.nn.functional.cross_entropy ignores by default
+NO_TARGET = -100  # ignored by torch.nn.functional.cross_entropy by default
 IDENTITY_BYTES = 16
 UNDETERMINED = "und"  # ISO 639-2: the language is undetermined
 UNKNOWN_GROUP = f"unknown/{UNDETERMINED}"
@@ -95,7 +95,7 @@ def map_whole(path: Path, total: int) -> npt.NDArray[np.uint8]:
         ManifestError: it has another size.
     """
     if (size := path.stat().st_size) != total:
-        raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {FIX}")
+        raise ManifestError(f"{path}: is truncated or overlong: it has {size} bytes, its header states {total}. {FIX}")
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 
@@ -171,7 +171,7 @@ class TokenShard:
         last_end = int(ends[-1]) if len(ends) else 0
         if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):
             raise ManifestError(
-                f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last_end}). {FIX}"
+                f"{path}: its document ends do not increase up to its {tokens} tokens (the last is {last_end}). {FIX}"
             )
         return cls(
             path=path,

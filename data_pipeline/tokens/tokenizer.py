@@ -61,12 +61,12 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
 VERSION = 3
-BEGIN = "begin_of_document"  # of the statistics, where documents begin with a token of their own
+BEGIN = "begin_of_document"  # key of the statistics where documents begin with a token of their own
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
 
 _UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}  # none of them changes ASCII
-_PARITY_BYTES = 8 << 10  # of each document that the engines are compared on
+_PARITY_BYTES = 8 << 10  # bytes of each document on which the engines are compared
 _TRAINED_CHARACTERS = 1 << 16  # the trainer sees no longer stretch: a word of a million letters would hold it up
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-MOST_IDS = 1 << 24
+MAX_IDS = 1 << 24
 SENTINEL = "<extra_id_{}>"
 """Special tokens that stand for spans (`train.span_corruption`), by number, with T5's names."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -111,9 +111,9 @@ def _refuse_unusable(ids: Mapping[str, int]) -> None:
         raise ValueError("it has no token")
     if len(set(ids.values())) < len(ids):
         raise ValueError("two of its tokens have one id")
-    if not 0 <= min(ids.values()) <= max(ids.values()) < MOST_IDS:
+    if not 0 <= min(ids.values()) <= max(ids.values()) < MAX_IDS:
         raise ValueError(
-            f"its ids go from {min(ids.values())} to {max(ids.values())}; 0 to {MOST_IDS - 1:,} can be used"
+            f"its ids go from {min(ids.values())} to {max(ids.values())}; 0 to {MAX_IDS - 1:,} can be used"
         )
 
 
@@ -136,7 +136,7 @@ def _changes_texts(
 
 def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = model.get("vocab") or {}
-    if isinstance(vocabulary, list):  # of Unigram: pieces with their scores
+    if isinstance(vocabulary, list):  # Unigram: pieces with their scores
         return {piece: index for index, (piece, _) in enumerate(vocabulary)}
     return dict(vocabulary)
 
@@ -159,7 +159,7 @@ def _bytes_of_names(names: Sequence[str], byte_level: bool, byte_fallback: bool)
 
 def _bytes_of(name: str, byte_level: bool, byte_fallback: bool) -> bytes:
     if byte_level:
-        with contextlib.suppress(KeyError):  # of a letter that stands for no byte
+        with contextlib.suppress(KeyError):  # a letter may stand for no byte
             return bytes(map(alphabet().__getitem__, name))
     if byte_fallback and (byte := _BYTE.fullmatch(name)):
         return bytes([int(byte[1], 16)])
@@ -208,7 +208,7 @@ def ranks_text(text: str) -> bytes | None:
     """A byte-level BPE's vocabulary in tiktoken's form.
 
     A line for each token has the base64 of its bytes and its id. In that form the id is the rank, so the result is None
-    for a vocabulary whose ids do not rise with its merges, and for one of another kind.
+    for a vocabulary whose ids do not increase with its merges, and for one of another kind.
     """
     vocabulary, model = read_vocabulary(text), json.loads(text)["model"]
     if not vocabulary.lossless:

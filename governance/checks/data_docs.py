@@ -66,7 +66,7 @@ def data_docs(
     """
 
     def make(folder: Path) -> Made:
-        remove_tree(folder)  # what an interrupted one left
+        remove_tree(folder)  # left by an interrupted run
         count = write_data_docs(tables, gates, folder)
         pages = sorted(path for path in folder.rglob("*") if path.is_file())
         return Made([describe(path, runtime.root) for path in pages], {"tables": count})
@@ -88,7 +88,7 @@ def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Ga
     try:
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError
-        (folder / "expectations").mkdir(parents=True)  # of two processes at the same time, one makes it
+        (folder / "expectations").mkdir(parents=True)  # fails in the second of two processes that run at the same time
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"--data-docs {folder}: the folder is not empty. Name a new one.") from error
     context = quiet_context()

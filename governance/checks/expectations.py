@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
 _COLUMN_SET = "expect_table_columns_to_match_set"
-_MOST_CHARACTERS = 300  # characters of an engine's message that a detail keeps
+_MAX_CHARACTERS = 300  # characters of an engine's message that a detail keeps
 
 Outcomes = Mapping[int, Sequence[Any]]
 """Index of a gate -> the results that came back for it: exactly one, or something is wrong."""
@@ -235,7 +235,7 @@ def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     built = []
     for index, gate in enumerate(gates):
         if not _unjudgeable(gate, table) and _values_of(gate, table):
-            with contextlib.suppress(Exception):  # what the engine refuses is an error in the audit's own results
+            with contextlib.suppress(Exception):  # if the engine refuses, the audit's own results have the error
                 built.append(build_expectation(gate, index))
     return built
 
@@ -358,7 +358,7 @@ def _raised(info: Any) -> str:
 def _one_line(error: object) -> str:
     """One line for an exception, without memory addresses or a traceback."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
-    return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_MOST_CHARACTERS]
+    return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_MAX_CHARACTERS]
 
 
 def _error(gate: Gate, subject: str, table: pd.DataFrame, detail: str) -> CheckResult:

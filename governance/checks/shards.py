@@ -2,7 +2,7 @@
 
 `raw` and `documents` are judged in the worker that reads the shard, so that no table of the whole corpus exists; for
 `token_shards` a worker counts one row, and the rows are judged together. Each worker imports Great Expectations (3 to
-4 s), so there is one per `SHARDS_A_WORKER` shards. Workers' files are part of the audit's artifact and reused by the
+4 s), so there is one per `SHARDS_PER_WORKER` shards. Workers' files are part of the audit's artifact and reused by the
 next audit with equal inputs: id hashes under any policy, findings under the same gates of the suite.
 
 A table of the suite `raw` has the ingested documents of a shard. It has every column of the shard except `text`, and
@@ -55,7 +55,7 @@ from governance.checks.suites import (
     disagreement,
     document_table,
     frame_of,
-    read_columns,
+    read_without_text,
     without_empty_text,
 )
 from governance.checks.tokens import TokenReaders, count_tokens, shards_of, token_shard_rows
@@ -69,7 +69,7 @@ from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_sta
 from governance.stage import Recipe, Runtime
 from governance.verified_files import intact
 
-SHARDS_A_WORKER = 16
+SHARDS_PER_WORKER = 16
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _map(
     shards: list[Shard],
     suffix: str = ".json",
 ) -> list[ShardDone]:
-    few = replace(place.runtime, workers=min(place.runtime.workers, max(1, len(shards) // SHARDS_A_WORKER)))
+    few = replace(place.runtime, workers=min(place.runtime.workers, max(1, len(shards) // SHARDS_PER_WORKER)))
     recipe = Recipe("audit", place.version, section)
     return map_shards(recipe, function, shards, place.folder, few, suffix)
 
@@ -203,7 +203,7 @@ def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable
     files = {"documents": path_of("documents")}
     if work.sketched and not table.problem:
         files["sketches"] = path_of("sketches")
-        write_json(files["sketches"], sketch_of(read_columns(work.path, without=("text",))))
+        write_json(files["sketches"], sketch_of(read_without_text(work.path)))
     return ShardMade(files, {"rows": rows, "kept": len(table.frame)})
 
 
@@ -236,7 +236,7 @@ def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
 
     def sketch(output: Output) -> Sketch:
         with intact(output, root) as path:
-            return sketch_of(read_columns(path, without=("text",)))
+            return sketch_of(read_without_text(path))
 
     return merge_sketches(map(sketch, clean.listed("features")))
 
@@ -318,7 +318,7 @@ def raw_table(shard: RawShard) -> SuiteTable:
     Raises:
         ManifestError: it cannot be read.
     """
-    table = read_columns(shard.path, without=("text",))
+    table = read_without_text(shard.path)
     if problem := _problem(shard.path, table):
         return SuiteTable(shard.subject, frame_of([]), problem)
     fits, sizes = _digests(shard, table["sha256"])

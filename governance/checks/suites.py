@@ -37,7 +37,7 @@ FUNNEL = tuple(row.name for row in STAGES if row.documents)
 ALL = "(all)"
 _NO_TEXT = ("quarantine:no_text", "quarantine:page_needs_ocr")
 _UNREADABLE = "cannot be read as Parquet"
-_RECORDS = 3  # of a source, that a message names
+_RECORDS = 3  # records of a source that a message names
 _NO_LANGUAGE = ("und",)  # an unknown language is a missing value, not a string
 
 
@@ -66,7 +66,7 @@ def document_table(path: Path, subject: str) -> tuple[SuiteTable, int]:
     Raises:
         ManifestError: the shard cannot be read.
     """
-    table = read_columns(path, without=("text",))
+    table = read_without_text(path)
     if table.column_names.count("kept") != 1 or not pa.types.is_boolean(table.schema.field("kept").type):
         words = "has no column `kept` of true and false, so its kept rows are not known"
         return SuiteTable(subject, frame_of([]), words), table.num_rows
@@ -82,14 +82,14 @@ def disagreement(clean: Manifest, rows: int, kept: int) -> str:
     return f"the feature shards have {rows} rows, {kept} kept; the manifest states {stated[0]} and {stated[1]}"
 
 
-def read_columns(path: Path, without: Sequence[str] = ()) -> pa.Table:
-    """Read all columns of a shard except some.
+def read_without_text(path: Path) -> pa.Table:
+    """Read all columns of a shard except `text`.
 
     Raises:
         ManifestError: it cannot be read.
     """
     with read_errors(path, _UNREADABLE):
-        names = [name for name in pq.read_schema(path).names if name not in without]
+        names = [name for name in pq.read_schema(path).names if name != "text"]
     return _read(path, names)
 
 

@@ -94,7 +94,7 @@ class TokenReaders:
     """Readers of token shards and tokenizers, as picklable functions."""
 
     open_shard: Callable[[Path], TokenFile]
-    """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
+    """Raises a ManifestError for a file that is damaged or not a token shard, MissingInput for none."""
     load_decoder: Callable[[Manifest, Path], TokenDecoder]
     """Given the tokenizer's manifest and the root."""
 

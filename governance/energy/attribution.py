@@ -334,7 +334,7 @@ def by_checkpoint(pieces: Iterable[EnergyPiece], artifact: str) -> list[dict[str
     return rows
 
 
-_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
+_MIN_SPAN_SECONDS = 1.0  # least span of readings from which a maximum power is taken; shorter ones are noise
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def _greatest(intervals: Sequence[Interval]) -> int:
     """
     greatest = 0
     for interval in intervals:
-        power = GreatestPower(_LEAST_SPAN_SECONDS)
+        power = GreatestPower(_MIN_SPAN_SECONDS)
         for sample in interval.samples:
             value = sample.millijoules if sample.high is None else sample.high
             power.note(moment(sample.at).timestamp(), value)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.ledger import MILLIJOULES_PER_KWH, NEEDS, still_runs
-from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending, Use, projected, training_counts
+from governance.energy.ledger_tail import MAX_UNSEEN_SECONDS, Counts, Spending, Use, projected, training_counts
 from governance.energy.meters import READ, RUNNING
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
@@ -38,7 +38,7 @@ from governance.phases import INTERVAL
 _TRAINING = "train"
 _FREE = ("report", "documents")  # a run without energy left may still be reported
 _LEDGER_SECONDS = 10.0  # between two looks at what others have appended
-_NEAR_SECONDS = 60.0  # from the end the meter is read at each look; before, at its own pace
+_NEAR_SECONDS = 60.0  # this long before the end the meter is read at each check; until then, at its own pace
 _ANOTHER = ("another node's meter gives no figure; see its log",)
 
 
@@ -168,7 +168,7 @@ class NodeWatch(Watch):
         self._seen, self._gaps = self._clock(), 0  # when another's meter was last seen to run here; earlier gaps in mJ
         self._gone = self._waits = False
         self._near, self._unknown = True, False
-        self._start: int | None = None  # what this start had used when it first looked
+        self._start: int | None = None  # energy used in this start before the first check
         self._why: tuple[str, ...] = ()
         self._last_look = (0, 0)
 
@@ -193,14 +193,14 @@ class NodeWatch(Watch):
         if reading["elsewhere"]:
             return self._beside()
         self._end_gap(reading)
-        stale = self._clock() - reading["at"] > MOST_UNSEEN_SECONDS / 2  # the meter's own thread may come late
+        stale = self._clock() - reading["at"] > MAX_UNSEEN_SECONDS / 2  # the meter's own thread may come late
         if self._near or stale or not reading["bounds"][self._bound][1]:
             self._watched.energy[READ]()
             reading = self._watched.energy[RUNNING]
         value, milliwatts = reading["bounds"][self._bound]
         if value is not None:
             self._known = (reading["at"], value, milliwatts or self._spending.greatest_power(self._bound))
-        if self._known is None or self._clock() - self._known[0] > MOST_UNSEEN_SECONDS:
+        if self._known is None or self._clock() - self._known[0] > MAX_UNSEEN_SECONDS:
             self._why = (f"this node's meter ({reading['method']}) gives no bound",)
             return 0, 0
         at, value, milliwatts = self._known
@@ -231,7 +231,7 @@ class NodeWatch(Watch):
             self._seen, self._gone = at, False
             return self._gaps, 0
         self._gone, unseen = True, self._clock() - self._seen
-        if unseen > (MOST_UNSEEN_SECONDS if power else _LEDGER_SECONDS):
+        if unseen > (MAX_UNSEEN_SECONDS if power else _LEDGER_SECONDS):
             self._why = ("the meter that had this node has ended; start again, so that this run measures it",)
         return self._gaps + projected(power, unseen), power
 

@@ -2,7 +2,7 @@
 
 `Counter` follows a counter of microjoules. A reading that does not follow from the one before is one of three things:
 
-    a wrap     the rise, counted past the top, needs at most `MOST_WATTS`; it is counted
+    a wrap     the rise, counted past the top, needs at most `MAX_WATTS`; it is counted
     a reset    the counter fell to less than half, to a value that a device can take in the time: it began again (a
                driver was loaded anew). What it shows now is certain; what was spent before the reset is taken from
                the mean power so far
@@ -12,9 +12,9 @@
 
 A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
 several times: the number that agrees best with the mean power so far is taken. `detail` counts each of these cases, and
-`low` and `high` reach from what is certain to what `MOST_WATTS` allow. Indistinguishable: a reset
+`low` and `high` reach from what is certain to what `MAX_WATTS` allow. Indistinguishable: a reset
 within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
-counter; a glitch that looks like a reset adds at most what `MOST_WATTS` allow in its interval.
+counter; a glitch that looks like a reset adds at most what `MAX_WATTS` allow in its interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable
 
-MOST_WATTS = 2000
+MAX_WATTS = 2000
 """More than one package, one bank of memory or one GPU takes; an upper bound that separates a reset from a wrap."""
 
 LAG_SECONDS = 1.0
@@ -131,7 +131,7 @@ class Counter:
         self.low, self.microjoules, self.high = self.low + span[0], self.microjoules + span[1], self.high + span[2]
 
     def _most(self, seconds: float) -> int:
-        return int(MOST_WATTS * 1e6 * seconds) + 1
+        return int(MAX_WATTS * 1e6 * seconds) + 1
 
     def _expected(self, seconds: float) -> int:
         """Expected energy at the mean power so far."""
@@ -148,7 +148,7 @@ class Integral:
     Over a gap of missed readings the mean of its ends is only likely: bounds then reach from nothing to `most_watts`.
     """
 
-    def __init__(self, watts: Callable[[], float], clock: Clock = time.monotonic, most_watts: int = MOST_WATTS):
+    def __init__(self, watts: Callable[[], float], clock: Clock = time.monotonic, most_watts: int = MAX_WATTS):
         self._watts, self._clock, self._most = watts, clock, most_watts
         self._last, self._at = watts(), clock()
         self._missed = self._gaps = 0

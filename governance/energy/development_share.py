@@ -151,7 +151,7 @@ def _line(known: Mapping[Path, Sequence[Manifest]], home: Path, final: str) -> t
     for root in sorted(known, key=lambda place: place != home):
         for name, training in read_trainings(known[root], root)[0].items():
             found.setdefault(name, training)
-        for path in sorted(root.glob(f"checkpoint/*/{MANIFEST}")):  # of unfinished trainings: they name the same inputs
+        for path in sorted(root.glob(f"checkpoint/*/{MANIFEST}")):  # unfinished trainings name the same inputs
             manifest = read_manifest(path)
             folder = f"{TRAIN}/{str(manifest.config.get('train_key'))[:KEY_LENGTH]}"
             if folder not in found:

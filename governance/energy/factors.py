@@ -120,7 +120,7 @@ class _Common(Section):
         if self.lifetime is not None and self.lifetime.bounds[0] <= 0:
             raise ValueError("lifetime is 0: a node serves longer than that")
         if (self.embodied is None) != (self.lifetime is None):
-            raise ValueError("embodied and lifetime go together: give both, or neither")
+            raise ValueError("embodied and lifetime require each other: give both, or neither")
         return self
 
 

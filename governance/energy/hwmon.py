@@ -29,7 +29,7 @@ HWMON = Path("/sys/class/hwmon")
 BOARD_ALLOWANCE_PERCENT = 10
 """Our allowance: neither ACPI nor DCMI guarantees an error, and single readings count for up to `ASK_SECONDS`."""
 ASK_SECONDS = 30.0
-BOARD_MOST_WATTS = 20_000
+BOARD_MAX_WATTS = 20_000
 """More than a node takes; an upper bound over gaps."""
 NODE = "whole node"
 _PATIENCE_SECONDS = 10
@@ -64,7 +64,7 @@ def open_board(
     ]
     for method, watts in meters:
         try:
-            return Meters([Metered(NODE, method, Integral(watts, clock, BOARD_MOST_WATTS), BOARD_ALLOWANCE_PERCENT)])
+            return Meters([Metered(NODE, method, Integral(watts, clock, BOARD_MAX_WATTS), BOARD_ALLOWANCE_PERCENT)])
         except (OSError, ValueError):
             continue
     return None

@@ -54,7 +54,7 @@ MARKS = ("artifact", "resumed_from", "step", "checkpoint", NEEDS)
 PHASES = "phases"
 """The mark that the meter adds: milliseconds of each phase since the interval's begin."""
 
-MOST_SAMPLE_SECONDS = 60.0
+MAX_SAMPLE_SECONDS = 60.0
 """The longest sample interval that can be configured, and that of a line without `every`."""
 KILLED = "killed"
 
@@ -303,7 +303,7 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
         outcome=outcome,
         cause=cause,
         samples=samples,
-        unseen_seconds=float(last.get("every", MOST_SAMPLE_SECONDS)) if cause in (KILLED, HANG) else 0.0,
+        unseen_seconds=float(last.get("every", MAX_SAMPLE_SECONDS)) if cause in (KILLED, HANG) else 0.0,
         before_seconds=float(lines[0].get("before", 0.0)),
     )
 

@@ -6,7 +6,7 @@
 
 A figure is a bound on what was used *until now*: where the last line of an interval is not its end, the time since is
 counted at the interval's greatest power. So is what a kill kept from the ledger (at most `every` seconds), and what a
-failed reading did. An interval without a figure, or without one for `MOST_UNSEEN_SECONDS`, is unknown.
+failed reading did. An interval without a figure, or without one for `MAX_UNSEEN_SECONDS`, is unknown.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from governance.energy.counters import GreatestPower
-from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, NEEDS, counted_lines, files_of, moment, still_runs
+from governance.energy.ledger import MARKS, MAX_SAMPLE_SECONDS, NEEDS, counted_lines, files_of, moment, still_runs
 
 Bound = Literal["upper", "central"]
 FIELD_OF: dict[Bound, str] = {"upper": "high", "central": "millijoules"}
-MOST_UNSEEN_SECONDS = 300.0
+MAX_UNSEEN_SECONDS = 300.0
 """A longer silence of a meter is not estimated any more."""
 HEADROOM = 1.1
 """Factor on the greatest mean power so far, at which time without a reading is counted."""
-_LEAST_SPAN_SECONDS = 0.05
+_MIN_SPAN_SECONDS = 0.05
 _SHOWN = 3
 
 Counts = Callable[[Mapping[str, Any]], bool]
@@ -60,7 +60,7 @@ class _SeenInterval:
     line: Mapping[str, Any] = field(default_factory=dict)
     known: dict[str, tuple[datetime.datetime, int]] = field(default_factory=dict)
     power: dict[str, GreatestPower] = field(
-        default_factory=lambda: {name: GreatestPower(_LEAST_SPAN_SECONDS) for name in FIELD_OF.values()}
+        default_factory=lambda: {name: GreatestPower(_MIN_SPAN_SECONDS) for name in FIELD_OF.values()}
     )
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -142,8 +142,8 @@ class Spending:
         runs = line["kind"] != "end" and still_runs(line)
         unseen = ((self._now() if runs else moment(line["at"])) - at).total_seconds()
         if not runs and line["kind"] != "end":
-            unseen += float(line.get("every", MOST_SAMPLE_SECONDS))
-        if unseen > MOST_UNSEEN_SECONDS:
+            unseen += float(line.get("every", MAX_SAMPLE_SECONDS))
+        if unseen > MAX_UNSEEN_SECONDS:
             return None
         return value + projected(milliwatts, max(0.0, unseen)), milliwatts if runs else 0
 

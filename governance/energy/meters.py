@@ -34,7 +34,7 @@ from governance.energy.factors import FactorsConfig
 from governance.energy.hwmon import open_board, open_hwmon
 from governance.energy.ledger import (
     MARKS,
-    MOST_SAMPLE_SECONDS,
+    MAX_SAMPLE_SECONDS,
     PHASES,
     Announce,
     announce_nothing,
@@ -62,8 +62,8 @@ READ = "read"  # takes a reading now
 OUT_OF_BUDGET = "energy budget"
 _TRANSIENT = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
 _STAND_SECONDS = 1.0  # between two elections while another measures the node; what is spent meanwhile has no meter
-_FIRST_SECONDS = 0.25  # to the first sample: what is killed right after its start has recorded its artifact
-_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
+_FIRST_SECONDS = 0.25  # until the first sample: a process killed right after its start has recorded its artifact
+_MIN_SPAN_SECONDS = 1.0  # least span of readings from which a maximum power is taken; shorter ones are noise
 
 
 class EnergyConfig(Section):
@@ -71,7 +71,7 @@ class EnergyConfig(Section):
 
     enabled: bool = True
     """Measure the node; False leaves energy unknown."""
-    sample_seconds: float = Field(default=5.0, ge=0.1, le=MOST_SAMPLE_SECONDS)
+    sample_seconds: float = Field(default=5.0, ge=0.1, le=MAX_SAMPLE_SECONDS)
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
@@ -197,7 +197,7 @@ class _Measuring:
         self.stopping = False
         self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
-        span = min(_LEAST_SPAN_SECONDS, config.sample_seconds / 2)
+        span = min(_MIN_SPAN_SECONDS, config.sample_seconds / 2)
         self.power = {"central": GreatestPower(span), "upper": GreatestPower(span)}
         energy.update({READ: self._read, INTERVAL: about["interval"]})
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
@@ -258,7 +258,7 @@ class _Measuring:
         The winner measures from now on, and records since when.
         """
         if not self.turn.elect():
-            if self.ledger is None and not self._same_ledger():  # from now on no line of ours holds these joules
+            if self.ledger is None and not self._same_ledger():  # no later line of ours may hold these joules
                 self.ledger = self.path
                 self._record()
             return

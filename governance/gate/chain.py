@@ -9,7 +9,7 @@ An artifact that was removed whole, to save space, is not a fault: the statement
 is an input in another root, which has a journal of its own.
 
 `chain_faults` is pure; `read_chain` reads the manifests; `require_chain` is called before signing and before
-training. Price: one JSON file an artifact, and the journal.
+training. Price: one JSON file per artifact, and the journal.
 """
 
 from __future__ import annotations

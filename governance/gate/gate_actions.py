@@ -78,7 +78,7 @@ class GateAction(Section):
             if not self.smtp.rpartition(":")[2].isdecimal():
                 raise ValueError(f"smtp = {self.smtp!r}: needs host:port, for example mail.example.org:587")
             if bool(self.user) != bool(self.password_variable):
-                raise ValueError("`user` and `password_variable` belong together")
+                raise ValueError("`user` and `password_variable` require each other")
         elif mail or bool(self.url) == bool(self.url_variable):
             raise ValueError(f"a {self.kind} action needs `url` or `url_variable`, not both, and no mail settings")
         elif self.url and not _is_web_address(self.url):

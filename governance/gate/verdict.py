@@ -258,7 +258,7 @@ def give_verdict(
         raise GateClosed(
             f"no verdict is given: {fault}. Let someone whose key may sign it run: assay governance check CONFIG"
         )
-    with locked(root / COMMIT_LOCK):  # of two checks at a time, the last file and the last statement are one's
+    with locked(root / COMMIT_LOCK):  # if two checks run, the last file and the last statement come from the same one
         write_json(path, envelope)
         _record_in_journal(path, sha256_bytes(json_text(envelope).encode("utf-8")), root, predicate, journal)
     return _predicate(envelope, keys, path)

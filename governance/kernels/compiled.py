@@ -138,7 +138,7 @@ def _compile_alone(source: str, cache: FunctionCache) -> None:
 
     Threads wait for numba's own lock. Where the file system has no locks, each process compiles for itself.
     """
-    if source in _ALONE or source in _GIVEN_UP:  # in the first case, a kernel that is compiled calls another
+    if source in _ALONE or source in _GIVEN_UP:  # in the first case, a kernel being compiled calls another
         return
     with contextlib.suppress(OSError):
         descriptor = os.open(source, os.O_RDONLY)
@@ -211,7 +211,7 @@ class _FolderCache(FunctionCache):  # type: ignore[misc]
             found = self._load_overload(sig, target_context)
             if found is None:
                 _compile_alone(self._source, self)
-                found = self._load_overload(sig, target_context)  # which another has compiled meanwhile
+                found = self._load_overload(sig, target_context)  # another process may have compiled it meanwhile
                 if found is not None:
                     self._let_others()
         if found is None:

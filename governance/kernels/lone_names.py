@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.kernels.buffers import Bytes
-from governance.kernels.code_points import byte_at
 from governance.kernels.compiled import inlined, kernel
-from governance.kernels.sha256_lanes import LANES, ROUNDS, START, compress
+from governance.kernels.sha256_lanes import LANES, ROUNDS, START, compress, number_at
 
 _BLIND_BITS, _LEAF_BITS, _STUB_BITS = 8 * (4 + 32 + 16), 8 * (1 + 16 + 16 + 20), 8 * (4 + 24)
 
@@ -50,17 +49,6 @@ def constant(rows: Bytes) -> Bytes:
     flat = np.ascontiguousarray(rows).reshape(-1).view()
     flat.flags.writeable = False
     return flat
-
-
-@inlined
-def number_at(data: Any, place: Any) -> Any:
-    """Four bytes as a big-endian number."""
-    return np.uint32(
-        (np.uint32(byte_at(data, place)) << np.uint32(24))
-        | (np.uint32(byte_at(data, place + 1)) << np.uint32(16))
-        | (np.uint32(byte_at(data, place + 2)) << np.uint32(8))
-        | np.uint32(byte_at(data, place + 3))
-    )
 
 
 @inlined
@@ -101,7 +89,7 @@ def _hash(high, low, leaves, levels, prefix, widths, start, constants):  # type:
     out[count] = 0
     words = np.zeros((64, LANES), np.uint32)
     state = np.zeros((8, LANES), np.uint32)
-    stream = np.zeros((14, LANES), np.uint32)  # what a leaf's message holds after its first byte
+    stream = np.zeros((14, LANES), np.uint32)  # a leaf's message after its first byte
     stream[13] = np.uint32(0x80 << 24)
     for first in range(0, count, LANES):
         lanes = min(LANES, count - first)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from governance.kernels.buffers import Bytes
 from governance.kernels.compiled import kernel
-from governance.kernels.lone_names import Numbers, Words, block_digest, constant, number_at
-from governance.kernels.sha256_lanes import LANES, ROUNDS, START
+from governance.kernels.lone_names import Numbers, Words, block_digest, constant
+from governance.kernels.sha256_lanes import LANES, ROUNDS, START, number_at
 
 Integers = npt.NDArray[np.int64]
 

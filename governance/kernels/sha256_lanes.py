@@ -79,16 +79,21 @@ def _step(a: Any, b: Any, c: Any, e: Any, f: Any, g: Any, h: Any, word: Any) -> 
 
 
 @inlined
+def number_at(data: Any, place: Any) -> Any:
+    """Four bytes as a big-endian number."""
+    return np.uint32(
+        (np.uint32(byte_at(data, place)) << np.uint32(24))
+        | (np.uint32(byte_at(data, place + 1)) << np.uint32(16))
+        | (np.uint32(byte_at(data, place + 2)) << np.uint32(8))
+        | np.uint32(byte_at(data, place + 3))
+    )
+
+
+@inlined
 def _word(data: Any, start: Any, length: Any, at: Any, last: Any) -> Any:
     """Four bytes of a padded message, as a big-endian number."""
     if at + 4 <= length:
-        place = start + at
-        return np.uint32(
-            (np.uint32(byte_at(data, place)) << np.uint32(24))
-            | (np.uint32(byte_at(data, place + 1)) << np.uint32(16))
-            | (np.uint32(byte_at(data, place + 2)) << np.uint32(8))
-            | np.uint32(byte_at(data, place + 3))
-        )
+        return number_at(data, start + at)
     if at > length and at < last - 4:
         return np.uint32(0)
     value = np.uint32(0)

@@ -187,7 +187,7 @@ def _refuse_repeated(units: npt.NDArray[np.str_], treated: npt.NDArray[np.bool_]
     if (counts > 1).any():
         place = int(counts.argmax())
         raise ConfigError(
-            f"{where}unit {str(names[place])!r} has {counts[place]} rows; give one row a unit: add its values up, or "
+            f"{where}unit {str(names[place])!r} has {counts[place]} rows; give one row per unit: add its values up, or "
             f"name the rows in {file.columns.unit!r} and the units in a column of their own, [columns] cluster"
         )
 

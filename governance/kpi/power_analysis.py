@@ -14,9 +14,9 @@ from typing import Any
 from governance.errors import ConfigError
 from governance.kpi.kpi_file import Kpi, KpiFile
 
-_MOST_GROUPS = 1 << 40
+_MAX_GROUPS = 1 << 40
 _DAYS = (7, 14, 28, 56, 84)
-_STEPS = 60  # of a bisection over effects
+_STEPS = 60  # steps of a bisection over effects
 
 
 def plan_facts(file: KpiFile) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def plan_facts(file: KpiFile) -> dict[str, Any]:
             "by_days": [
                 {"days": days, "detectable": _rounded(detectable(kpi, file, reached))}
                 for days in (_DAYS if daily else ())
-                if (reached := math.floor(days * (daily or 0) / size)) >= _FEWEST
+                if (reached := math.floor(days * (daily or 0) / size)) >= _MIN_GROUPS
             ],
         }
         for kpi, needed in zip(file.kpi, each, strict=True)
@@ -57,7 +57,7 @@ def plan_facts(file: KpiFile) -> dict[str, Any]:
     }
 
 
-_FEWEST = 4  # groups: two an arm
+_MIN_GROUPS = 4  # groups: two an arm
 
 
 def split(groups: int, file: KpiFile) -> tuple[int, int]:
@@ -124,13 +124,13 @@ def smallest_sample(kpi: Kpi, file: KpiFile) -> int:
 
 
 def _first(enough: Callable[[int], bool]) -> int | None:
-    """Smallest number from `_FEWEST` up that is enough."""
-    high = _FEWEST
+    """Smallest number from `_MIN_GROUPS` up that is enough."""
+    high = _MIN_GROUPS
     while not enough(high):
         high *= 2
-        if high > _MOST_GROUPS:
+        if high > _MAX_GROUPS:
             return None
-    low = max(high // 2, _FEWEST - 1)
+    low = max(high // 2, _MIN_GROUPS - 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -49,7 +49,7 @@ def serve(pipe: Connection, parent: int, address: str) -> None:
     end_with_parent(parent)
     os.dup2(2, 1)  # Ray prints what its workers print; standard output is the command's
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it sends statistics by default
-    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # for ever by default
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # Ray's default is for ever
     sending = threading.Lock()
 
     def send(*message: Any) -> None:
@@ -65,7 +65,7 @@ def serve(pipe: Connection, parent: int, address: str) -> None:
         run = ray.remote(_task).options(max_retries=RETRIES, num_cpus=1)
         head = _split(address if ":" in address else ray.get_runtime_context().gcs_address)
         send("width", _cores())
-    except Exception as error:  # of many kinds, none of which is public
+    except Exception as error:  # Ray raises many classes here, none of them public
         send("lost", " ".join(str(error).split()) or type(error).__name__)
         return
     threading.Thread(target=_watch, args=(send, head), daemon=True).start()

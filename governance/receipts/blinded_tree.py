@@ -5,7 +5,7 @@ contradict each other. What stands beside that place in a proof is a hash over a
 nothing about its name; a lone name at the place of another is shown as such by its first different bits only
 (`docs/decisions/0006-receipts.md`). `verify_receipt.py` has the form of each node.
 
-Price: eight to nine hashes a name, of 50 ns each (`lone_names.py`, `name_nodes.py`); on disk 24 bytes a name and 24
+Price: eight to nine hashes per name, of 50 ns each (`lone_names.py`, `name_nodes.py`); on disk 24 bytes per name and 24
 bytes for each 32 names; a proof reads one branch of the tree and makes the last seven levels of it again.
 """
 

@@ -46,7 +46,7 @@ def map_arrays(path: Path) -> dict[str, Any]:
     mapped = np.asarray(np.memmap(path, mode="r"))
     try:
         return dict(_parts(mapped, json.loads(bytes(mapped[:_HEADER_BYTES]))))
-    except (TypeError, AttributeError, RecursionError, SyntaxError) as error:  # of a header that was altered
+    except (TypeError, AttributeError, RecursionError, SyntaxError) as error:  # the header was altered
         raise ValueError(f"{path.name} has another form") from error
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from governance.receipts.name_tree import NameTree
     from governance.signing.dsse import SigningKey
 
-_SHOWN_CHARACTERS = 120  # of a value, and of the words on a removed document
+_SHOWN_CHARACTERS = 120  # characters of a value, and of the words on a removed document
 
 
 def receipt(

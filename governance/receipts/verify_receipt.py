@@ -88,7 +88,7 @@ def verified(key: Any, signature: str, message: bytes) -> bool:
     try:
         key.verify(base64.b64decode(signature, validate=True), message)
         return True
-    except Exception:  # of `cryptography`, or of base64
+    except Exception:  # raised by `cryptography` or base64
         return False
 
 
@@ -100,7 +100,7 @@ def faults(receipt: Any, key: Any, asked: str = "", journal: "bytes | None" = No
         found = statement_faults(receipt["statement"], receipt["proof"], asked)
         return found + ([] if journal is None else journal_faults(receipt["statement"], key, journal.splitlines()))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
-        return [str(error) if str(error)[:5] == "proof" else f"form: is no receipt ({type(error).__name__}: {error})"]
+        return [str(error) if str(error)[:5] == "proof" else f"form: not a receipt ({type(error).__name__}: {error})"]
 
 
 def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":

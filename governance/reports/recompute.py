@@ -32,7 +32,7 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.report import VERSION, ReportSection
 from governance.reports.sections.page import page
 
-MOST_MISMATCHES = 200  # per file
+MAX_MISMATCHES = 200  # per file
 _PIECES = re.compile(r"(<[^>]*>)")
 _SECTION = re.compile(r'<section[^>]* aria-label="([^"]*)"')
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -249,7 +249,7 @@ def _escaped(name: str) -> str:
 def json_mismatches(file: str, stated: Any, expected: Any) -> Iterator[Mismatch]:
     """Differences of two JSON values; 1 is not 1.0."""
     for count, (place, ours, theirs) in enumerate(_unlike(stated, expected, "")):
-        if count == MOST_MISMATCHES:
+        if count == MAX_MISMATCHES:
             return
         ids = ", ".join(origin_of(expected, place)["from"][:4]) if "evidence" in expected else ""
         yield Mismatch(file, place or "/", _shown(ours), _shown(theirs), ids)
@@ -289,7 +289,7 @@ def text_mismatches(file: str, stated: str, expected: str) -> list[Mismatch]:
         b = theirs[first][1] if first < len(theirs) else "no text"
         return [Mismatch(file, f"{place} and after", _short(a), _short(b))]
     apart = [(a, b) for a, b in zip(ours, theirs, strict=True) if a[1] != b[1]]
-    return [Mismatch(file, place, *_numbers(a, b)) for (_, a), (place, b) in apart[:MOST_MISMATCHES]]
+    return [Mismatch(file, place, *_numbers(a, b)) for (_, a), (place, b) in apart[:MAX_MISMATCHES]]
 
 
 def _html_pieces(text: str) -> list[tuple[str, str]]:

@@ -127,7 +127,7 @@ def read_pem(path: Path, kind: str, command: str) -> object:
     """The private key in a PEM file, of any type.
 
     Raises:
-        ConfigError: the file cannot be read or is no unencrypted key; `command` makes one of this `kind`.
+        ConfigError: the file cannot be read or is not an unencrypted key; `command` makes one of this `kind`.
     """
     from cryptography.hazmat.primitives import serialization
 

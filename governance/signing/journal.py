@@ -44,7 +44,7 @@ from governance.signing.journal_lines import (
     CLOCK,
     CLOCK_TYPE,
     FILE_NAME,
-    MOST_JOURNAL_BYTES,
+    MAX_JOURNAL_BYTES,
     PREDICATE_TYPE,
     JournalEntry,
     VerifiedLines,
@@ -108,7 +108,7 @@ class Journal:
         self._warned: set[str] = set()  # foreign ledgers
 
     def _forget(self) -> None:
-        self._size, self._hash = 0, running_sha256()  # of the bytes that were taken in
+        self._size, self._hash = 0, running_sha256()  # size and hash of the bytes read so far
         self._ended = True  # whether they end with a whole line
         self._digests: list[str] = []  # SHA-256 of each line
         self._parsed: list[JournalEntry | None] = []  # each line; None for a torn one
@@ -412,10 +412,10 @@ class Journal:
         """The file's bytes from `begin` on.
 
         Raises:
-            ManifestError: it is no regular file, or of a size that no journal has.
+            ManifestError: it is not a regular file, or of a size that no journal has.
         """
         try:
-            return read_whole(self.path, MOST_JOURNAL_BYTES, begin)
+            return read_whole(self.path, MAX_JOURNAL_BYTES, begin)
         except ValueError as error:
             raise ManifestError(f"{self.path}: cannot be read ({error}); each root has its journal") from error
 

@@ -37,7 +37,7 @@ from governance.signing.running_digests import GROWN, Prefix, read_prefix
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
-MOST_JOURNAL_BYTES = 4 << 30
+MAX_JOURNAL_BYTES = 4 << 30
 FILE_NAME = "journal.jsonl"
 PREDICATE_TYPE = "urn:assay:provenance:1"
 CLOCK = "clock"
@@ -127,7 +127,7 @@ def read_journal(path: Path, trusted: Sequence[PublicKey]) -> tuple[list[Journal
         ManifestError: the journal is missing or cannot be read.
     """
     try:
-        data = read_whole(path, MOST_JOURNAL_BYTES)
+        data = read_whole(path, MAX_JOURNAL_BYTES)
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); each root has its journal") from error
     found, problems = verify_lines(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 TRIAL_TYPE = "https://model_signing/Digests/v0.1"
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 _FIX = "Give the signature that came with the model: --signature FILE"
 
 Authenticate = Callable[[bytes, str], bytes]
@@ -91,8 +91,8 @@ def verify_model(
         *(f"{name}: was not signed" for name in sorted(set(found) - set(signed.files))),
     ]
     if faults:
-        more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-        raise ManifestError(f"{folder}: {'; '.join(faults[:_MOST_NAMED])}{more}. Get the model again from its signer")
+        more = f"; and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
+        raise ManifestError(f"{folder}: {'; '.join(faults[:_MAX_NAMED])}{more}. Get the model again from its signer")
     return signed
 
 

@@ -25,7 +25,7 @@ from pretrain.checkpoint.safetensors_files import Shapes, TensorEntry, file_plan
 if TYPE_CHECKING:
     from pretrain.engine.fragments import Owned
 
-FILE_BYTES = 1 << 30  # of fp32 weights in a file; a larger parameter has a file of its own
+FILE_BYTES = 1 << 30  # fp32 weights of a file; a larger parameter has a file of its own
 _MASTER = "master"
 
 

@@ -168,7 +168,7 @@ def _verify(store: CheckpointStore, manifest: Manifest, outputs: list[Output], r
     found = store.gather((problems, unreadable))
     if reason := next((fault for _, fault in found if fault), ""):
         raise StorageError(
-            f"{root / manifest.folder}: {reason}. The checkpoint may well be whole: make its disk readable, then run "
+            f"{root / manifest.folder}: {reason}. The checkpoint may well be intact: make its disk readable, then run "
             f"the same command again."
         )
     return [problem for part, _ in found for problem in part]
@@ -254,7 +254,7 @@ def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[st
 def _lost(folder: Path, durable: list[int], damaged: list[str]) -> PipelineError:
     """Error that names the durable steps and what is left of them."""
     steps = f"step {durable[-1]}" if durable else "a step"
-    lines = [f"{folder}: the checkpoint of {steps} was durable, and none of this run is whole now."]
+    lines = [f"{folder}: the checkpoint of {steps} was durable, and none of this run is intact now."]
     lines += [f"  {line}" for line in damaged] or ["  Their folders below checkpoint/ are gone."]
     lines.append(
         "  Restore them (a backup, a snapshot of the disk), then run the same command again. To train from step 1 "

@@ -59,7 +59,7 @@ WhenDurable = Callable[[int, "Manifest | None"], None]
 """Called with a durable step and, on the first rank, its manifest."""
 
 _POLL_SECONDS = 0.2  # between two collective looks at whether every rank's thread has finished
-_NICE = 10  # of the thread: about a tenth of a share where training uses the whole processor
+_NICE = 10  # the thread's niceness: about a tenth of a share where training uses the whole processor
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ class ModelConfig(Section):
             raise ValueError("initialisation = 'mup' needs mup_base_width: the hidden_size that the rate was tuned at")
         if self.initialisation != "mup" and self.mup_base_width is not None:
             raise ValueError(
-                f"mup_base_width = {self.mup_base_width} acts under initialisation = 'mup' only, which is "
+                f"mup_base_width = {self.mup_base_width} has an effect with initialisation = 'mup' only, which is "
                 f"{self.initialisation!r} here; change that, or remove it"
             )
         return self
@@ -274,7 +274,7 @@ class ModelConfig(Section):
             raise ValueError("qk_norm_whole = true without qk_norm: nothing is normalised; set qk_norm = true, too")
         if self.position_embedding != "rope" and (self.partial_rotary_factor < 1 or self.rope_local_base_freq):
             raise ValueError(
-                f"partial_rotary_factor and rope_local_base_freq turn channels, but position_embedding = "
+                f"partial_rotary_factor and rope_local_base_freq apply to rotary positions, but position_embedding = "
                 f"{self.position_embedding!r} turns none; remove them, or set position_embedding = 'rope'"
             )
         if self.rope_local_base_freq and self.sliding_window is None:
@@ -283,7 +283,7 @@ class ModelConfig(Section):
                 f"set sliding_window, or rope_theta instead"
             )
         if self.query_pre_attn_scalar and self.initialisation == "mup":
-            raise ValueError("query_pre_attn_scalar with initialisation = 'mup', which says that scale; remove one")
+            raise ValueError("query_pre_attn_scalar with initialisation = 'mup', which sets that scale; remove one")
         return self
 
     @model_validator(mode="after")
@@ -292,7 +292,7 @@ class ModelConfig(Section):
         if not self.encoder_layers:
             if self.dropout or self.label_smoothing:
                 raise ValueError(
-                    f"dropout = {self.dropout} and label_smoothing = {self.label_smoothing} act with an encoder only; "
+                    f"dropout = {self.dropout} and label_smoothing = {self.label_smoothing} need an encoder; "
                     f"set encoder_layers, or remove them"
                 )
             return self

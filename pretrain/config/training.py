@@ -218,7 +218,7 @@ class TrainConfig(Section):
             ("mixture: from_step", [phase.from_step for phase in self.mixture]),
         ):
             if any(after <= before for before, after in itertools.pairwise(starts)):
-                raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
+                raise ValueError(f"{name} is {starts}; it must increase from each entry to the next")
         if wrong := [named for named in self.removed_documents if not re.fullmatch("[0-9a-f]{32}", named)]:
             raise ValueError(
                 f"removed_documents: {wrong[0]!r} is not 32 hexadecimal digits, the identity of a document"
@@ -347,7 +347,7 @@ class ProfileConfig(Section):
 class TrackingConfig(Section):
     """Mirrors at Weights & Biases, TensorBoard, MLflow and Prometheus.
 
-    The record is metrics.jsonl in any case.
+    metrics.jsonl has the whole record either way.
     """
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from pretrain.model.decoder import Batch
 
-NO_ORIGIN = -1  # of a position where nothing is predicted
+NO_ORIGIN = -1  # origin of a position where nothing is predicted
 _PACKED = "pack"  # the stage whose artifact indexes the shards of its input
 
 

@@ -92,7 +92,7 @@ def narrowed(teacher: Decoder, student: ModelConfig) -> Callable[[str, torch.Siz
             rows, columns = (units, inner) if part == "down_proj" else (inner, units)
         elif part in ("embed_tokens", "lm_head", "embed_positions"):
             rows = torch.arange(shape[0])
-        elif part == "k_norm":  # of all heads together
+        elif part == "k_norm":  # one norm over all heads together
             rows = keys
         return (whole[rows] if len(shape) == 1 else whole[rows][:, columns]).contiguous()
 

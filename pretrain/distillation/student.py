@@ -90,7 +90,7 @@ class Student(Decoder):
     ) -> None:
         super().__init__(config, vocabulary_size, *given)
         self.distillation, self.vocabulary_size = distillation, vocabulary_size
-        self._teachers = (teacher,)  # in a tuple, where no module looks for parts of itself
+        self._teachers = (teacher,)  # in a tuple, so that it is not registered as a submodule
         if distillation.projection and teacher is not None:
             self.projection = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False)
 

@@ -20,7 +20,7 @@ No clocks are compared: ages are differences of times that the file system gave,
 file system lets its clients give them, as Lustre does, a dead holder whose clock was ahead is waited for no longer than
 `SILENT_SECONDS`, and a living one whose clock is that much behind counts as dead, and law 3 ends it.) A process that is
 suspended between its last check and its write is not kept out; what it writes then are the bytes of the same step of
-the same run. Price: a small file written each beat, at most `LOOKS_A_SECOND` directory listings a second of all nodes
+the same run. Price: a small file written each beat, at most `LOOKS_PER_SECOND` directory listings a second of all nodes
 together, and one of each node in a save: a node's first rank looks for all, and the ranks of a node share their checks
 in a file (`LeaseSighting`). It is in /dev/shm, belongs to this account, and holds 16 bytes: the number of the attempt,
 and the time of the check by the node's monotonic clock, which all its processes share. Without /dev/shm, or once the
@@ -62,7 +62,7 @@ HOLDERS = "holders"
 BEAT_SECONDS = 4.0
 TRUST_SECONDS = 6.0
 SILENT_SECONDS = 60.0
-LOOKS_A_SECOND = 8.0
+LOOKS_PER_SECOND = 8.0
 """Most listings of the holders a second while a run trains, over all its nodes but the first."""
 _POLL_SECONDS = 0.2
 
@@ -92,7 +92,7 @@ class LeaseHolder:
 
 def look_seconds(nodes: int) -> float:
     """Seconds between a node's looks at the holders."""
-    return max(BEAT_SECONDS, nodes / LOOKS_A_SECOND)
+    return max(BEAT_SECONDS, nodes / LOOKS_PER_SECOND)
 
 
 class RunLease:
@@ -203,7 +203,7 @@ class RunLease:
         try:
             write_text(path, json_text(asdict(replace(self._ours, ended=ended))))
         except PipelineError:
-            touch(path)  # which needs no room
+            touch(path)  # needs no room on a full disk
 
 
 @contextlib.contextmanager
@@ -305,7 +305,7 @@ def newest_holder(holders: Path) -> LeaseHolder | None:
     try:
         values = json.loads(_path(holders, max(numbers)).read_bytes())
         return LeaseHolder(**values)
-    except (FileNotFoundError, ValueError, TypeError):  # of another version, or removed in this moment
+    except (FileNotFoundError, ValueError, TypeError):  # written by another version, or removed at this moment
         return LeaseHolder("unknown", 0, "unknown", number=max(numbers))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
 HOST = "cpu"
-_PORTS = range(20_000, 32_768)  # for a Slurm job's process group; below Linux's ephemeral range
+_PORTS = range(20_000, 32_768)  # ports of a Slurm job's process group; below Linux's ephemeral range
 _SOMEWHERE = ("192.0.2.1", 9)  # an address of no host (RFC 5737), reached by the default route
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _NETWORK = ("GLOO_", "NCCL_", "TP_SOCKET", "MASTER_", "FI_", "UCX_")

@@ -41,7 +41,7 @@ from pretrain.distributed.launcher import HUNG
 FOLDER = "hangs"
 _LOOK_SECONDS = 1.0
 _SLOWEST_STEPS = 20.0
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 _HEAD = re.compile(r"since beat (\d+): (.*)")
 RECORDER = "TORCH_FR_BUFFER_SIZE"
 """Environment variable: how many collectives torch's flight recorder keeps."""
@@ -204,5 +204,5 @@ def culprit(reports: HangReports) -> str:
 
 
 def _named(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - _MOST_NAMED} more" if len(ranks) > _MOST_NAMED else ""
-    return f"rank {', '.join(map(str, ranks[:_MOST_NAMED]))}{more}"
+    more = f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else ""
+    return f"rank {', '.join(map(str, ranks[:_MAX_NAMED]))}{more}"

@@ -50,7 +50,7 @@ from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_
 from pretrain.evaluation.scores import mean_error
 
 VERSION = 1
-NORMAL_QUANTILE = 1.959963984540054  # of 97.5 %
+NORMAL_QUANTILE = 1.959963984540054  # the 97.5 % quantile
 MIN_PAIRS = 10  # below, a rank correlation is meaningless
 Score = Callable[[Sequence[tuple[str, str]]], list[Scored]]
 Cell = tuple[str, str, str, str]

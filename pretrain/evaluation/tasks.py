@@ -56,7 +56,7 @@ from governance.verified_files import hashed
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 
-MOST_FAULTS = 0.01  # of the records: published files have a few broken ones; in another format all are
+MAX_FAULTS = 0.01  # share of the records: published files have a few broken ones; in a wrong format all are
 _FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -133,7 +133,7 @@ def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
         found, digest, most, origin = list(_questions(task, task.task, own.records)), own.sha256, 0.0, task.task
         _refuse_other(task, {"sha256": digest, "code_sha256": own.code_sha256}, origin)
     else:
-        paths, most, origin = _paths(task, folder), MOST_FAULTS, str(folder / task.path)
+        paths, most, origin = _paths(task, folder), MAX_FAULTS, str(folder / task.path)
         with hashed(paths) as digests:
             found = [one for path in paths for one in _questions(task, str(path), _records(path))]
         digest = _joined(digests)
@@ -363,7 +363,7 @@ class OwnRecords:
 
     records: tuple[Record, ...]
     sha256: str
-    """SHA-256 of the records, one JSON object a line."""
+    """SHA-256 of the records, one JSON object per line."""
     code_sha256: str
 
 

@@ -44,9 +44,9 @@ from pretrain.optim.optimizers import make_optimizer, parameter_groups, rate_fac
 
 _WARM_UP = 10  # a tenth of the steps
 _DECAY, _CLIP = 0.1, 1.0
-_EVALUATED_TOKENS = 16_384  # at once
-_MOST_ROWS = 50  # times `rows`, until each distance has a question
-_RECALL_SEED = 1 << 20  # of the rows that recall is measured on: no training has them
+_EVALUATED_TOKENS = 16_384  # tokens evaluated at once
+_MAX_ROWS = 50  # times `rows`, until each distance has a question
+_RECALL_SEED = 1 << 20  # seeds the rows on which recall is measured: no training has them
 Advance = Callable[..., None]
 
 
@@ -176,7 +176,7 @@ def train_recall(
     draw = np.random.default_rng(_RECALL_SEED + recipe.seed)
     length = row_length(config.distances[-1])
     with torch.no_grad():
-        for row in range(_MOST_ROWS * config.rows):
+        for row in range(_MAX_ROWS * config.rows):
             if row >= config.rows and all(asked.values()):
                 break
             tokens, targets, distances = plant(_text(shards, 1, length, draw), form, config.distances, draw)

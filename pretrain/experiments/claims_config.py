@@ -53,7 +53,7 @@ class RecallConfig(Section):
     @classmethod
     def _rising(cls, distances: tuple[int, ...]) -> tuple[int, ...]:
         if distances and (distances[0] < 2 or list(distances) != sorted(set(distances)) or len(distances) < 2):
-            raise ValueError("distances are two or more rising numbers of tokens, from 2, such as [128, 1024, 8192]")
+            raise ValueError("distances are two or more increasing numbers of tokens, from 2: [128, 1024, 8192]")
         return distances
 
 
@@ -107,7 +107,7 @@ class ClaimsConfig(Section):
         step = self.batch_rows * self.sequence_length
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] < step:
             raise ValueError(
-                f"budgets = {list(self.budgets)}: give rising numbers of tokens, none below one step of {step:,} "
+                f"budgets = {list(self.budgets)}: give increasing numbers of tokens, none below one step of {step:,} "
                 f"(batch_rows x sequence_length), such as [{32 * step}, {64 * step}, {128 * step}]"
             )
         if "transformer" not in self.architectures or len(set(self.architectures)) < 2:
@@ -117,7 +117,7 @@ class ClaimsConfig(Section):
         if not self.matching:
             raise ValueError("matching: name 'parameters', 'flops' or both")
         if self.width % (2 * self.heads):
-            raise ValueError(f"width = {self.width} is no multiple of 2 x heads = {2 * self.heads}; change one")
+            raise ValueError(f"width = {self.width} is not a multiple of 2 x heads = {2 * self.heads}; change one")
         return self
 
     def quick(self) -> ClaimsConfig:

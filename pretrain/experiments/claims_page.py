@@ -178,7 +178,7 @@ def _figures(found: Found) -> Html:
          _with_interval(_not_negative(row["joules"]), energy)]
         for row in found["figures"]
     ]  # fmt: skip
-    head = ["model", "tokens", "loss, nats a token", "tokens a second", "seconds", "energy"]
+    head = ["model", "tokens", "loss, nats per token", "tokens a second", "seconds", "energy"]
     title = "Validation loss, speed, time and energy by budget; mean and 95 % interval over seeds"
     return tag("section", tag("h3", "Loss, speed and energy"), table(title, head, rows, numeric=(1,), shown=len(rows)))
 
@@ -231,7 +231,7 @@ def _positions(found: Found) -> Html:
         "section",
         tag("h3", "Loss by position in the context"),
         tag("div", drawn, class_="charts"),
-        table(whole, ["model", "nats a token, 95 % interval"], gains, shown=len(gains)),
+        table(whole, ["model", "nats per token, 95 % interval"], gains, shown=len(gains)),
         fold("Loss of each range of positions", table("By position", ["model", "position", "loss"], rows, shown=99)),
     )
 
@@ -263,7 +263,7 @@ def _recall(found: Found) -> Html | None:
          f"{row['follows_law']} of {row['seeds']}"]
         for row in found["recall"]
     ]  # fmt: skip
-    head = ["model", "expected", "points a doubling, 95 % interval", "seeds that follow"]
+    head = ["model", "expected", "points per doubling, 95 % interval", "seeds that follow"]
     return tag(
         "section",
         tag("h3", "Recall of a planted fact by distance"),

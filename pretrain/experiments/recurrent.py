@@ -24,7 +24,7 @@ from pretrain.model.layers import Attention, make_norm
 from pretrain.model.loss import Logits, cross_entropy
 
 _CHUNK = 64  # tokens that an mLSTM computes at once, as the package's own kernels do
-_DEVIATION = 0.02  # of an embedding's first weights
+_DEVIATION = 0.02  # standard deviation of an embedding's first weights
 
 
 class LanguageModel(nn.Module):
@@ -191,7 +191,7 @@ def _xlstm(shape: Shape) -> nn.Module:
             f"claims.architectures names 'xlstm', but its package cannot be imported ({error}). Install it with: pip "
             f"install 'assay-pretrain[xlstm]', or leave 'xlstm' out of claims.architectures"
         ) from error
-    multiple = 4 * shape.heads  # of the inner width: finer than the package's 64, so that sizes match
+    multiple = 4 * shape.heads  # of which the inner width is one: finer than the package's 64, so that sizes match
     layer = mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=shape.heads, round_proj_up_to_multiple_of=multiple))
     sizes = xLSTMBlockStackConfig(
         mlstm_block=layer, context_length=1, num_blocks=shape.layers, embedding_dim=shape.width

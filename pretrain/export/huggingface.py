@@ -182,7 +182,7 @@ def _special_tokens(tokenizer: ExportVocabulary, identity: CheckpointIdentity) -
     held = json.loads(tokenizer.path.read_bytes())
     added = {token["id"]: token["content"] for token in held["added_tokens"]}
     special = {token["id"]: token["content"] for token in held["added_tokens"] if token["special"]}
-    vocabulary = held["model"]["vocab"]  # of a Unigram model a list in the order of the ids
+    vocabulary = held["model"]["vocab"]  # for a Unigram model, a list in the order of the ids
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     size = max(*ids, *added) + 1
     wanted = {"eos": tokenizer.end, **({} if tokenizer.begin is None else {"bos": tokenizer.begin})}

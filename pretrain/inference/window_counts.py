@@ -5,7 +5,7 @@ it: a run of one token, or any text with a period, overlaps itself many times wi
 
 Windows are sampled by their hash: all copies of a window have one hash, so a window is in the sample with all its
 copies or not at all, and each distinct window is as likely as any other. One pass over the tokens keeps those whose
-hash is below a bound; the bound follows from the number of tokens, so that at most about `MOST` windows are kept (33
+hash is below a bound; the bound follows from the number of tokens, so that at most about `MAX_WINDOWS` are kept (33
 bytes each). Windows that are used are compared token by token: no count rests on a hash alone. Price: 12 ns per token
 on one core.
 """
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from data_pipeline.tokens.token_shards import TokenShard
 from governance.splitmix64 import INCREMENT, finalise
 
-MOST = 1 << 23
+MAX_WINDOWS = 1 << 23
 _AT_ONCE = 1 << 12  # copies that are compared at once
 _BASE = np.uint64(0xD1342543DE82EF95)  # odd, so that a power of it loses no bit
 
@@ -57,7 +57,7 @@ class Window:
     """First token of that copy in its shard."""
 
 
-def bound_of(tokens: int, most: int = MOST) -> int:
+def bound_of(tokens: int, most: int = MAX_WINDOWS) -> int:
     """Bound of the hashes that keeps about `most` windows."""
     return (1 << 64) - 1 if tokens <= most else (most << 64) // tokens
 

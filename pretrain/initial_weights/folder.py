@@ -81,7 +81,8 @@ class WeightsFolder:
                     found |= dict.fromkeys(file.keys(), name)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{self.path / name}: is torn ({error}). Fetch it again; its digest is {self.files[name][:16]}…"
+                    f"{self.path / name}: is truncated or damaged ({error}). Fetch it again; its digest is "
+                    f"{self.files[name][:16]}…"
                 ) from error
         if INDEX in self.files:
             listed = read_object(self.path / INDEX)["weight_map"]
@@ -166,7 +167,7 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file, addr
             f"{FIELD}: there is no folder {path}. Give a folder, relative to the run's file, or hf://OWNER/NAME."
         )
     required = [CONFIG, TOKENIZER]
-    if (path / INDEX).exists() and not (path / SINGLE).exists():  # of both, transformers reads the single file
+    if (path / INDEX).exists() and not (path / SINGLE).exists():  # if both exist, transformers reads the single file
         weights = sorted(set(read_object(path / INDEX).get("weight_map", {}).values()))
         if any(Path(name).name != name for name in weights):
             raise ConfigError(f"{path / INDEX}: names files outside its folder. Fetch it again.")
@@ -193,7 +194,7 @@ def _card_facts(path: Path) -> dict[str, Any]:
 
     try:
         held = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # what the library raises for broken YAML is not one class
+    except Exception as error:  # the library raises unrelated classes for broken YAML
         get_logger(__name__).warning(
             "%s: its metadata cannot be read, so the run has no licence of it: %s", path, error
         )

@@ -89,7 +89,7 @@ def _llama(config: Fields, rms_norm_eps: float = 1e-6, tied: bool = False, silu:
     _require(config, pretraining_tp=1)
     for fields in (config, config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
         if (share := fields.get("partial_rotary_factor")) not in (None, 1.0):  # versions of transformers differ in it
-            raise ConfigError(f"partial_rotary_factor = {share!r}: is read of gpt_neox alone")
+            raise ConfigError(f"partial_rotary_factor = {share!r}: is supported for gpt_neox only")
     heads = config["num_attention_heads"]
     sizes = {name: config[name] for name in SIZES if name != "num_key_value_heads"}
     return {

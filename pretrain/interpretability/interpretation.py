@@ -2,7 +2,7 @@
 
     tokens        id and text of each token
     heads         figures of each attention head (`attention_heads.py`)
-    patterns      [layers][heads][query][0..query], probabilities; None above `MOST_PATTERN_NUMBERS`
+    patterns      [layers][heads][query][0..query], probabilities; None above `MAX_PATTERN_NUMBERS`
     lens          the logit lens (`logit_lens.py`), by number of blocks passed and by position
     activations   figures of each block (`activation_figures.py`)
     attribution   contributions to the likeliest next token (`token_attribution.py`)
@@ -27,7 +27,7 @@ from pretrain.interpretability.logit_lens import Lens, logit_lens
 from pretrain.interpretability.recorded_pass import record
 from pretrain.interpretability.token_attribution import TOLERANCE, attribute
 
-MOST_PATTERN_NUMBERS = 1 << 21
+MAX_PATTERN_NUMBERS = 1 << 21
 """Probabilities of all heads, the future ones left out, above which a text's patterns are not kept."""
 _DIGITS = 6
 
@@ -70,7 +70,7 @@ def interpret(
     config, heads = model.decoder.config, []
     kept = config.num_hidden_layers * config.num_attention_heads * len(ids) * (len(ids) + 1) // 2
     patterns: list[list[Any]] | None = [[] for _ in range(config.num_hidden_layers)]
-    if kept > MOST_PATTERN_NUMBERS:
+    if kept > MAX_PATTERN_NUMBERS:
         patterns = None
 
     def see(layer: int, head: int, pattern: torch.Tensor) -> None:
@@ -132,7 +132,7 @@ def _missing(model: LoadedModel, length: int, no_patterns: bool, error: float | 
     if no_patterns:
         found.append(
             f"patterns: {length} tokens in {config.num_hidden_layers} layers of {config.num_attention_heads} heads "
-            f"give more than {MOST_PATTERN_NUMBERS:,} probabilities; give a shorter text for them"
+            f"give more than {MAX_PATTERN_NUMBERS:,} probabilities; give a shorter text for them"
         )
     if length == 1:
         found.append("a text of one token has no next token to predict, and attention has one key")

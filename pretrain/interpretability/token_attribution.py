@@ -7,7 +7,7 @@ The baseline has the embedding of the end-of-document token at each position: th
 zeros, and the norms change abruptly near it.
 
 The integral is by Gauss-Legendre quadrature. Its steps are doubled until the contributions add up to `TOLERANCE`, or
-`MOST_STEPS` are reached; the error that is left is part of the result. Routers of experts jump along the line, where no
+`MAX_STEPS` are reached; the error that is left is part of the result. Routers of experts jump along the line, where no
 gradient sees it: with experts there are no integrated gradients.
 """
 
@@ -25,7 +25,7 @@ from pretrain.model.attention import DocumentMask, explicit_attention, layer_rul
 from pretrain.model.decoder import single_documents
 
 TOLERANCE = 1e-3
-FIRST_STEPS, MOST_STEPS = 16, 1024
+FIRST_STEPS, MAX_STEPS = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def attribute(
     while True:
         parts = integrated_gradients(explained, text, start, steps, rows, advance)
         error = abs(float(parts.sum()) - (high - low))
-        if error <= TOLERANCE or steps >= MOST_STEPS:
+        if error <= TOLERANCE or steps >= MAX_STEPS:
             return Attribution(target, high, plain.tolist(), parts.tolist(), low, steps, error)
         steps *= 2
 

@@ -12,7 +12,7 @@ recorded twice, and its event "start" has their number.
 
 Price: 50 microseconds of processor time per line, 150 with its signature. Lines are not synced, which would cost
 milliseconds each: a killed process loses none, because the kernel has them. A node that loses its power may lose the
-last seconds, whose steps a resumed run computes again in any case, unless a checkpoint was saved since.
+last seconds, whose steps a resumed run computes again anyway, unless a checkpoint was saved since.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class _GuardedMirror:
         try:
             self._mirror = start()
         except Exception as error:
-            self._log.warning("%s does not start (%s); %s is the record in any case", name, error, METRICS_FILE)
+            self._log.warning("%s does not start (%s); %s has the whole record", name, error, METRICS_FILE)
         self._working = self._mirror is not None
 
     def show(self, number: int, line: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ class _GuardedMirror:
             self._mirror.show(number, line)
         except Exception as error:
             self._working = False
-            self._log.warning("%s fails (%s); the run continues without it", self._name, error)
+            self._log.warning("%s failed (%s); the run continues without it", self._name, error)
 
     def close(self, exit_code: int) -> None:
         """Write what is still buffered."""
@@ -202,5 +202,5 @@ class _GuardedMirror:
         try:
             self._mirror.close(exit_code)
         except Exception as error:
-            words = "%s cannot be closed (%s); %s is the record in any case"
+            words = "%s cannot be closed (%s); %s has the whole record"
             self._log.warning(words, self._name, error, METRICS_FILE)

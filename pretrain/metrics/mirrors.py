@@ -43,11 +43,11 @@ from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 from pretrain.metrics.tail import Follower
 
 _SECONDS = 5.0
-_FINISH_SECONDS = 30.0  # of the minute that Slurm and the launcher leave to a rank that saves
+_FINISH_SECONDS = 30.0  # half of the minute that Slurm and the launcher leave to a rank that saves
 _KEY, _ROWS = "assay.key", "assay.rows"
 # Exit status -> state of the run; after one of "KILLED" the same command continues.
 _STATES = {0: "FINISHED"} | dict.fromkeys((Preempted.exit_code, BudgetReached.exit_code, 128 + signal.SIGINT), "KILLED")
-_MOST_METRICS, _MOST_PARAMETERS, _MOST_CHARACTERS = 1000, 100, 500  # of a request, and of a parameter's value
+_MAX_METRICS, _MAX_PARAMETERS, _MAX_CHARACTERS = 1000, 100, 500  # limits of a request, and of a parameter's value
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
 
 
@@ -71,7 +71,7 @@ class MlflowMirror:
         self._follower.end()
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
-            get_logger(__name__).warning("MLflow does not answer; %s is the record in any case", METRICS_FILE)
+            get_logger(__name__).warning("MLflow does not answer; %s has the whole record", METRICS_FILE)
 
 
 def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, exit_code: Callable[[], int]) -> None:
@@ -88,7 +88,7 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, e
             if number < first:
                 continue
             rows, pending = number + 1, pending + _metrics(line)
-            if len(pending) >= _MOST_METRICS or time.monotonic() - sent >= _SECONDS:
+            if len(pending) >= _MAX_METRICS or time.monotonic() - sent >= _SECONDS:
                 _send(client, run, pending, rows)
                 sent, pending = time.monotonic(), []
         _send(client, run, pending, rows)
@@ -96,7 +96,7 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, e
         client.set_terminated(run, status=_STATES.get(exit_code(), "FAILED"))
     except Exception as error:
         reason = _without_password((str(error) or repr(error)).splitlines()[0], config.mlflow)
-        log.warning("MLflow fails (%s); the run continues without it", reason)
+        log.warning("MLflow failed (%s); the run continues without it", reason)
 
 
 def _without_password(text: str, uri: str) -> str:
@@ -119,9 +119,9 @@ def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[s
     tags |= {f"assay.input.{item.stage}": item.digest for item in identity.inputs}
     run: str = client.create_run(experiment, tags={name: value for name, value in tags.items() if value}).info.run_id
     settings = flat(identity.recipe.model_dump(mode="json"))
-    held = [Param(_REFUSED.sub("_", name), str(value)[:_MOST_CHARACTERS]) for name, value in settings]
-    for at in range(0, len(held), _MOST_PARAMETERS):
-        client.log_batch(run, params=held[at : at + _MOST_PARAMETERS])
+    held = [Param(_REFUSED.sub("_", name), str(value)[:_MAX_CHARACTERS]) for name, value in settings]
+    for at in range(0, len(held), _MAX_PARAMETERS):
+        client.log_batch(run, params=held[at : at + _MAX_PARAMETERS])
     return run, 0
 
 
@@ -134,8 +134,8 @@ def _metrics(line: Mapping[str, Any]) -> list[Any]:
 
 
 def _send(client: Any, run: str, metrics: list[Any], rows: int) -> None:
-    for at in range(0, len(metrics), _MOST_METRICS):
-        client.log_batch(run, metrics=metrics[at : at + _MOST_METRICS])
+    for at in range(0, len(metrics), _MAX_METRICS):
+        client.log_batch(run, metrics=metrics[at : at + _MAX_METRICS])
     client.set_tag(run, _ROWS, str(rows))
 
 

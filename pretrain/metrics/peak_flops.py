@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # each is one point; a device is best at some, not at all
-_SECONDS_A_SIZE = 0.15  # each start pays it for each size; long enough for three products of the largest
+_SECONDS_PER_SIZE = 0.15  # each start pays it for each size; long enough for three products of the largest
 _SAMPLED = (512, 1024)  # short enough to be undisturbed for once on a busy processor
-_SECONDS_A_SAMPLE = 0.01
-_LEAST_PRODUCTS = 3
+_SECONDS_PER_SAMPLE = 0.01
+_MIN_PRODUCTS = 3
 _WARM_UPS = 2
 
 
@@ -95,12 +95,12 @@ def measured_product(device: torch.device, arithmetic: str) -> Peak:
     best, best_size = math.inf, 0
     for size in _SIZES[device.type]:
         try:
-            seconds = _best_seconds(_product(size, kind, device), device, _SECONDS_A_SIZE)
+            seconds = _best_seconds(_product(size, kind, device), device, _SECONDS_PER_SIZE)
         except torch.OutOfMemoryError:
             break
         if seconds / size**3 < best:
             best, best_size = seconds / size**3, size
-        if seconds * 8 * _LEAST_PRODUCTS > 4 * _SECONDS_A_SIZE:  # the next size takes eight times as long
+        if seconds * 8 * _MIN_PRODUCTS > 4 * _SECONDS_PER_SIZE:  # the next size takes eight times as long
             break
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def sampled_product(arithmetic: str) -> float:
 
     device = torch.device("cpu")
     return max(
-        2 * size**3 / _best_seconds(_product(size, _type_of(arithmetic), device), device, _SECONDS_A_SAMPLE)
+        2 * size**3 / _best_seconds(_product(size, _type_of(arithmetic), device), device, _SECONDS_PER_SAMPLE)
         for size in _SAMPLED
     )
 
@@ -163,6 +163,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device, at_least: fl
     for _ in range(_WARM_UPS):
         work()
     best, count, started = math.inf, 0, time.perf_counter()
-    while count < _LEAST_PRODUCTS or time.perf_counter() - started < at_least:
+    while count < _MIN_PRODUCTS or time.perf_counter() - started < at_least:
         best, count = min(best, once()), count + 1
     return best

@@ -54,7 +54,7 @@ _INIT_SECONDS = 60.0
 _FINISH_SECONDS = 30.0  # with the next less than the minute that Slurm and the launcher leave to a rank that saves
 _OFFLINE_SECONDS = 15.0
 _SHORT = 16
-_MOST_ROWS = 10_000  # wandb cuts a longer table off
+_MAX_ROWS = 10_000  # wandb cuts a longer table off
 ALERTS = {
     "diverged": ("Training diverged", "ERROR"),
     "hang": ("A rank hangs", "ERROR"),
@@ -182,7 +182,7 @@ class WandbMirror:
         if self._thread.is_alive():
             self._given_up.set()
             _end_service(self._wandb)
-            get_logger(__name__).warning("W&B does not end and is given up; %s is the record in any case", METRICS_FILE)
+            get_logger(__name__).warning("W&B does not finish and is abandoned; %s has the whole record", METRICS_FILE)
 
     def _say(self, message: str, *given: Any) -> None:
         get_logger(__name__).warning(
@@ -205,15 +205,13 @@ class WandbMirror:
             whole = True
         except Exception as error:
             if not given_up.is_set():
-                get_logger(__name__).warning("W&B fails (%s); the run continues without it", error)
+                get_logger(__name__).warning("W&B failed (%s); the run continues without it", error)
         try:
             if run is not None and not given_up.is_set():
                 self._end(run, mode, rows if whole else None)
         except Exception as error:
             if not given_up.is_set():
-                get_logger(__name__).warning(
-                    "W&B cannot be closed (%s); %s is the record in any case", error, METRICS_FILE
-                )
+                get_logger(__name__).warning("W&B cannot be closed (%s); %s has the whole record", error, METRICS_FILE)
 
     def _first_unwritten(self) -> int:
         """First row that neither a folder nor the server has."""
@@ -377,11 +375,9 @@ def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | 
     """Put tables and figures into the run's summary."""
     for name, value in values.items():
         if isinstance(value, MirrorTable):
-            if len(value.rows) > _MOST_ROWS:
-                get_logger(__name__).warning(
-                    "W&B gets the first %d of %d rows of %s", _MOST_ROWS, len(value.rows), name
-                )
-            rows = [list(row) for row in value.rows[:_MOST_ROWS]]
+            if len(value.rows) > _MAX_ROWS:
+                get_logger(__name__).warning("W&B gets the first %d of %d rows of %s", _MAX_ROWS, len(value.rows), name)
+            rows = [list(row) for row in value.rows[:_MAX_ROWS]]
             run.summary[name] = wandb.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
         else:
             run.summary[name] = value
@@ -457,7 +453,7 @@ def _log_without_waiting(run: Any) -> None:
     def log(given: Any, name: Any = None, type: Any = None, aliases: Any = None, **how: Any) -> Any:
         artifact, aliases = run._prepare_artifact(given, name, type, aliases)
         tags, how["finalize"] = how.pop("tags", None), how.get("finalize", True)
-        how.pop("distributed_id", None)  # of artifacts that several runs write: ours have none
+        how.pop("distributed_id", None)  # for artifacts that several runs write, which ours are not
         run._interface.publish_artifact(run, artifact, aliases, tags, **{"use_after_commit": False, **how})
         return artifact
 

@@ -29,11 +29,11 @@ _KEPT = (
     _PRODUCTS._grouped_mm.default, _PRODUCTS._scaled_dot_product_flash_attention_for_cpu.default,
 )  # fmt: skip
 _KEPT_NAMES = (
-    "flex_attention",  # in a model that is compiled
+    "flex_attention",  # name in a compiled model
     "inductor_compiled_code",  # FlexAttention compiled by itself (`flex.py`)
     "flash_attn::_flash_attn_varlen_forward",  # FlashAttention 2
-    "flash_attn_3::_flash_attn_forward",  # and 3
-    "flash_attn_3::fwd",  # of its first versions
+    "flash_attn_3::_flash_attn_forward",  # FlashAttention 3
+    "flash_attn_3::fwd",  # name in its first versions
 )
 
 

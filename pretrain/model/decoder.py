@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         self.model = Stack(config, vocabulary_size, activation_checkpointing, flash)
         rule = Logits(1.0 / config.width_ratio, config.final_logit_softcapping, config.z_loss)
         if config.num_labels:
-            rule = Logits()  # that of the classification heads of `transformers`
+            rule = Logits()  # as the classification heads of `transformers`
         self.lm_head = Head(config.hidden_size, config.head_rows(vocabulary_size), rule)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pretrain.config.model import ModelConfig, padded_vocabulary
 
 _NORMS_OF_BLOCK = {"pre": 2, "post": 2, "sandwich": 4, "reordered": 2}
-_PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
+_PIECE_TOKENS = 1024  # least tokens of a piece: each adds a gradient of the projection's size
 _PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 29}  # CUDA: few pieces, as each adds a gradient in fp32
 
 

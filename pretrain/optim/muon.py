@@ -22,7 +22,7 @@ from pretrain.optim.muon_sharding import Sharing
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # the paper's quintic: steep at zero, and within 0.7 to 1.2 of one beyond it
 ARITHMETIC = torch.bfloat16
 """Type of the iteration, and of the tensors that ranks exchange for it."""
-_BATCH_BYTES = 64 << 20  # of matrices that are made orthogonal together: more takes memory without being faster
+_BATCH_BYTES = 64 << 20  # matrices that are orthogonalised together: more takes memory without being faster
 
 
 class Muon(torch.optim.AdamW):

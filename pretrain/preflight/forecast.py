@@ -212,7 +212,7 @@ def _work(
     tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
     copies = data_ranks(ranks.world_size, engine)
     passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
-    if model.encoder_layers:  # as many blocks as the decoder's, each with a share of both sides
+    if model.encoder_layers:  # with as many blocks as the decoder, each with a share of both sides
         blocks = parameters_of_sides(model, vocabulary_size)
         stored = sum(blocks) // layers
         met = int(sum(share * count for share, count in zip(recipe.train.sides, blocks, strict=True))) // layers

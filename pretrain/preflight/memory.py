@@ -41,10 +41,10 @@ _COPY = "copy for checkpoints"  # fp32, of this rank's masters and moments, thro
 _RUNTIME = {"cpu": 210 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
 _NCCL = 1000 << 20  # NCCL's channels to other ranks
 _FRAGMENTED = 0.14  # share of free pieces within the memory that the host's allocator holds; measured 0 to .2
-_COMPILER = 90 << 20  # of torch, which its selective checkpointing imports
+_COMPILER = 90 << 20  # torch's compiler, which selective checkpointing imports
 _COMPILED_PRODUCTS = 110 << 20
 """oneDNN's 1,024 compiled products: experts get other rows at every step. 92 MB with AVX-512, 183 MB with AMX."""
-_GPU_LIBRARIES = 152 << 20  # of a torch built for GPUs: relocated on the CPU, too; measured with 2.13
+_GPU_LIBRARIES = 152 << 20  # libraries of a torch built for GPUs, relocated on the CPU, too; measured with 2.13
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory import Estimate, estimate
 
 _TOLERANCE = 1.10
-_MOST_RANKS = 1 << 16
+_MAX_RANKS = 1 << 16
 
 
 def fits(needed: Estimate, hardware: Hardware, tolerance: float = 1.0) -> bool:
@@ -102,7 +102,7 @@ def suggestion(
     if here is not None:
         return f"It would fit with {_settings(here)}."
     here, world, more = fitting(ranks.world_size, [*ladder, *offloads]), ranks.world_size, None
-    while more is None and world < _MOST_RANKS:
+    while more is None and world < _MAX_RANKS:
         world *= 2
         more = fitting(world, ladder)
     if here is not None:

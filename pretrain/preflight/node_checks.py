@@ -37,7 +37,7 @@ from pretrain.preflight.hardware import Hardware
 if TYPE_CHECKING:
     from torch import distributed
 
-_MEET_SECONDS = 120.0  # from the first node's start to the last one's, and until its file is seen
+_MEET_SECONDS = 120.0  # between the first and the last node's start, including until its file is seen
 _LISTING_SECONDS = 1.0  # between two looks at the folder where nodes meet: a metadata server serves all of them
 _NAMES_FILE = "nodes.json"
 _CONNECT_SECONDS = 60.0
@@ -47,7 +47,7 @@ _DRIVER_SECONDS = 60.0
 _LINGER_SECONDS = 2.0  # the first node's store stays open so much longer, for the others to read who is missing
 _SKEW_SECONDS = 5.0
 _EXCHANGES = 5  # clock readings per node; the quickest counts
-_ELEMENTS = 8 << 20  # of the all-reduce: 32 MiB
+_ELEMENTS = 8 << 20  # 32 MiB in the all-reduce
 _ROUNDS = 3
 _PERIOD = 1000  # sums of whole numbers below this are exact in fp32 up to 4,000 nodes
 _MIB = 1 << 20
@@ -404,7 +404,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def say_at_once(text: str, findings: Sequence[NodeFinding] = ()) -> None:
+def say_at_once(text: str) -> None:
     """Print in one write: several nodes write into one log."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

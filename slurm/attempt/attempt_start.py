@@ -52,7 +52,7 @@ _LEAKS = (
     "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "ASSAY_RETRY",
 )  # fmt: skip
 """Variables of the submitting shell: the rendezvous of other ranks, and options that srun would obey."""
-_MOST_KILLS = 10
+_MAX_KILLS = 10
 _POLL_SECONDS = 5
 
 
@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> NoReturn:
             os.environ[_ENTERED] = f"{attempt.job} {attempt.number} {attempt.began}"
             os.execvp("bash", ["bash", "-c", _sourcing(attempt.environment)])
     hear_signals()
-    if folder := os.environ.get("ASSAY_LOCAL"):  # in a rehearsal, before those of the site's script
+    if folder := os.environ.get("ASSAY_LOCAL"):  # in a rehearsal, before the commands of the site's script
         os.environ["PATH"] = f"{folder}/bin:{os.environ['PATH']}"
     _refuse_unsourced(attempt)
     watch_start(attempt)
@@ -134,7 +134,7 @@ def _begin(attempt: JobAttempt) -> None:
         say(f"assay: job {attempt.job} is cancelled")
         requested("scancel", attempt.job)
         sys.exit(75)
-    if killed_in_a_row(attempt) >= _MOST_KILLS:
+    if killed_in_a_row(attempt) >= _MAX_KILLS:
         attempt.retries = 0
         finish(
             attempt, 69, "its last ten starts were killed without a record of their end, most often with their nodes"
@@ -169,7 +169,7 @@ def _refuse_unsourced(attempt: JobAttempt) -> None:
     if reason == "127":
         finish(attempt, 127, f"the environment {attempt.environment} cannot be sourced on {socket.gethostname()}")
     if reason == "75":
-        finish(attempt, 75, f"signalled to leave (SIGTERM) while {attempt.environment} was sourced")
+        finish(attempt, 75, f"signalled to stop (SIGTERM) while {attempt.environment} was sourced")
     if reason:
         finish(attempt, int(reason), f"its time limit was reached while {attempt.environment} was sourced")
 

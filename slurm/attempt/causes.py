@@ -15,7 +15,7 @@ _CAUSES = {
     71: "energy budget exhausted",
     73: "another attempt holds the run",
     74: "disk full or refusing",
-    75: "signalled to leave; finished work is saved",
+    75: "signalled to stop; finished work is saved",
     76: "the training diverged",
     77: "the gate is closed",
     78: "the configuration is wrong",
@@ -27,7 +27,7 @@ _CAUSES = {
 _ERROR = re.compile(r".* ERROR [A-Za-z]+: ")
 _MEMORY = re.compile(r"oom.kill|out of memory|exceeded .*memory limit", re.IGNORECASE)
 _SRUN = "srun: error: "
-_MOST_CHARACTERS = 600
+_MAX_CHARACTERS = 600
 
 
 _ASIDE = re.compile(
@@ -60,7 +60,7 @@ def reason_in(lines: Sequence[str]) -> str:
                 text += f"; {line[2:]}"
         elif line.strip():
             inside, last = False, line
-    return (text or last)[:_MOST_CHARACTERS]
+    return (text or last)[:_MAX_CHARACTERS]
 
 
 def cause_in(lines: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ def show(attempt: JobAttempt, job: str) -> str | None:
 
     A controller that is down is waited for.
     """
-    waited, pause = 0, 1  # at first each second: a forgotten job starts again within three, see `stand_aside`
+    waited, pause = 0, 1  # every second at first: a forgotten job starts again within three, see `stand_aside`
     while True:
         status, shown = query("scontrol", "show", "job", job)
         if status == 0:

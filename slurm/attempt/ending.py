@@ -47,7 +47,7 @@ _NEED_TIME = (73, *(status for status, (_, action) in OF_STATUS.items() if actio
 """Statuses after which waiting may help; 73 is a run that another process holds."""
 _POLL_SECONDS = 5
 _EMPTY_START_SECONDS = 180
-_MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
+_MAX_RELEASES, _MAX_REQUEUES, _MAX_DOUBLINGS = 10, 8, 6
 _LINE_CHARACTERS = 400
 _LONGEST_WORD = 100_000
 """An argument has at most 128 KiB."""
@@ -138,7 +138,7 @@ def _nodes_for_retry(attempt: JobAttempt, status: int, cause: str) -> list[str]:
     has = controller.names(value("NodeList", shown))  # without nodes that died: Slurm takes them out of the job
     answering = controller.healthy(has)
     attempt.left_out += [node for node in attempt.chosen if node not in {*answering, *attempt.left_out}]
-    killed = _KILLED.match(cause)  # what the other ranks say, as of a network, is a consequence
+    killed = _KILLED.match(cause)  # messages of other ranks, as on a network, are a consequence
     attempt.suspected += controller.names(killed[1]) or [killed[1]] if killed else []
     if not attempt.left_out and not killed and (attempt.needs_time or status in (126, 127)):
         return []
@@ -189,7 +189,7 @@ def _unseen(attempt: JobAttempt) -> str:
 def _requeue(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
     """Requeue this job, and exit."""
     # A job that ended while slurmctld is down would not come back, and jobs that depend on it would be cancelled.
-    for refused in range(1, _MOST_REQUEUES + 1):
+    for refused in range(1, _MAX_REQUEUES + 1):
         shown = controller.show(attempt, attempt.job)
         if shown is None:
             break
@@ -219,7 +219,7 @@ def _delay_retry(attempt: JobAttempt, failed: int) -> None:
     The delay is 60 s x 2^n, spread for the tasks of an array.
     """
     unit = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 60)  # tests have less time
-    seconds = unit << min(_MOST_DOUBLINGS, max(0, failed - 1))
+    seconds = unit << min(_MAX_DOUBLINGS, max(0, failed - 1))
     if attempt.is_task:
         seconds += random.randint(0, seconds)
     say(f"assay: job {attempt.job} starts again in {seconds} s, or later")
@@ -288,8 +288,8 @@ def _release_if_held(attempt: JobAttempt, shown: str) -> bool:
     """
     if not value("Reason", shown).startswith("launch_failed"):
         return False
-    if sum(line.get("event") == "released" for line in events(attempt)) >= _MOST_RELEASES:
-        held = f"was released {_MOST_RELEASES} times (launch failed requeued held) and is not released again"
+    if sum(line.get("event") == "released" for line in events(attempt)) >= _MAX_RELEASES:
+        held = f"was released {_MAX_RELEASES} times (launch failed requeued held) and is not released again"
         say(f"assay: job {attempt.job} {held}")
         return False
     note(attempt, "released")
@@ -308,7 +308,7 @@ def _correct_state(attempt: JobAttempt, status: int) -> None:
     stand_aside(attempt, shown)
     if status or attempt.is_task:
         return
-    # Slurm takes a job that it once signalled to leave within a grace time for preempted when it ends, however much
+    # Slurm takes a job that it once signalled to stop within a grace time for preempted when it ends, however much
     # later, and requeues it for a start with nothing left to do. Jobs that depend on this one need not wait for that.
     if (value("Restarts", shown), value("PreemptTime", shown)) != ("0", "None"):
         _drop_dependencies(attempt)
@@ -330,7 +330,7 @@ def _await_empty_starts(attempt: JobAttempt) -> None:
         reasons = dict(line.split(" ", 1) for line in queue.splitlines() if line.partition(" ")[0] in own)
         for job, reason in reasons.items():
             releases[job] += reason == "launch failed requeued held"
-            if reason == "launch failed requeued held" and releases[job] <= _MOST_RELEASES:
+            if reason == "launch failed requeued held" and releases[job] <= _MAX_RELEASES:
                 requested("scontrol", "release", job)
         earlier = [job for job in reasons if int(job) < int(attempt.job)]
         if not earlier or not all(map(partial(_is_done, attempt), reasons)):

@@ -79,7 +79,7 @@ def _train(attempt: JobAttempt) -> NoReturn:
     if status == 75:
         if attempt.progress == before and not _preempted(signalled):
             finish(attempt, 124, "its time limit was reached before it saved a step; raise slurm.time_limit")
-        cause = f"{signalled or 'signalled to leave'}; {attempt.progress} is saved"
+        cause = f"{signalled or 'signalled to stop'}; {attempt.progress} is saved"
     elif status in (137, 143) and signalled and "Node failure" not in cause:
         # where a node failed, Slurm ends the rest of the job, this process included
         cause = f"{signalled}, and ended before the save was complete; {attempt.progress} is saved. "
@@ -129,7 +129,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
         attempt.left_out += _nodes_exited(lines, *_LOST_COMMAND)
         finish(attempt, 127, f"the command is not on {','.join(attempt.left_out) or 'a node'}")
     if _preempted():
-        finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
+        finish(attempt, 75, "signalled to stop, as another job takes its nodes, during the preflight")
     cause = cause_in(lines)
     if PROGRAM_DIFFERS in cause:  # the first node alone compares the program, so it is not a node's fault
         finish(attempt, 78, cause)

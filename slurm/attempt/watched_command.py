@@ -26,8 +26,8 @@ _LOOK_SECONDS = 0.5
 _EVENTS: SimpleQueue[int | None] = SimpleQueue()
 """Signals, and None for the end of the command; a queue that a signal handler may write to."""
 WORDS: dict[int, str] = {
-    signal.SIGUSR1: "signalled to leave before the time limit",
-    signal.SIGTERM: "signalled to leave (SIGTERM)",
+    signal.SIGUSR1: "signalled to stop before the time limit",
+    signal.SIGTERM: "signalled to stop (SIGTERM)",
 }
 
 

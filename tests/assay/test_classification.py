@@ -87,7 +87,7 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
 
     of_last_fold = root / newest(root, "checkpoint").folder
     assert command(project, "classify", "evaluate", run, of_last_fold) == 65  # the run's fold is the first
-    assert "what tests it here may have trained it" in capsys.readouterr().err
+    assert "these test documents may have trained it" in capsys.readouterr().err
 
     write_rows(project / "copy.jsonl", rows(5))
     assert command(project, "classify", "evaluate", run, "last", "--test", project / "copy.jsonl") == 1

@@ -301,7 +301,7 @@ def test_downloads_and_classifiers_are_never_free(yard):
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_path_of_a_manifest_leads_nowhere_else(yard, tmp_path, stated):
-    """Neither a planted manifest nor one of a trusted key removes a file that is no record."""
+    """Neither a planted manifest nor one of a trusted key removes a file that is not a record."""
     record, other = f"clean/records/{'1' * 64}.json", f"clean/records/{'2' * 64}.json"
     victim = tmp_path / "victim.txt"
     far = tmp_path / "far" / "records" / f"{'3' * 64}.json"

@@ -322,7 +322,7 @@ def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
         *((["data", "prepare", "x.toml", f"--task={word}"], "I from 0 to N - 1")
           for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
-        (["data", "prepare", "x.toml", "--wait"], "--wait goes with --task I/N"),
+        (["data", "prepare", "x.toml", "--wait"], "--wait requires --task I/N"),
         *((["data", "prepare", "x.toml", *two], "not allowed with argument")
           for two in (("--task=0/2", "--merge"), ("--join", "--share=0/2"), ("-v", "-q"))),
         (["data", "trace", "x.tokens", "-1"], "OFFSET"),

@@ -199,7 +199,7 @@ def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one
     [
         (["--set", 'engine.device="cpu"', "--gpu-memory", "80GiB"], "--device cuda: a start would compute on 'cpu'"),
         ([], "--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB"),
-        (["--device", "cpu", "--gpu-memory", "80GiB"], "--gpu-memory goes with --device cuda"),
+        (["--device", "cpu", "--gpu-memory", "80GiB"], "--gpu-memory requires --device cuda"),
         (["--gpu-memory", "80GiB", "--ranks", "12"], "not a multiple of --nproc 8"),
     ],
 )
@@ -212,9 +212,9 @@ def test_ranks_that_mean_nothing_are_refused(project, dry, capsys):
     status, _, err = dry("--ranks", "3", "--nproc", "2")
     assert (status, "not a multiple of --nproc 2" in err) == (78, True)
     assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--ranks", "2"]) == 78
-    assert "goes with --dry-run" in capsys.readouterr().err
+    assert "requires --dry-run" in capsys.readouterr().err
     assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--device", "cpu"]) == 78
-    assert "go with --dry-run" in capsys.readouterr().err
+    assert "require --dry-run" in capsys.readouterr().err
 
 
 def test_on_cpu_neither_torch_nor_deepspeed_is_imported(project):

@@ -49,7 +49,7 @@ def test_files_without_prompts_are_refused_with_their_line(tmp_path):
         with pytest.raises(ConfigError, match=r'odd.jsonl, line 2: has no text "prompt"; write'):
             prompts_of([], tmp_path / "odd.jsonl")
     (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800 x"}\n')
-    with pytest.raises(ConfigError, match=r"half.jsonl, line 2: has half of a character"):
+    with pytest.raises(ConfigError, match=r"half.jsonl, line 2: has half of a surrogate pair"):
         prompts_of([], tmp_path / "half.jsonl")
     with pytest.raises(ConfigError, match=r"prompt 2: is not UTF-8"):
         prompts_of(["a", os.fsdecode(b"caf\xe9")], None)

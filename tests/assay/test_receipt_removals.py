@@ -67,7 +67,7 @@ def test_an_id_of_any_form_is_one_if_a_source_holds_it(project):
     assert read_request("mine/tale 3", runtime.root) == ReceiptRequest("id", "mine/tale 3")
     assert id_note("mine/tale 33", runtime.root).endswith("the nearest is mine/tale 3")
     for asked in ("mine/tale 33", "mine/tale", "tale 3", " "):
-        with pytest.raises(ConfigError, match="is no file, no URL, and no id"):
+        with pytest.raises(ConfigError, match="is not a file, a URL or an id"):
             read_request(asked, runtime.root)
 
 

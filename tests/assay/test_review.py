@@ -97,7 +97,7 @@ def test_the_evidence_is_shown_with_rows_and_masked_samples(desk):
     assert "sample     s/0#2: write to [e-mail]" in output
     assert "0170" not in output
     assert "\x1b" not in output
-    assert output.endswith("left; what was signed stays\n")
+    assert output.endswith("stopped; what was signed is kept\n")
 
 
 def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
@@ -105,7 +105,7 @@ def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
         "ann", "w", "short", "a person read the empty one", "yesterday", str(TODAY), "0.5", "many", "1.5", "s"
     )
     [path] = written
-    assert "say it in ten characters or more" in output
+    assert "write ten characters or more" in output
     assert "'yesterday' is not a day" in output
     assert "the deviation is 1; 0.5 would not cover it" in output
     assert "'many' is not a number" in output

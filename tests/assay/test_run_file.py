@@ -56,7 +56,7 @@ def test_init_writes_a_run_that_loads_as_it_is(folder, capsys, name):
     loaded = load_run(files[0], [], files[1:])
     assert loaded.config.governance.policy == "policy.toml"
     assert loaded.config.train.steps >= 50
-    assert run(capsys, "init", "new", "--from", name)[0] == 0, "the same again is no fault"
+    assert run(capsys, "init", "new", "--from", name)[0] == 0, "the same again is not a fault"
     files[-1].write_text("# mine\n")
     assert run(capsys, "init", "new", "--from", name)[0] == 78
     assert files[-1].read_text() == "# mine\n"

@@ -43,7 +43,7 @@ WORDS = f"Please write to {ADDRESS} before Friday"
 
 @given(st.tuples(*[st.integers(0, len(WORDS))] * 2).filter(lambda ends: ends[0] < ends[1]).map(sorted))
 def test_a_span_that_cuts_an_address_shows_no_part_of_it(ends):
-    """Half an address is no address any more, so a mask of the span alone leaves it."""
+    """Half an address is not an address any more, so a mask of the span alone leaves it."""
     start, end = ends
     source = SpanSource("s/a#1", "s", "", "CC0-1.0", 1, 0, 1, None, "")
     span = TracedSpan(start, end, WORDS[start:end], 1, 1, (source,))

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
 from data_pipeline.filters.classifier import (
     ClassifierConfig,
     classify,
@@ -28,9 +27,10 @@ from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
-from governance.manifest import Manifest, describe
+from governance.manifest import Manifest
 from governance.stage import Runtime
 from tests.data_pipeline import test_fasttext_scores as fasttext_models
+from tests.data_pipeline.document_artifacts import documents_of, rows_of
 from tests.data_pipeline.test_fasttext_scores import model_bytes
 from tests.data_pipeline.tokenizer_kinds import KINDS
 
@@ -52,20 +52,9 @@ def labels_file(path: Path, count: int = 400) -> None:
 
 
 def corpus(root: Path, texts: list[str]) -> Manifest:
-    outputs = []
-    for shard, start in enumerate(range(0, len(texts), 3)):
-        rows = [
-            {
-                **dict.fromkeys(DOCUMENT_SCHEMA.names, ""), "id": f"web/f#{start + i}", "text": text, "source": "web",
-                "licence": "CC0-1.0", "sha256": sha256_bytes(text.encode()), "file": "f", "position": start + i,
-            }
-            for i, text in enumerate(texts[start : start + 3])
-        ]  # fmt: skip
-        path = root / "clean" / ("b" * 16) / "documents" / f"{shard:05d}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    values = {"stage": "clean", "version": 1, "key": "b" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
-    return Manifest(outputs=tuple(outputs), **values)
+    rows = [{"id": f"web/f#{i}", "text": text, "file": "f", "position": i} for i, text in enumerate(texts)]
+    shards = {f"{shard:05d}": rows[first : first + 3] for shard, first in enumerate(range(0, len(rows), 3))}
+    return documents_of(root, "clean", shards, "b")
 
 
 def config(**changes) -> ClassifierConfig:
@@ -141,12 +130,12 @@ def test_documents_outside_the_bounds_go_with_their_score(tmp_path):
         for record in (root / "classify" / "records").iterdir():
             record.unlink()
     assert len(digests) == 1
-    removed = [row for path in made.files("removed", root) for row in pq.read_table(path).to_pylist()]
+    removed = rows_of(made, "removed", root)
     assert {row["reason"] for row in removed} == {"classifier:toxic"}
     assert made.stats["documents_kept"] + len(removed) == made.stats["documents_in"] == 40
     rude = {f"web/f#{i}" for i in range(0, 40, 4)}
     assert len(rude & {row["id"] for row in removed}) >= 9
-    scores = [row for path in made.files("scores", root) for row in pq.read_table(path).to_pylist()]
+    scores = rows_of(made, "scores", root)
     assert len(scores) == 40
     for row in removed:
         assert float(row["evidence"].removeprefix("score=")) > 0.5

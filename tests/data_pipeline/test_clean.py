@@ -17,7 +17,6 @@ from data_pipeline.documents import (
     read_groups,
     read_table,
     table_writer,
-    write_table,
 )
 from data_pipeline.filters.blocklists import BlocklistsConfig, make_lists
 from data_pipeline.filters.clean import (
@@ -36,8 +35,9 @@ from data_pipeline.normalised_text import normalise
 from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
-from governance.manifest import Manifest, describe
+from governance.manifest import describe
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of, rows_of
 
 GOLDEN = "20388b35f2f05ff5ac1057be1b1484dbc2118808491e853fea227a33931be915"
 NOUNS = ["river", "market", "teacher", "engine", "window", "harvest", "letter", "bridge", "council", "garden", "winter"]
@@ -51,26 +51,14 @@ GOOD = (
 
 def ingested(root, shards):
     """A corpus as `ingest` leaves it: shard name -> documents as (text, changes)."""
-    outputs = []
-    for name, documents in sorted(shards.items()):
-        rows = [
-            {
-                "id": f"{name}/file#{i}", "text": text, "source": "web", "url": "", "language": "",
-                "licence": "CC0-1.0",
-                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i, "opt_out": "",
-                "opt_out_fetched": "", **changes,
-            }
+    rows = {
+        name: [
+            {"id": f"{name}/file#{i}", "text": text, "file": "file", **changes}
             for i, (text, changes) in enumerate(documents)
-        ]  # fmt: skip
-        path = root / "ingest" / ("a" * 16) / "documents" / f"{name}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    values = {"stage": "ingest", "version": 1, "key": "a" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
-    return Manifest(outputs=tuple(outputs), **values)
-
-
-def rows_of(manifest, role, root):
-    return [row for path in manifest.files(role, root) for row in pq.read_table(path).to_pylist()]
+        ]
+        for name, documents in sorted(shards.items())
+    }
+    return documents_of(root, "ingest", rows, "a")
 
 
 CORPUS = {

@@ -98,7 +98,7 @@ def test_a_value_is_at_least_or_at_most_a_bound_or_cannot_be_compared(values, bo
         ),
         ({"min": "2015-06"}, "would compare text, not dates"),
         ({"min": 10**400}, "at most 308 digits"),
-        ({"present": True, "min": 1}, "present stands alone"),
+        ({"present": True, "min": 1}, "present excludes bounds"),
         ({"min": 1, "missing": "drop"}, "missing"),
         ({"minimum": 1}, "did you mean"),
     ],

@@ -3,7 +3,6 @@
 import json
 import random
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +10,11 @@ from hypothesis import strategies as st
 from data_pipeline.decontamination.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets
 from data_pipeline.decontamination.passages import Hit, Measures, PassageConfig, stands_alone, strongest
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, read_table, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, read_table
 from governance.errors import MissingInput
-from governance.files import sha256_bytes
-from governance.manifest import Manifest, describe, verify
+from governance.manifest import verify
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of
 
 GOLDEN = "d395373ebe168c8e4653ba2671b94cfd8ccda6b2a26a46dda17b9f0a0dc3b06a"
 FILLER = "The harbour was quiet that evening and nobody spoke of the storm. "
@@ -46,22 +45,11 @@ ITEMS = [
 
 def corpus(root, texts, shards=1):
     """Documents as `clean` leaves them, dealt out over shards."""
-    outputs = []
-    for shard in range(shards):
-        rows = [
-            {
-                "id": f"d{k}", "text": text, "source": f"source{k % 2}", "url": "", "language": "en",
-                "licence": "CC0-1.0", "sha256": sha256_bytes(text.encode()), "file": "f", "position": k,
-                "opt_out": "", "opt_out_fetched": "",
-            }
-            for k, text in enumerate(texts)
-            if k % shards == shard
-        ]  # fmt: skip
-        path = root / "dedup" / ("b" * 16) / "documents" / f"{shard}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    values = {"stage": "dedup", "version": 1, "key": "b" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
-    return Manifest(outputs=tuple(outputs), **values)
+    rows = [
+        {"id": f"d{k}", "text": text, "source": f"source{k % 2}", "language": "en", "file": "f", "position": k}
+        for k, text in enumerate(texts)
+    ]
+    return documents_of(root, "dedup", {str(shard): rows[shard::shards] for shard in range(shards)}, "b")
 
 
 def made(folder, texts, items=ITEMS, shards=1, workers=1, fields=("q",), **config):

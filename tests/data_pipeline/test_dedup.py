@@ -25,8 +25,9 @@ from data_pipeline.documents import (
 from governance.config import canonical_json, validate
 from governance.errors import AlteredFile, ConfigError, MissingInput
 from governance.files import sha256_bytes
-from governance.manifest import Manifest, describe
+from governance.manifest import describe
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of, rows_of
 from tests.governance.attacked import flip
 
 GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
@@ -34,21 +35,21 @@ GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
 
 def corpus(root, shards, key="b"):
     """A corpus as `clean` leaves it: shard name -> (id, text, and columns to override) of each document."""
-    outputs = []
-    for name, documents in sorted(shards.items()):
-        rows = [
+    rows = {
+        name: [
             {
-                "id": identity, "text": text, "source": name, "url": "", "language": "en", "licence": "CC0-1.0",
-                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i, "opt_out": "",
-                "opt_out_fetched": "", **(more[0] if more else {}),
+                "id": identity,
+                "text": text,
+                "source": name,
+                "language": "en",
+                "file": "file",
+                **(more[0] if more else {}),
             }
-            for i, (identity, text, *more) in enumerate(documents)
-        ]  # fmt: skip
-        path = root / "clean" / (key * 16) / "documents" / f"{name}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    values = {"stage": "clean", "version": 1, "key": key * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
-    return Manifest(outputs=tuple(outputs), **values)
+            for identity, text, *more in documents
+        ]
+        for name, documents in sorted(shards.items())
+    }
+    return documents_of(root, "clean", rows, key)
 
 
 def words(seed, count=300):
@@ -87,10 +88,6 @@ def made(root, shards=SHARDS, workers=1, key="b", **config):
     section = DedupConfig(**config)
     earlier = earlier_corpora(section, root)
     return dedup(corpus(root, shards, key), section, Runtime(root=root, workers=workers), earlier)
-
-
-def rows_of(manifest, role, root):
-    return [row for path in manifest.files(role, root) for row in pq.read_table(path).to_pylist()]
 
 
 def removed_of(manifest, root):

@@ -107,7 +107,7 @@ def test_a_row_above_the_bound_is_refused_whole(monkeypatch, quoted):
     long, whole = read_csv(pieces, "f", Fields("text"), Dialect())
     assert (long.reason, long.sample.partition(":")[0], whole.text) == ("line_too_long", "line 2", "ok")
     short = read_csv([b"text,n\n", b"x" * 990, b",1234567890123\n"], "f", Fields("text", id="n"), Dialect())
-    assert [piece.reason for piece in short] == ["line_too_long"], "a cut id is no id"
+    assert [piece.reason for piece in short] == ["line_too_long"], "a cut id is not an id"
 
 
 def test_a_malformed_value_is_passed_over_to_its_closing_mark():

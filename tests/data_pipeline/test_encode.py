@@ -26,13 +26,14 @@ from data_pipeline.tokens.token_shards import TokenShard, group_name
 from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from governance.receipts.verify_receipt import KINDS as NAME_KINDS
 from governance.receipts.verify_receipt import name_of
 from governance.stage import Runtime
 from tests.data_pipeline.test_token_shards import find_document
 from tests.data_pipeline.test_tokenizer import artifact
 from tests.data_pipeline.tokenizer_kinds import KINDS, WORDS
+from tests.manifests import manifest_of
 
 PHRASES = ["the quick brown fox isn't here. ", "Der schnelle Fuchs läuft über 12 Wiesen.\n", "中文 <|endoftext|> é "]
 CORPUS = [[PHRASES[place % 3] * (1 + place % 5) + str(place) for place in range(60)], ["", "one", "one"], []]
@@ -185,9 +186,7 @@ def planned(root, copies_by_shard, names=None):
         rows = {"row": list(range(len(copies))), "copies": copies}
         write_table(path, pa.Table.from_pydict(rows, schema=PLAN_SCHEMA))
         outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="mix", version=1, key="1" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("mix", outputs, key="1")
     write_manifest(manifest, root)
     return manifest
 

@@ -464,4 +464,4 @@ def test_local_parquet_of_the_hub_type(tmp_path):
     assert [document.id for document in documents(manifest, tmp_path / "root")] == [
         f"h/{number}.parquet#{i}" for number in range(2) for i in range(2)
     ]
-    assert manifest.config["sources"][0]["dataset"] == "", "where it lies is no part of what it is"
+    assert manifest.config["sources"][0]["dataset"] == "", "where it lies is not part of what it is"

@@ -61,8 +61,8 @@ def test_shared_keys_equal_a_dictionary(tmp_path, keys):
 def test_many_files_are_merged_before_they_are_joined_in_ranges(tmp_path, monkeypatch, a_file):
     """As many keys in each as fit the limit, here `a_file`."""
     paths, firsts, truth = key_files(tmp_path, files=9, documents=60)
-    monkeypatch.setattr(join, "FILES_A_RANGE", 0)
-    monkeypatch.setattr(join, "SORTED_BYTES_A_KEY", 256 * join.ENGINE_SHARE * (1 << 20) / a_file)
+    monkeypatch.setattr(join, "FILES_PER_RANGE", 0)
+    monkeypatch.setattr(join, "SORTED_BYTES_PER_KEY", 256 * join.ENGINE_SHARE * (1 << 20) / a_file)
     engine, merged = JoinEngine("duckdb", 256, tmp_path / "scratch"), []
     run = join._duckdb
     monkeypatch.setattr(join, "_duckdb", lambda names, *more: merged.append(len(names)) or run(names, *more))

@@ -25,6 +25,7 @@ from governance.stage import Runtime
 from pretrain.data.dataset import open_rows
 from tests.conftest import tale
 from tests.data_pipeline.test_tokenizer import artifact
+from tests.manifests import manifest_of
 
 LABELS = ("storm", "calm")
 SCHEMA = with_kept_columns(DOCUMENT_SCHEMA, pa.schema([pa.field("columns", pa.large_string(), nullable=False)]))
@@ -45,9 +46,7 @@ def documents(root, rows) -> Manifest:
         path = root / "redact" / ("1" * 16) / "documents" / f"{number:05}.parquet"
         write_table(path, pa.Table.from_pylist(held, schema=SCHEMA))
         outputs.append(describe(path, root))
-    made = Manifest(
-        stage="redact", version=1, key="1" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    made = manifest_of("redact", outputs, key="1")
     write_manifest(made, root)
     return made
 
@@ -218,9 +217,9 @@ def test_bad_rows_are_refused_by_name(tmp_path, rows, settings, message):
     ("settings", "message"),
     [
         ({"test_from": "2030"}, "set date to the column"),
-        ({"test_from": "2031-99", "date": "date"}, "'2031-99' is no date of the calendar"),
-        ({"test_from": "2031-02-30", "date": "date"}, "is no date of the calendar"),
-        ({"test_from": "2030", "date": "date", "group": "author"}, "would part a group"),
+        ({"test_from": "2031-99", "date": "date"}, "'2031-99' is not a calendar date"),
+        ({"test_from": "2031-02-30", "date": "date"}, "is not a calendar date"),
+        ({"test_from": "2030", "date": "date", "group": "author"}, "would split a group"),
         ({"test_from": "2030", "date": "date", "folds": 3}, "three ways to split"),
         ({"folds": 3, "fold": 3}, "fold below folds"),
         ({"labels": ["storm", "storm"]}, "twice"),

@@ -12,9 +12,10 @@ from data_pipeline.tokens.pack import PackConfig, pack
 from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from governance.stage import Runtime
 from tests.data_pipeline.test_token_shards import find_document
+from tests.manifests import manifest_of
 
 END = 0
 BODIES = st.lists(st.lists(st.integers(1, 90), max_size=9), max_size=8)
@@ -29,9 +30,7 @@ def encoded(root, shards, vocabulary=100):
         ]
         write_token_shard(path, documents, vocabulary, END)
         outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("encode", outputs, key="e")
     write_manifest(manifest, root)
     return manifest
 
@@ -138,10 +137,10 @@ def test_alien_and_torn_files_are_refused(tmp_path):
     for data, words in (
         (b"PK\x03\x04" + whole[4:], "not a Megatron index"),
         (whole[:20], "not a Megatron index"),
-        (whole[:-1], "is torn"),
-        (whole + b"\0", "is torn"),
+        (whole[:-1], "is truncated"),
+        (whole + b"\0", "is truncated or overlong"),
         (whole[:9] + b"\x02" + whole[10:], "version 2"),
-        (whole[:-8] + struct.pack("<q", 7), "do not rise"),
+        (whole[:-8] + struct.pack("<q", 7), "do not increase"),
         (whole[:34] + struct.pack("<i", -1) + whole[38:], "negative length"),
         (whole[:42] + struct.pack("<q", 2) + whole[50:], "within a token"),
         (whole[:34] + struct.pack("<i", 900) + whole[38:], "points beyond"),

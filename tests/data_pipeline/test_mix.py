@@ -19,9 +19,10 @@ from data_pipeline.tokens.mix_quality import QualityConfig
 from data_pipeline.tokens.mixture_sizes import MixConfig, Quota, allocate
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from governance.stage import Runtime
 from governance.workers import take_turns
+from tests.manifests import manifest_of
 
 
 def read_copies(plan, shard, root):
@@ -208,9 +209,7 @@ def corpus(root, shards, columns=None):
             row["columns"] = json.dumps(columns[row["id"]])
         write_table(path, pa.Table.from_pylist(values, schema))
         outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="redact", version=1, key="d" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("redact", outputs, key="d")
     write_manifest(manifest, root)
     return manifest
 

@@ -30,11 +30,12 @@ from data_pipeline.tokens.mixture_sizes import MixConfig, allocate
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError
 from governance.files import write_json
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from governance.parallel import once
 from governance.reports.facts.stage_counts import stage_tables
 from governance.stage import Runtime
 from governance.workers import take_turns
+from tests.manifests import manifest_of
 
 CURVES = st.builds(
     QualityConfig,
@@ -161,9 +162,7 @@ def corpus(root, shards, kept=None, scores=None):
             made["classify"].append(describe(path, root))
     manifests = []
     for stage, outputs in made.items():
-        manifest = Manifest(
-            stage=stage, version=1, key=stage[0] * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-        )
+        manifest = manifest_of(stage, outputs, key=stage[0])
         write_manifest(manifest, root)
         manifests.append(manifest)
     return manifests

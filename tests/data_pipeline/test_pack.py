@@ -18,8 +18,9 @@ from data_pipeline.tokens.pack import PackConfig, group_shards, pack, pack_piece
 from data_pipeline.tokens.packed_rows import PIECE, PackedRows, locate, read_packed_row, shards_of, write_packed_rows
 from data_pipeline.tokens.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
 from governance.errors import AlteredFile, ManifestError, MissingInput, PipelineError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from governance.stage import Runtime
+from tests.manifests import manifest_of
 
 END = 0
 SIZES = st.lists(st.integers(1, 40), max_size=30)
@@ -39,9 +40,7 @@ def encoded(root, roles):
             path = root / "encode" / ("e" * 16) / role / f"{number:05d}.tokens"
             write_token_shard(path, documents, 1 << 24, END)
             outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("encode", outputs, key="e")
     write_manifest(manifest, root)
     return manifest
 

@@ -246,7 +246,7 @@ def test_a_source_stands_on_one_side_of_the_split(encoder):
 
 @pytest.mark.parametrize("text", ["no pair", f"one\n{MARK}\n", f"a\n{MARK}\nb\n{MARK}\nc"])
 def test_a_document_that_is_no_pair_is_refused_by_name(encoder, text):
-    with pytest.raises(PipelineError, match="a-0 is no pair"):
+    with pytest.raises(PipelineError, match="a-0 is not a pair"):
         encode_table(table([text]), encoder, TARGETS, np.ones(1, np.int64))
 
 

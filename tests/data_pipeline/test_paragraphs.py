@@ -7,42 +7,25 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.dedup.paragraphs import ParagraphsConfig, drop_paragraphs, without
-from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
 from data_pipeline.kernels.paragraph_hashes import find_units
-from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
-from governance.manifest import Manifest, describe
+from governance.manifest import Manifest
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of, rows_of
 
 GOLDEN = "63ecdf70c361e678b1ea896e463a426f8a53b85faa6dbcf61633d665bbeab838"
 BLANKS = " \t\n\v\f\r"
 
 
 def corpus(root: Path, texts: list[str], a_shard: int = 3) -> Manifest:
-    outputs = []
-    for shard, start in enumerate(range(0, len(texts), a_shard)):
-        rows = [
-            {
-                **dict.fromkeys(DOCUMENT_SCHEMA.names, ""), "id": f"web/f#{start + i}", "text": text, "source": "web",
-                "licence": "CC0-1.0", "sha256": sha256_bytes(text.encode()), "file": "f", "position": start + i,
-            }
-            for i, text in enumerate(texts[start : start + a_shard])
-        ]  # fmt: skip
-        path = root / "dedup" / ("c" * 16) / "documents" / f"{shard:05d}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    values = {"stage": "dedup", "version": 1, "key": "c" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
-    return Manifest(outputs=tuple(outputs), **values)
-
-
-def rows_of(manifest, role, root):
-    return [row for path in manifest.files(role, root) for row in pq.read_table(path).to_pylist()]
+    rows = [{"id": f"web/f#{i}", "text": text, "file": "f", "position": i} for i, text in enumerate(texts)]
+    shards = {f"{shard:05d}": rows[first : first + a_shard] for shard, first in enumerate(range(0, len(rows), a_shard))}
+    return documents_of(root, "dedup", shards, "c")
 
 
 def folded(text: str) -> str:

@@ -1,7 +1,6 @@
 """Personal data and strings that only look like it; planted truth; laws of findings and of the stage."""
 
 import gzip
-import hashlib
 import itertools
 import json
 import os
@@ -13,15 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, read_table
 from data_pipeline.pii.detect import find, replace
 from data_pipeline.pii.detections import FAMILIES, TYPES, Detection
 from data_pipeline.pii.payment_numbers import is_card
 from data_pipeline.pii.redact import PiiConfig, redact, redact_table
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import write_manifest
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of
 
 TEXTS = {
     "email": [
@@ -175,22 +175,14 @@ def test_planted_truth():
 
 
 def artifact(root, texts_by_shard):
-    outputs = []
-    for number, texts in enumerate(texts_by_shard):
-        rows = [
-            {
-                "id": f"s/f{number}#{place}", "text": text, "source": f"s{place % 2}", "url": "", "language": "en",
-                "licence": "CC0-1.0", "sha256": hashlib.sha256(text.encode()).hexdigest(), "file": "f",
-                "position": place, "opt_out": "", "opt_out_fetched": "",
-            }
+    shards = {
+        f"{number:05}": [
+            {"id": f"s/f{number}#{place}", "text": text, "source": f"s{place % 2}", "language": "en", "file": "f"}
             for place, text in enumerate(texts)
-        ]  # fmt: skip
-        path = root / "dedup" / ("0" * 16) / "documents" / f"{number:05}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="dedup", version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+        ]
+        for number, texts in enumerate(texts_by_shard)
+    }
+    manifest = documents_of(root, "dedup", shards)
     write_manifest(manifest, root)
     return manifest
 

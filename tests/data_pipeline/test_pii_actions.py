@@ -3,19 +3,19 @@
 import hmac
 import re
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
+from data_pipeline.documents import read_table
 from data_pipeline.pii.detections import TYPES
 from data_pipeline.pii.pii_actions import fingerprint, masked, new_text, plain_form, pseudonym, read_key
 from data_pipeline.pii.redact import PiiConfig, redact
 from governance.config import validate
 from governance.errors import ConfigError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import write_manifest
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of
 
 KEY = bytes(range(32))
 
@@ -68,15 +68,8 @@ def test_the_same_person_has_the_same_pseudonym_however_written(kind, writings):
 
 
 def documents(root, texts=("Write to jane@example.org.", "JANE@EXAMPLE.ORG, +44 20 7946 0958")):
-    outputs = []
-    for number, text in enumerate(texts):  # a shard each
-        row = {**dict.fromkeys(DOCUMENT_SCHEMA.names, ""), "text": text, "sha256": f"{number:064x}", "position": 0}
-        path = root / "dedup" / ("0" * 16) / "documents" / f"{number:05}.parquet"
-        write_table(path, pa.Table.from_pylist([row], schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="dedup", version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    shards = {f"{number:05}": [{"text": text, "sha256": f"{number:064x}"}] for number, text in enumerate(texts)}
+    manifest = documents_of(root, "dedup", shards)
     write_manifest(manifest, root)
     return manifest
 

@@ -168,7 +168,7 @@ def test_a_tar_that_is_a_bomb_is_read_up_to_it(tmp_path, small, mode):
     assert names[1] == ("bomb.bin", 0, "decompression_bomb")
     assert [(name, reason) for name, _, reason in names[2:]] == [(path.name, "decompression_bomb")]
     only = [(member.name, member.fault) for member in members(path, ["*.txt"])]
-    assert only == [("a.txt", ""), (path.name, "decompression_bomb")], "passing over it is no way round the bound"
+    assert only == [("a.txt", ""), (path.name, "decompression_bomb")], "passing over it is not a way round the bound"
 
 
 def test_the_holes_of_a_sparse_member_are_a_bomb(tmp_path, small):

@@ -78,7 +78,7 @@ def test_the_source_says_whether_links_are_followed(tmp_path):
     allowed = made("r1", follow=True)
     (folder / "x.jsonl").unlink()
     (folder / "x.jsonl").write_text('{"text": "a"}\n')
-    assert made("r2", follow=False).digest == allowed.digest, "the way to a file is no part of what it is"
+    assert made("r2", follow=False).digest == allowed.digest, "the way to a file is not part of what it is"
 
 
 def test_links_that_stay_inside_are_followed(tmp_path):

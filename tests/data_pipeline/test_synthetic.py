@@ -388,7 +388,7 @@ WRONG = [
     ({"template": ""}, "template is missing"),
     ({"n": 3, "choices": 2}, "choices = 2 does not divide n = 3"),
     ({"api": "completions", "system": "x"}, "system is a message of a chat"),
-    ({"joules_per_token": 2.0}, "go together"),
+    ({"joules_per_token": 2.0}, "give both"),
     ({"budget_money": 5.0}, "budget_money needs"),
     ({"endpoint": "teacher.example"}, "endpoint is not a base URL"),
     ({"seeds": "olds"}, "seeds = 'olds' is not a source with texts of its own"),

@@ -251,5 +251,5 @@ def test_torn_refusals_are_tried_again(folder):
     ]
     with teacher(lambda number, body: busy[number] if number < len(busy) else None) as server:
         one = source(server, limit=1, timeout_seconds=0.5, budget_tokens=1200)
-        assert asked(one, folder).stats["texts"] == 1, "a status that is no answer uses no tokens"
+        assert asked(one, folder).stats["texts"] == 1, "a status that is not an answer uses no tokens"
         assert len(server.bodies) == len(busy) + 1

@@ -23,9 +23,10 @@ from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, write_tok
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import remove_file
-from governance.manifest import Manifest, describe, read_manifest, write_manifest
+from governance.manifest import describe, read_manifest, write_manifest
 from governance.stage import Runtime, find
 from tests.data_pipeline.test_tokenizer import artifact
+from tests.manifests import manifest_of
 
 LETTERS = st.text(alphabet="ab é中🦊", max_size=14)
 
@@ -43,10 +44,7 @@ def corpus(root, texts_by_shard, copies=lambda text: (1, 0)):
             path = root / "encode" / ("1" * 16) / split / f"{number:05}{SUFFIX}"
             write_token_shard(path, held, 2, 0)
             outputs.append(describe(path, root))
-    tokens = Manifest(
-        stage="encode", version=1, key="1" * 64, config={}, inputs=(documents.as_input(),), outputs=tuple(outputs),
-        stats={}, run={},
-    )  # fmt: skip
+    tokens = manifest_of("encode", outputs, key="1", inputs=(documents.as_input(),))
     write_manifest(tokens, root)
     return tokens, documents
 
@@ -98,7 +96,7 @@ def test_spans_and_counts_are_exact_over_shards_and_documents(data, tmp_path_fac
     with pytest.MonkeyPatch.context() as patch:
         for module in (index_stage, search):
             patch.setattr(module, "LISTED_ROWS", rows)
-        patch.setattr(index_stage, "_LEAST_STRIDE", data.draw(st.sampled_from([1, 2, 5, 256])))
+        patch.setattr(index_stage, "_MIN_STRIDE", data.draw(st.sampled_from([1, 2, 5, 256])))
         made, index = indexed(root, shards, shard_bytes=data.draw(st.sampled_from([1, 40, 1 << 30])))
         _spans_and_counts_are_exact(data, made, index, shards)
 

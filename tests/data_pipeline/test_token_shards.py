@@ -148,7 +148,7 @@ def test_groups_are_read_as_they_were_written(tmp_path_factory, names):
         (0, b"X", "not a token shard"),
         (8, b"\x09", "format 9"),
         (12, b"\x03", "contradicts"),
-        (80, b"\xff", "do not rise"),
+        (80, b"\xff", "do not increase"),
     ],
 )
 def test_an_altered_header_is_refused(tmp_path, offset, value, words):

@@ -5,13 +5,11 @@ import json
 from contextlib import nullcontext
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
 from data_pipeline.tokens import encoder as encoding
 from data_pipeline.tokens import tokenizer as subject
 from data_pipeline.tokens import training_sample
@@ -22,8 +20,9 @@ from data_pipeline.tokens.training_sample import choose_sample, sample_texts
 from data_pipeline.tokens.vocabulary import alphabet, definition_of_text, ranks_text, read_vocabulary
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import write_manifest
 from governance.stage import Runtime
+from tests.data_pipeline.document_artifacts import documents_of
 
 CONFIG = TokenizerConfig(vocabulary_size=600)
 PHRASES = [
@@ -34,22 +33,21 @@ PHRASES = [
 
 
 def artifact(root, texts_by_shard):
-    outputs = []
-    for number, texts in enumerate(texts_by_shard):
-        rows = [
+    shards = {
+        f"{number:05}": [
             {
-                "id": f"s/f{number}#{place}", "text": text, "source": f"s{place % 3}", "url": "", "language": "en",
-                "licence": "CC0-1.0", "sha256": "0" * 64, "file": "f", "position": place,
-                "opt_out": "", "opt_out_fetched": "",
+                "id": f"s/f{number}#{place}",
+                "text": text,
+                "source": f"s{place % 3}",
+                "language": "en",
+                "file": "f",
+                "sha256": "0" * 64,
             }
             for place, text in enumerate(texts)
-        ]  # fmt: skip
-        path = root / "redact" / ("0" * 16) / "documents" / f"{number:05}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="redact", version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+        ]
+        for number, texts in enumerate(texts_by_shard)
+    }
+    manifest = documents_of(root, "redact", shards)
     write_manifest(manifest, root)
     return manifest
 

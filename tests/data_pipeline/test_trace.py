@@ -130,7 +130,7 @@ def test_imported_tokens_have_an_identity_only(corpus, tmp_path):
     made = import_megatron(tmp_path / "x", config, Runtime(tmp_path / "root"))
     found = trace(made.files("train", tmp_path / "root")[0], 0)
     assert found.document is None
-    assert "knows no documents" in found.problem
+    assert "has no documents" in found.problem
     assert {ancestor.path for ancestor in found.chain} == {made.path, "x.bin", "x.idx"}
 
 

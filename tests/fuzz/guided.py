@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.fuzz.kept import keep, place_of
 from tests.fuzz.targets import Target, changed, explained, targets
 
-_MOST_BYTES = 1 << 16
+_MAX_BYTES = 1 << 16
 _PACKAGES = ["assay", "data_pipeline", "governance", "pretrain"]
 
 
@@ -57,7 +57,7 @@ def fuzz(name: str, target: Target, arguments: argparse.Namespace) -> None:
                 found[place] = keep(name, data)
                 print(f"{name}: {place}: {error}: {found[place]}", flush=True)
 
-    words = [name, str(corpus), f"-seed={arguments.seed + 1}", f"-max_len={_MOST_BYTES}", "-timeout=60", "-verbosity=0"]
+    words = [name, str(corpus), f"-seed={arguments.seed + 1}", f"-max_len={_MAX_BYTES}", "-timeout=60", "-verbosity=0"]
     # `Fuzz` puts another function in the place of `Mutate`
     by_library = lambda data, most: atheris.Mutate(data, most)  # noqa: E731
     atheris.Setup(words, one, custom_mutator=mutator(target, by_library))

@@ -257,7 +257,7 @@ def test_few_sentences_of_a_group_have_no_interval_where_blame_is_rare():
     assert (found["few"]["lower"], found["few"]["p"]) == (None, None)
     some = found["some"]
     assert some["lower"] < 0 < some["value"] == pytest.approx(0.093, abs=0.001)
-    assert some["p"] > 0.05, "no blame among 60 is no finding, though the group's own sentences do not vary"
+    assert some["p"] > 0.05, "no blame among 60 is not a finding, though the group's own sentences do not vary"
 
 
 def test_spans_are_the_sentences_that_mention_a_group():
@@ -281,7 +281,7 @@ def test_a_score_that_is_no_number_ends_the_audit(score):
 
 
 def test_a_model_that_cannot_be_used_is_reported_before_the_corpus_is_read(tmp_path, capsys):
-    """A missing or wrong file, a label that does not exist, a score that is no number, a language without terms."""
+    """A missing or wrong file, a label that does not exist, a score that is not a number, a language without terms."""
     (tmp_path / "run.toml").write_text(CONFIG)
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", tmp_path / "policy.toml")
     write_tales(tmp_path / "a.jsonl", range(3))
@@ -314,7 +314,7 @@ def test_a_model_that_cannot_be_used_is_reported_before_the_corpus_is_read(tmp_p
 def test_settings_that_cannot_be_used_are_reported(tmp_path):
     of = {"model": "tone.bin", "positive": ["l0"], "negative": ["l1"], "languages": ["en"]}
     for values, words in (
-        ({"classifiers": {"a": {**of, "negative": []}}}, "positive and negative go together"),
+        ({"classifiers": {"a": {**of, "negative": []}}}, "positive and negative"),
         ({"classifiers": {"a": {**of, "languages": []}}}, r"languages = \[\]: needs at least 1 item"),
         ({"classifiers": {"a": {**of, "model": ""}}}, "model"),
         ({"classifiers": {"a": of}, "sentiment": {"a": {"en": "a.txt"}}}, "both have the name 'a'"),

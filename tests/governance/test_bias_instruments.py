@@ -13,7 +13,7 @@ from governance.checks.bias.instrument_check import (
     NOT_APPLICABLE,
     biased_instruments,
     instrument_rows,
-    lexicon_scorer,
+    lexicon_scorers,
     load_templates,
     paired,
 )
@@ -27,6 +27,10 @@ PRAISE = {"good": 1.0, "nice": 1.0, "bad": -1.0, "awful": -1.0, "very bad": -1.0
 
 TERMS = _terms(load_lexicons(WordListsConfig()))
 FEW = {"en": {("x", "a"): ["ann", "anna"], ("x", "b"): ["bob", "ben"]}}
+
+
+def scorer_of(weights, identity=()):
+    return lexicon_scorers({"": weights}, identity)[""]
 
 
 def test_each_language_of_the_term_lists_has_templates():
@@ -48,13 +52,13 @@ def test_templates_are_neutral_and_name_nobody():
 
 @pytest.mark.parametrize("language", ["en", "de", "es", "nl"])
 def test_a_planted_identity_term_is_flagged_and_the_clean_lexicon_is_not(language):
-    clean = lexicon_scorer(PRAISE)
+    clean = scorer_of(PRAISE)
     assert biased_instruments(instrument_rows({language: {"sentiment": clean}}, TERMS, TEMPLATES)) == set()
     for (axis, group), terms in sorted(TERMS[language].items())[::3]:
         if len([one for one in TERMS[language] if one[0] == axis]) < 2:
             continue
         groups = {key: of for key, of in TERMS[language].items() if key[0] == axis}
-        planted = lexicon_scorer({**PRAISE, terms[0]: -1.0})
+        planted = scorer_of({**PRAISE, terms[0]: -1.0})
         rows = instrument_rows({language: {"sentiment": planted, "clean": clean}}, {language: groups}, TEMPLATES)
         assert biased_instruments(rows) == {("sentiment", language)}, (axis, group, terms[0])
         found = [
@@ -65,24 +69,24 @@ def test_a_planted_identity_term_is_flagged_and_the_clean_lexicon_is_not(languag
 
 
 def test_a_list_without_identity_terms_is_reported_to_be_beyond_the_check():
-    """It scores all neutral sentences 0, which is no evidence of fairness."""
-    (found,) = instrument_rows({"en": {"sentiment": lexicon_scorer(PRAISE)}}, TERMS, TEMPLATES)
+    """It scores all neutral sentences 0, which is not evidence of fairness."""
+    (found,) = instrument_rows({"en": {"sentiment": scorer_of(PRAISE)}}, TERMS, TEMPLATES)
     assert (found["note"], found["value"], found["n"], found["group"]) == (NOT_APPLICABLE, None, None, None)
 
 
 def test_an_english_list_put_to_german_is_caught():
     """English "kind" is praise, German "Kind" a child."""
-    rows = instrument_rows({"de": {"sentiment": lexicon_scorer({**PRAISE, "kind": 1.0})}}, TERMS, TEMPLATES)
+    rows = instrument_rows({"de": {"sentiment": scorer_of({**PRAISE, "kind": 1.0})}}, TERMS, TEMPLATES)
     assert any(one["note"].startswith('biased: furthest term "kind" +0.9') for one in rows)
 
 
 def test_a_lexicon_counts_words_and_phrases():
-    score = lexicon_scorer({"good": 1.0, "not good": -2.0, "Straße": 3.0})
+    score = scorer_of({"good": 1.0, "not good": -2.0, "Straße": 3.0})
     assert score(["Good, good", "it is not good", "STRASSE", "goodness", ""]) == [2.0, -1.0, 3.0, 0.0, 0.0]
 
 
 def test_words_that_an_identity_term_uses_up_are_not_scored_as_in_the_counts():
-    score = lexicon_scorer({"blind": -1.0, "man is": 2.0, "to blind": 4.0}, {("blind", "man"): (0,), ("man",): (1,)})
+    score = scorer_of({"blind": -1.0, "man is": 2.0, "to blind": 4.0}, {("blind", "man"): (0,), ("man",): (1,)})
     assert score(["The blind man is here", "Love is blind", "The man is here", "to blind man"]) == [0.0, -1.0, 0.0, 4.0]
 
 

@@ -103,7 +103,7 @@ def test_a_group_without_variance_has_the_exact_interval():
 
 
 def test_a_few_documents_give_no_surer_p_than_as_many_units():
-    """Sentences of a document may all be alike: ten in six documents are no ten observations."""
+    """Sentences of a document may all be alike: ten in six documents are not ten observations."""
     own = [(bucket, n, n, n) for bucket, n in enumerate((3, 2, 2, 1, 1, 1))]
     rows = [("en", "web", bucket, "x", "big", "sentiment", 100, 10, 30, 30) for bucket in range(64)]
     rows += [("en", "web", bucket, "x", "rare", "sentiment", n, total, hits, hits) for bucket, n, total, hits in own]

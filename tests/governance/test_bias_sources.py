@@ -1,4 +1,4 @@
-"""A gap due only to the mix of sources is no finding; a gap within each source is one, whatever the mix."""
+"""A gap due only to the mix of sources is not a finding; a gap within each source is one, whatever the mix."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.gate.policy import Gate, Policy
 from governance.manifest import Manifest, describe, verify, write_manifest
 from governance.stage import Runtime
+from tests.manifests import manifest_of
 
 GATES = [
     {"id": "documents.rows", "suite": "documents", "expectation": "row_count_between", "min": 1.0},
@@ -96,9 +97,7 @@ def made(stage: str, root: Path, files: dict[str, list[pa.Table]], stats: dict[s
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table, path)
             outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage=stage, version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats=stats, run={}
-    )
+    manifest = manifest_of(stage, outputs, stats=stats)
     write_manifest(manifest, root)
     return manifest
 

@@ -25,8 +25,8 @@ from governance.checks.drift import (
 )
 from governance.config import canonical_json
 from governance.errors import ManifestError
-from governance.manifest import Manifest
 from governance.signing.dsse import create_key, private_key, public_key, public_path
+from tests.manifests import manifest_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -142,10 +142,7 @@ def test_rows_by_feature_and_language_with_the_new_and_the_gone():
 @pytest.fixture
 def signed(tmp_path):
     create_key(tmp_path / "key.pem")
-    tokens, clean = (
-        Manifest(stage=s, version=1, key="0" * 64, config={}, inputs=(), outputs=(), stats={}, run={})
-        for s in ("encode", "clean")
-    )
+    tokens, clean = (manifest_of(s) for s in ("encode", "clean"))
     path = tmp_path / "reference.json"
     write_reference(path, sketch_of(table([1.0, 2.0])), tokens, clean, private_key(tmp_path / "key.pem"))
     return path, public_key(public_path(tmp_path / "key.pem"))

@@ -221,7 +221,7 @@ def test_a_worker_process_that_is_killed_ends_the_audit_and_the_next_one_goes_on
     """Two workers; in the end every byte is that of one process."""
     other = tmp_path / "one"
     alone = audit(encoded(other), policy(*TOKENS), AuditConfig(), Runtime(other), TokenReaders(sound, decoder))
-    monkeypatch.setattr(by_shard, "SHARDS_A_WORKER", 1)
+    monkeypatch.setattr(by_shard, "SHARDS_PER_WORKER", 1)
     artifacts, runtime = encoded(tmp_path), Runtime(tmp_path, workers=2)
     with pytest.raises(PipelineError, match="a worker process was killed"):
         audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(deadly, decoder))

@@ -22,6 +22,7 @@ from governance.checks.synthetic_share import synthetic_rows
 from governance.errors import ManifestError
 from governance.gate.policy import Gate
 from governance.manifest import Manifest, describe
+from tests.manifests import manifest_of
 
 
 def manifest(stage: str, root: Path, files: dict[str, pa.Table], **stats: object) -> Manifest:
@@ -32,9 +33,7 @@ def manifest(stage: str, root: Path, files: dict[str, pa.Table], **stats: object
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
         outputs.append(describe(path, root))
-    return Manifest(
-        stage=stage, version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats=stats, run={}
-    )
+    return manifest_of(stage, outputs, stats=stats)
 
 
 def funnel(documents: int, kept: int, **extra: object) -> dict[str, object]:

@@ -118,7 +118,7 @@ def test_a_shard_that_cannot_be_opened_has_a_row_with_its_problem(shard):
     whole = shard.path.read_bytes()
     shard.path.write_bytes(whole[:-1])
     row = token_row(shard)
-    assert "is torn" in row["problem"]
+    assert "is truncated" in row["problem"]
     assert str(shard.root) not in row["problem"]
     assert row["tokens"] is None
     rows, problem = token_shard_rows([shard], [came(shard, row)], manifest(train_tokens=12, train_documents=4))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from governance.energy.counters import MOST_WATTS, Counter, Glitch, Integral
+from governance.energy.counters import MAX_WATTS, Counter, Glitch, Integral
 from governance.energy.nvml import Nvml
 from governance.energy.rapl import open_rapl
 from tests.governance.test_energy_meters import FakeNvml, rapl_zone
@@ -118,7 +118,7 @@ def test_a_glitch_is_no_reset_and_stays_within_the_bounds(kind, size, seed):
         with contextlib.suppress(Glitch):
             count.read()
     true = int(1e6 * device.joules(device.now))
-    assert count.low <= true <= count.high <= true + len(at) * 2 * SAMPLE * MOST_WATTS * 1e6
+    assert count.low <= true <= count.high <= true + len(at) * 2 * SAMPLE * MAX_WATTS * 1e6
     assert count.microjoules == pytest.approx(true, rel=ERROR)
     assert "no power explains" in count.detail
 
@@ -143,7 +143,7 @@ def test_a_small_counter_that_wraps_several_times_in_a_gap():
     now[0] += 600  # 240 kJ: three wraps and more
     count.read()
     assert count.microjoules == pytest.approx(905 * 400e6, rel=ERROR)
-    assert count.low < count.microjoules < count.high <= 1e6 * (300 * 400 + 605 * MOST_WATTS)
+    assert count.low < count.microjoules < count.high <= 1e6 * (300 * 400 + 605 * MAX_WATTS)
     assert "several times" in count.detail
 
 
@@ -152,7 +152,7 @@ def test_a_counter_that_begins_again_at_once_is_not_a_silent_zero():
     count = Counter(lambda: value[0], None, lambda: now[0])
     now[0], value[0] = 5.0, 0
     count.read()
-    assert (count.microjoules, count.low, count.high) == (0, 0, 5 * MOST_WATTS * 10**6 + 1)
+    assert (count.microjoules, count.low, count.high) == (0, 0, 5 * MAX_WATTS * 10**6 + 1)
     assert count.detail == "began again from zero (1)"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from governance.energy import meters
 from governance.energy.attribution import add, settle
-from governance.energy.ledger import MOST_SAMPLE_SECONDS, read_ledger
+from governance.energy.ledger import MAX_SAMPLE_SECONDS, read_ledger
 from governance.energy.node_lock import LOCK_FILE, runtime_folder
 from governance.files import held
 from tests.governance.test_energy_meters import rapl_zone
@@ -142,7 +142,7 @@ def test_who_waited_measures_when_the_holder_ends(node, root, killed):
 def test_a_meter_with_rare_samples_takes_over_at_once(tmp_path, monkeypatch):
     """A training of 20 seconds between two samples has its energy, though a short command held the meter at first."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    config = meters.EnergyConfig(sample_seconds=MOST_SAMPLE_SECONDS, cpu_tdp_watts=100.0, scope="node")
+    config = meters.EnergyConfig(sample_seconds=MAX_SAMPLE_SECONDS, cpu_tdp_watts=100.0, scope="node")
     with ExitStack() as short:
         assert short.enter_context(held(runtime_folder() / LOCK_FILE, "a short command")) is None
         with meters.meter(config, tmp_path / "energy.jsonl")("train") as energy:

@@ -180,7 +180,7 @@ def test_a_node_that_is_measured_twice_at_once_counts_once():
         ({"pue": {"value": 0.9, **SAID}}, "pue is 0.9"),
         ({"reserved": {"value": 1.5, **SAID}}, "reserved is 1.5"),
         ({"lifetime": {"value": 0.0, **SAID}, "embodied": {"value": 1.0, **SAID}}, "lifetime is 0"),
-        ({"embodied": {"value": 1500.0, **SAID}}, "embodied and lifetime go together"),
+        ({"embodied": {"value": 1500.0, **SAID}}, "embodied and lifetime require each other"),
         ({"country": "Sweden"}, "country"),
         ({"country": "ATA"}, "country ATA has no figure"),
         ({"gird": {"value": 30.0, **SAID}}, "did you mean 'grid'"),

@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from governance.energy.attribution import ROLLED_BACK, add, added_by, by_checkpoint, settle, wasted_by_cause
-from governance.energy.ledger import MOST_SAMPLE_SECONDS, EnergySample, Interval, host_ledger, read_ledger
+from governance.energy.ledger import MAX_SAMPLE_SECONDS, EnergySample, Interval, host_ledger, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
 
@@ -93,8 +93,8 @@ def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
     write_line(path, "begin", "b", 20, 0)  # without the interval of its samples
     write_line(path, "end", "c", 30, 5, every=5.0, outcome="surviving", cause="")
     intervals = read_ledger(path, alive=lambda line: False)
-    assert [interval.unseen_seconds for interval in intervals] == [5.0, MOST_SAMPLE_SECONDS, 0.0]
-    assert add(settle(intervals)).unseen_seconds == 5.0 + MOST_SAMPLE_SECONDS
+    assert [interval.unseen_seconds for interval in intervals] == [5.0, MAX_SAMPLE_SECONDS, 0.0]
+    assert add(settle(intervals)).unseen_seconds == 5.0 + MAX_SAMPLE_SECONDS
     assert read_ledger(path, alive=lambda line: True)[0].unseen_seconds == 0.0
 
 

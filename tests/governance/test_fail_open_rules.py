@@ -382,4 +382,4 @@ def test_the_command_says_whose_rules_bind(bound, capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == load_policy(bound.site / "policy.toml").digest
     monkeypatch.undo()
     assert main(["governance", "site"]) == 0
-    assert "no site's policy binds here" in capsys.readouterr().out
+    assert "no site policy applies here" in capsys.readouterr().out

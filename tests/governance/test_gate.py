@@ -26,6 +26,7 @@ from governance.gate.verdict import (
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output, write_manifest
 from governance.signing.dsse import create_key, public_path
+from tests.governance.yard import move_clock
 
 TODAY = datetime.date(2026, 1, 15)
 CORPUS = "c" * 64
@@ -202,18 +203,6 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
 
 def gate_of(config, root, journal=None):
     return GateContext(Keyring(config, root), root, journal or open_journal(Keyring(config, root), root))
-
-
-def move_clock(monkeypatch, by):
-    """Every later request for the time gets a time that is later by so much."""
-    real = datetime.datetime
-
-    class Moved(real):
-        @classmethod
-        def now(cls, tz=None):
-            return real.now(tz) + by
-
-    monkeypatch.setattr(datetime, "datetime", Moved)
 
 
 def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatch):

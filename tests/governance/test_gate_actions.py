@@ -209,7 +209,7 @@ def test_the_others_are_run_after_one_that_fails(web, monkeypatch):
         ({"kind": "mail", "to": []}, "needs `to`"),
         ({"kind": "mail", "to": ["x"], "url": "http://a"}, "neither a URL"),
         ({"kind": "mail", "to": ["x"], "smtp": "mail"}, "host:port"),
-        ({"kind": "mail", "to": ["x"], "user": "u"}, "belong together"),
+        ({"kind": "mail", "to": ["x"], "user": "u"}, "require each other"),
         ({"kind": "mail", "to": ["x"], "timeout_seconds": 900}, "60"),
     ],
 )

@@ -285,7 +285,7 @@ def test_outcomes_that_decide_nothing_are_refused(tmp_path, change, settings, wo
 
 
 def test_names_in_csv_are_texts(tmp_path):
-    """01 and 1 are two clusters, and True is no truth value."""
+    """01 and 1 are two clusters, and True is not a truth value."""
     rows = [{"unit": f"{n:03}", "arm": str(n % 2 == 0), "solved": n % 3 // 2, "shop": "0" * (n % 2) + "1"}
             for n in range(12)]  # fmt: skip
     file = file_of(control="False", treatment="True", columns={"cluster": "shop"})

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 
 from governance.files import LEAF_BYTES, sha256_file, sha256_leaves, sha256_with_leaves
-from governance.manifest import Manifest, Output, describe, read_manifest, verify, write_manifest
+from governance.manifest import Output, describe, read_manifest, verify, write_manifest
+from tests.manifests import manifest_of
 
 
 def sparse(path, size, marks=()):
@@ -40,9 +41,7 @@ def test_the_manifest_keeps_leaves_and_a_mismatch_names_the_pieces(tmp_path):
     path.parent.mkdir(parents=True)
     sparse(path, 3 * LEAF_BYTES + 10, [5])
     output = describe(path, tmp_path)
-    manifest = Manifest(
-        stage="made", version=1, key="0" * 64, config={}, inputs=(), outputs=(output,), stats={}, run={}
-    )
+    manifest = manifest_of("made", (output,))
     write_manifest(manifest, tmp_path)
     assert read_manifest(path.parent / "manifest.json") == manifest
     assert verify(manifest, tmp_path) == verify(manifest, tmp_path, deep=True) == []

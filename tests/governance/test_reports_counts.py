@@ -3,7 +3,7 @@
 import re
 
 from assay.cli.main import main
-from governance.manifest import Manifest, read_manifest
+from governance.manifest import read_manifest
 from governance.reports.documents.corpus_documents import PURPOSES
 from governance.reports.facts.report_facts import facts, funnel_of
 from governance.reports.facts.stage_counts import removals, stage_tables
@@ -12,6 +12,7 @@ from governance.reports.sections import corpus_sections
 from governance.reports.sections.page import page
 from governance.reports.terminal import show_corpus
 from governance.stage_order import CORPUS_STAGES
+from tests.manifests import manifest_of
 
 HOSTILE = "<b>x</b>\x1b[2J"
 
@@ -23,9 +24,7 @@ def made(stage, config=None, **stats):
     """An artifact of these counts."""
     by_source = {name: {**NONE, **counts} for name, counts in stats.pop("by_source", {}).items()}
     stats = {**NONE, "by_source": by_source, **stats}
-    return Manifest(
-        stage=stage, version=1, key="a" * 64, config=config or {}, inputs=(), outputs=(), stats=stats, run={}
-    )
+    return manifest_of(stage, key="a", config=config or {}, stats=stats)
 
 
 MANIFESTS = [

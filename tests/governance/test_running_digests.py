@@ -21,7 +21,7 @@ from governance.files import append_line, sha256_bytes, write_bytes
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
-from governance.manifest import Manifest, describe
+from governance.manifest import describe
 from governance.signed_notes import write_note
 from governance.signing.dsse import private_key
 from governance.signing.journal_lines import read_journal
@@ -29,6 +29,7 @@ from governance.signing.running_digests import Prefix, RunningDigests, StatedPre
 from governance.signing.signed_lines import line_signer
 from governance.stage import Made, Recipe, Runtime, commit, run_stage
 from governance.verification import require_growing, verify_artifact, verify_root
+from tests.manifests import manifest_of
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 TRAINING = "train/0123456789abcdef"
@@ -417,8 +418,7 @@ def test_what_a_report_rests_on_is_read_from_the_sealed_report_only(measured, mo
     root, first, _ = measured
     page = root / "report" / ("b" * 16) / "report.json"
     write_bytes(page, json.dumps({"evidence": {"entries": [{"path": "energy.jsonl", "bytes": 0}]}}).encode())
-    made = Manifest(stage="report", version=1, key="b" * 64, config={}, inputs=(first.as_input(),),
-                    outputs=(describe(page, root),), stats={}, run={})  # fmt: skip
+    made = manifest_of("report", (describe(page, root),), key="b", inputs=(first.as_input(),))
     journal = open_journal(Keyring(CONFIG, root.parent), root)
     commit(made, root, attest_with(journal, Keyring(CONFIG, root.parent), root))
     assert not [line for line in problems_of(root).problems if "report.json" in line]
@@ -446,8 +446,7 @@ def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_
         write_bytes(page, json.dumps({"evidence": {"entries": [entry]}}).encode())
         if gone:
             os.unlink(record)
-        made = Manifest(stage="report", version=1, key=key * 64, config={}, inputs=(first.as_input(),),
-                        outputs=(describe(page, root),), stats={}, run={})  # fmt: skip
+        made = manifest_of("report", (describe(page, root),), key=key, inputs=(first.as_input(),))
         commit(made, root, attest_with(journal, Keyring(CONFIG, root.parent), root))
 
     def rested():

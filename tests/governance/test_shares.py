@@ -73,7 +73,7 @@ def joined(beside: Path, count: int, path: Path) -> None:
 
 def shared(stage: str, steps: list[str], before: Manifest, runtime: Runtime, function=shard_of) -> Manifest:
     def make(folder: Path) -> Made:
-        map_shards(Recipe(stage, 1, Section()), function, [], folder, runtime)  # a step without work is no step
+        map_shards(Recipe(stage, 1, Section()), function, [], folder, runtime)  # a step without work is not a step
         text, outputs = before.digest, []
         for number, step in enumerate(steps):
             if number:

@@ -27,6 +27,7 @@ from pretrain.config.training import (
     TrainRecipe,
 )
 from pretrain.metrics import peak_flops as peaks
+from tests.manifests import manifest_of
 
 VOCABULARY = 200
 _PASSED = ("make", "suite", "evaluation")
@@ -52,9 +53,7 @@ def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest:
             made = [_document(generator, f"{role}{shard}{index}", longest) for index in range(count // 2)]
             write_token_shard(path, made, VOCABULARY, 0)
             outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("encode", outputs, key="e")
     write_manifest(manifest, root)
     return manifest
 
@@ -103,7 +102,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
     with pytest.MonkeyPatch.context() as patch:
         # Each start measures matrix products for a second; test_peaks and the runs of the command do so for real.
         patch.setitem(peaks._SIZES, "cpu", (64,))
-        patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
+        patch.setattr(peaks, "_SECONDS_PER_SIZE", 0.0)
         return train(_make_tokens(root), recipe, settings, runtime, **extra)
 
 

@@ -214,8 +214,8 @@ def test_a_receipt_is_refused_with_a_reason(trained, tmp_path):
     for asked, error, words in [
         (tmp_path / "empty.txt", ConfigError, "has no text"),
         (tmp_path / "bytes.txt", ConfigError, "not text in UTF-8"),
-        (tmp_path / "gone.txt", ConfigError, "is no file, no URL, and no id"), ("", ConfigError, "is no file"),
-        ("x" * 5000, ConfigError, "is no file"), ("a\ud800#1", ConfigError, "is not text in UTF-8"),
+        (tmp_path / "gone.txt", ConfigError, "is not a file, a URL or an id"), ("", ConfigError, "is not a file"),
+        ("x" * 5000, ConfigError, "is not a file"), ("a\ud800#1", ConfigError, "is not text in UTF-8"),
     ]:  # fmt: skip
         with pytest.raises(error, match=words):
             prove(str(asked), checkpoint, keyring)

@@ -266,7 +266,7 @@ def test_the_signal_before_the_limit_puts_a_step_back(node):
     node.program("assay", "echo shard >> $ASSAY_TALLY; kill -USR1 $PPID; exec /bin/sleep 30")
     for attempt in range(4):  # without bound, as long as one makes progress
         assert node.run(attempt=attempt).returncode == 75
-        assert node.attempts()[-1]["cause"] == "signalled to leave before the time limit"
+        assert node.attempts()[-1]["cause"] == "signalled to stop before the time limit"
     assert node.requests.count("requeue 7") == 4
 
 
@@ -363,7 +363,7 @@ def test_an_environment_that_fails_is_reported(node, tmp_path, ends):
 
 @pytest.mark.parametrize(
     ("signal", "status", "cause"),
-    [("TERM", 75, "signalled to leave (SIGTERM) while "), ("USR1", 124, "its time limit was reached while ")],
+    [("TERM", 75, "signalled to stop (SIGTERM) while "), ("USR1", 124, "its time limit was reached while ")],
 )
 def test_a_signal_while_the_environment_is_sourced_is_no_fault_of_it(node, tmp_path, signal, status, cause):
     site = tmp_path / "modules.sh"

@@ -300,14 +300,14 @@ def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
 def test_attempts_are_paired_and_a_kill_without_a_word_is_reported(queued):
     [train] = queued.units("train")
     queued.said(train, "", None)
-    queued.said(train, "left", 75, "signalled to leave; finished work is saved", attempt=1)
+    queued.said(train, "left", 75, "signalled to stop; finished work is saved", attempt=1)
     queued.said(train, "", None, attempt=2)
     first, second, third = attempts_of(queued.root, train)
     assert (first.outcome, second.outcome, third.outcome) == ("killed", "left", "")
     queued.queued[train] = ("RUNNING", "None")
     output = "\n".join(describe(gather(queued.root), progress(queued), None))
     assert "train: begun again: killed without a record of its end" in output
-    assert "train: begun again: signalled to leave; finished work is saved" in output
+    assert "train: begun again: signalled to stop; finished work is saved" in output
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):

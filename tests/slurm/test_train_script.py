@@ -140,7 +140,7 @@ def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
     assert done.returncode == 75
     ended = node.attempts()[-1]
     assert ended["outcome"] == "left"
-    assert "signalled to leave" in ended["cause"]
+    assert "signalled to stop" in ended["cause"]
     assert "step 44 is saved" in ended["cause"]
     assert "requeue 7" in node.requests
 

@@ -19,8 +19,8 @@ from benchmarks.measures import rivals
 from benchmarks.measures.corpora import mixed, write_jsonl
 from benchmarks.measures.goals import Goal, figure
 
-MOST_CHARACTERS = 60_000
-LEAST_CONFIDENCE = 0.65
+MAX_CHARACTERS = 60_000
+MIN_CONFIDENCE = 0.65
 """Bounds of English, as in FineWeb."""
 
 
@@ -34,7 +34,7 @@ def rules(quick: bool) -> list[Goal]:
     from data_pipeline.normalised_text import normalise
 
     documents = [{**row, "text": normalise(row["text"])} for row in mixed(1 << 40) if _held_back(row["id"])]
-    documents = _english([row for row in documents if len(row["text"]) <= MOST_CHARACTERS])
+    documents = _english([row for row in documents if len(row["text"]) <= MAX_CHARACTERS])
     documents = documents[: 300 if quick else None]
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "decisions.jsonl"
@@ -64,7 +64,7 @@ def _english(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     found = identify(pa.array([row["text"] for row in documents], pa.large_string()))
     sure = [
-        code == "en" and confidence >= LEAST_CONFIDENCE
+        code == "en" and confidence >= MIN_CONFIDENCE
         for code, confidence in zip(found.codes, found.confidences, strict=True)
     ]
     return [row for row, one in zip(documents, sure, strict=True) if one or row["id"].startswith("code.")]

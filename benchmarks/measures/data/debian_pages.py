@@ -1,7 +1,7 @@
 """HTML pages of Debian's documentation packages, fetched by apt: real pages that nobody tuned a rule on.
 
 Packages come in the order of a hash of their names, so that nobody chose them; one for each source package, and no
-more than `MOST_OF_A_PACKAGE` pages of it, again in the order of a hash. The set depends on the release of Debian.
+more than `MAX_PAGES_PER_PACKAGE` pages of it, again in the order of a hash. The set depends on the release of Debian.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PAGES = 20_000
-MOST_OF_A_PACKAGE = 80
+MAX_PAGES_PER_PACKAGE = 80
 PACKAGE_BYTES = (150_000, 6_000_000)
 PAGE_BYTES = (2_000, 40_000)
 SEEN = frozenset({"debian-handbook", "postgresql-17", "libreoffice"})
@@ -93,7 +93,7 @@ def _pages_of(archive: Path) -> Iterator[tuple[str, bytes]]:
                 if suited and member.name.endswith((".html", ".htm", ".xhtml")):
                     file = tar.extractfile(member)
                     found[_hash(member.name)] = file.read() if file else b""
-    for place in sorted(found)[:MOST_OF_A_PACKAGE]:
+    for place in sorted(found)[:MAX_PAGES_PER_PACKAGE]:
         yield place[:16], found[place]
 
 

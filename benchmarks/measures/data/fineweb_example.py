@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.measures import rivals
 from benchmarks.measures.corpora import documents_of
-from benchmarks.measures.data.data_rules import LEAST_CONFIDENCE, removed_by_rules
+from benchmarks.measures.data.data_rules import MIN_CONFIDENCE, removed_by_rules
 from benchmarks.measures.data.debian_pages import PAGES, pages
 from benchmarks.measures.goals import Goal, figure
 
@@ -50,7 +50,7 @@ def example(quick: bool) -> list[Goal]:
 
 
 def write_pages(files: list[Path], folder: Path) -> Path:
-    """Pages in characters, an object a line: both sides read what `decode_html` gives."""
+    """Pages in characters, an object per line: both sides read what `decode_html` gives."""
     from data_pipeline.readers.html import decode_html
 
     written = folder / "pages.jsonl"
@@ -76,7 +76,7 @@ def own_decisions(files: list[Path], folder: Path) -> dict[str, OwnPage]:
     )
     runtime = Runtime(folder / "root")
     read = ingest((source,), IngestConfig(), folder, runtime)
-    config = CleanConfig(presets=("fineweb",), languages=("en",), min_language_confidence=LEAST_CONFIDENCE)
+    config = CleanConfig(presets=("fineweb",), languages=("en",), min_language_confidence=MIN_CONFIDENCE)
     judged = clean(read, config, runtime)
     texts = {_name(Path(row["id"].partition("#")[0])): row["text"] for row in documents_of(read, runtime.root)}
     found = {_name(file): OwnPage("no_text", "", False) for file in files}

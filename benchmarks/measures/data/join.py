@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 BANDS = 20
-DOCUMENTS_A_FILE = 20_000
+DOCUMENTS_PER_FILE = 20_000
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -26,13 +26,13 @@ def write_corpus(folder: Path, rows: int) -> list[Path]:
     sys.path.insert(0, str(ROOT))
     from data_pipeline.dedup.join import BAND, write_keys
 
-    files = max(1, round(rows / BANDS / DOCUMENTS_A_FILE))
+    files = max(1, round(rows / BANDS / DOCUMENTS_PER_FILE))
     rng = np.random.default_rng(0)
     paths = []
     for number in range(files):
-        original = np.arange(number * DOCUMENTS_A_FILE, (number + 1) * DOCUMENTS_A_FILE, dtype=np.uint64)
-        copies = rng.random(DOCUMENTS_A_FILE) < 0.2
-        original[copies] = rng.integers(0, files * DOCUMENTS_A_FILE, copies.sum(), dtype=np.uint64)
+        original = np.arange(number * DOCUMENTS_PER_FILE, (number + 1) * DOCUMENTS_PER_FILE, dtype=np.uint64)
+        copies = rng.random(DOCUMENTS_PER_FILE) < 0.2
+        original[copies] = rng.integers(0, files * DOCUMENTS_PER_FILE, copies.sum(), dtype=np.uint64)
         hashes = original[:, None] * np.uint64(BANDS) + np.arange(BANDS, dtype=np.uint64)
         for shift in (30, 27, 31):
             hashes = (hashes ^ hashes >> np.uint64(shift)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -40,7 +40,7 @@ def write_corpus(folder: Path, rows: int) -> list[Path]:
         hashes[own] = rng.integers(0, 1 << 63, own.sum(), dtype=np.uint64)
         keys = (hashes.reshape(-1) % np.uint64(len(BAND))).astype(np.int64) + BAND.start
         paths.append(folder / f"{number:05d}.parquet")
-        write_keys(paths[-1], keys, np.repeat(np.arange(DOCUMENTS_A_FILE, dtype=np.int32), BANDS))
+        write_keys(paths[-1], keys, np.repeat(np.arange(DOCUMENTS_PER_FILE, dtype=np.int32), BANDS))
     return paths
 
 
@@ -52,12 +52,12 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
     from data_pipeline.dedup.join import BAND, JoinEngine, shared_keys
 
     paths = sorted(folder.glob("*.parquet"))
-    documents = len(paths) * DOCUMENTS_A_FILE
+    documents = len(paths) * DOCUMENTS_PER_FILE
     before = peak_mb() * 1e6 / (1 << 20)
     wall, cpu = time.perf_counter(), time.process_time()
     found = shared_keys(
         paths,
-        [number * DOCUMENTS_A_FILE for number in range(len(paths))],
+        [number * DOCUMENTS_PER_FILE for number in range(len(paths))],
         BAND,
         documents * BANDS,
         JoinEngine(engine, memory_mib, folder / "spill"),

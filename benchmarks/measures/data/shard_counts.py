@@ -151,7 +151,7 @@ def _shards(root: Path, count: int) -> dict[str, float]:
 
 def _join(folder: Path, count: int) -> dict[str, float]:
     """Shared keys by one sort, and by DuckDB in nine ranges."""
-    from data_pipeline.dedup.join import BYTES_A_KEY, ENGINE_SHARE, TEXT, JoinEngine, shared_keys, write_keys
+    from data_pipeline.dedup.join import BYTES_PER_KEY, ENGINE_SHARE, TEXT, JoinEngine, shared_keys, write_keys
 
     chance, each = np.random.default_rng(0), _KEYS // count
     files, firsts = [], []
@@ -160,7 +160,7 @@ def _join(folder: Path, count: int) -> dict[str, float]:
         firsts.append(number * each)
         write_keys(files[-1], chance.integers(0, 1 << 60, each), np.arange(each, dtype=np.int32))
     found = {}
-    in_nine = int(_KEYS * BYTES_A_KEY / 8 / ENGINE_SHARE) >> 20  # eight, rounded up
+    in_nine = int(_KEYS * BYTES_PER_KEY / 8 / ENGINE_SHARE) >> 20  # eight, rounded up
     for name, memory in (("sorted", 8192), ("in_ranges", in_nine)):
         engine = JoinEngine("duckdb", memory, folder / "spill")
         parts, spent = _seconds(lambda engine=engine: len(list(shared_keys(files, firsts, TEXT, _KEYS, engine))))

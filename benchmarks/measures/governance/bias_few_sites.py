@@ -50,7 +50,7 @@ def measured(seeds: range) -> Mapping[tuple[str, int], list[int]]:
     found: dict[tuple[str, int], list[int]] = {}
     with (
         patch("benchmarks.measures.governance.bias_null._documents", _on_few_sites),
-        patch("governance.checks.bias.interval_choice.LEAST_BUCKETS", 2),
+        patch("governance.checks.bias.interval_choice.MIN_BUCKETS", 2),
     ):
         for seed in seeds:
             tables = bias_null.tables(seed, _SHAPE)
@@ -65,13 +65,13 @@ def measured(seeds: range) -> Mapping[tuple[str, int], list[int]]:
 
 def few_sites(quick: bool) -> list[Goal]:
     """Coverage by the number of sites over 300 corpora (20 when quick); p below .05 in at most 5 % of five and more."""
-    from governance.checks.bias.interval_choice import LEAST_BUCKETS
+    from governance.checks.bias.interval_choice import MIN_BUCKETS
 
     goals = []
     for (metric, sites), (held, rows, low) in sorted(measured(range(20 if quick else 300)).items()):
         name, note = f"bias_few_sites.{metric}.{sites}", f"{rows:,} intervals"
-        if sites < LEAST_BUCKETS or rows < bias_null.LEAST_INTERVALS:
-            why = "the rule of five buckets gives these none" if sites < LEAST_BUCKETS else "few"
+        if sites < MIN_BUCKETS or rows < bias_null.MIN_INTERVALS:
+            why = "the rule of five buckets gives these none" if sites < MIN_BUCKETS else "few"
             goals.append(figure(f"{name}.coverage", held / rows, f"{note}; {why}"))
         else:
             goals.append(Goal(f"{name}.coverage_at_least", held / rows, 0.93, note=note))

@@ -43,7 +43,7 @@ NULLS = {
     "keep_ratio": 1.0,
 }  # fmt: skip
 LEVEL = 0.05
-LEAST_INTERVALS = 100
+MIN_INTERVALS = 100
 """With fewer intervals a coverage is only reported."""
 LEANINGS = {"a": 3.0, "b": 1 / 3, "category": 3.0, "praise": 0.6, "abuse": 4.0, "kept": 0.8}
 """The second source's rates over the first's."""
@@ -333,7 +333,7 @@ def _goals(name: str, quick: bool, number: int, held: Mapping[str, Integers], al
     for metric, of in sorted(held.items()):
         (coverage, error), rows = coverage_of(of), of[:, 1].sum()
         note = f"standard error {error:.4f}; {rows:,} intervals in {number:,} corpora"
-        if rows < LEAST_INTERVALS:
+        if rows < MIN_INTERVALS:
             yield figure(f"bias_null.{name}.{metric}.coverage", coverage, f"{note}; few")
             continue
         if not quick and not 0.93 <= coverage <= 0.97 and 0.93 - 2 * error <= coverage <= 0.97 + 2 * error:

@@ -110,7 +110,7 @@ def _stumbling(seed: int) -> float:
 
 def _trace(seed: int, *, apart: bool) -> tuple[float, int]:
     """The relative error of one hour, and how often its counter wrapped; `apart`: no reset looks like a wrap."""
-    from governance.energy.counters import MOST_WATTS
+    from governance.energy.counters import MAX_WATTS
     from governance.energy.rapl import open_rapl
 
     chance = random.Random(seed)
@@ -132,7 +132,7 @@ def _trace(seed: int, *, apart: bool) -> tuple[float, int]:
             now += 5.0
             truth += 5.0 * watts
             before, value = value, value + int(5e6 * watts)
-            hidden = apart and maximum - before < MOST_WATTS * 5e6  # what is left to the top could be used in a sample
+            hidden = apart and maximum - before < MAX_WATTS * 5e6  # what is left to the top could be used in a sample
             if hidden and beat in resets:
                 resets[resets.index(beat)] = beat + 1
             wraps, value = wraps + value // maximum, value % maximum

@@ -166,7 +166,7 @@ def rename(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def delete(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """Delete a file; empty locks and caches are no evidence and stay."""
+    """Delete a file; empty locks and caches are not evidence and stay."""
     data = path.read_bytes()
     return _on(path, None if data and path.name not in _CACHES else data)
 

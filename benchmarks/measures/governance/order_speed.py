@@ -48,7 +48,7 @@ def _case(precision: str, ranks: int, stage: int, rounds: int) -> Goal:
         if any([child.wait() for child in children]):
             raise RuntimeError(f"{precision}, {ranks} rank(s), stage {stage}: a rank failed")
         found = json.loads(file.read_bytes())
-    note = f"{found['ordinary'] * 1e3:.0f} ms a step ordinarily, {rounds} rounds"
+    note = f"{found['ordinary'] * 1e3:.0f} ms per step ordinarily, {rounds} rounds"
     return Goal(f"order_time_ratio_{precision}_{ranks}_ranks_stage_{stage}", found["ratio"], 1.25, "<=", note)
 
 

@@ -25,7 +25,7 @@ from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 
-_LEAST = 50
+_MIN_CHARACTERS = 50
 _QUERY = 1000
 
 
@@ -120,7 +120,7 @@ def _query(kept: Sequence[str], chance: random.Random) -> tuple[str, str]:
 
 def _ask(index: TextIndex, text: str) -> list[tuple[int, int]]:
     """Answer a query but for the steps: spans, documents, and their listed facts."""
-    spans = find_spans(index, text, _LEAST)
+    spans = find_spans(index, text, _MIN_CHARACTERS)
     held = [holders_of(index, text[start:end], 10) for start, end in spans]
     read_listed(index, [one for found in held for one in found.first])
     return spans

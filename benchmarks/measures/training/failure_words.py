@@ -8,7 +8,7 @@ into `slurm/attempt/failure_messages.toml`.
 A multinomial logistic regression on which words the last errors of a log have (`last_errors` and `words_of` of
 `slurm/attempt/restart_verdict.py`), divided by the root of their number. Its text: the collections of
 `tests/slurm/failure_logs*.toml` but for those held back, the messages of `tests/slurm/failure_catalogue.toml`, and
-errno(3), Python's exceptions and HTTP's statuses, as this Python lists them. Weights below `LEAST` are left out.
+errno(3), Python's exceptions and HTTP's statuses, as this Python lists them. Weights below `MIN_WEIGHT` are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parents[3]
 LOGS = HERE / "tests" / "slurm"
 MESSAGES = HERE / "slurm" / "attempt" / "failure_messages.toml"
 INVERSE_PENALTY = 30.0
-LEAST = 0.35
+MIN_WEIGHT = 0.35
 Example = tuple[str, frozenset[str]]
 """A label, "cause, action", and words."""
 
@@ -112,7 +112,7 @@ def fit(given: Sequence[Example]) -> Weights:
     model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(table, [label for label, _ in given])
     fitted: dict[str, dict[str, float]] = {}
     for label, weights, constant in zip(model.classes_, model.coef_, model.intercept_, strict=True):
-        kept = {word: round(float(weights[at]), 1) for word, at in place.items() if abs(weights[at]) >= LEAST}
+        kept = {word: round(float(weights[at]), 1) for word, at in place.items() if abs(weights[at]) >= MIN_WEIGHT}
         ordered = dict(sorted(kept.items(), key=lambda pair: -pair[1]))
         fitted[str(label)] = {"": round(float(constant), 1), **ordered}
     return fitted

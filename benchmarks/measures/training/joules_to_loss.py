@@ -37,10 +37,10 @@ OURS, FIRST = "assay", "nanogpt"
 SEEDS, QUICK_SEEDS = (1, 2, 3, 4, 5), (1,)
 SHARE = 0.12
 """Share of nanoGPT's joules."""
-MOST_OTHERS = 0.05
+MAX_OTHER_LOAD = 0.05
 """Share of the node's processor time that other processes take while a contestant runs."""
 TARGET = HERE / "build" / "joules"
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def refereed(name: str, seed: int, ledger: Path, start: Callable[[], tuple[Ended
     busy = cpu_times()[0]
     with meter(EnergyConfig(sample_seconds=1.0, scope="node"), ledger)(name) as energy:
         ended, loss = start()
-    spent = (cpu_times()[0] - busy) / _TICKS_A_SECOND
+    spent = (cpu_times()[0] - busy) / _TICKS_PER_SECOND
     others = max(0.0, 1 - ended.cpu_seconds / spent) if spent else 0.0
     bounds = (energy["joules"], energy["low"], energy["high"])
     return Run(name, seed, loss, *bounds, energy["method"], ended.seconds, ended.cpu_seconds, others)
@@ -168,7 +168,7 @@ def goals(first: Run, entry: Run) -> Iterator[Goal]:
     else:
         yield figure(f"joules_share_{end}", entry.joules / first.joules, note)
     yield figure(f"joules_cpu_share_{end}", entry.cpu_seconds / first.cpu_seconds)
-    yield Goal(f"joules_other_processes_{end}", max(first.others, entry.others), MOST_OTHERS, "<=")
+    yield Goal(f"joules_other_processes_{end}", max(first.others, entry.others), MAX_OTHER_LOAD, "<=")
 
 
 def mean_goals(name: str, pairs: Sequence[tuple[Run, Run]]) -> Iterator[Goal]:
@@ -193,7 +193,7 @@ def write_table(runs: Sequence[Run], target: Path) -> None:
         known = run.joules is not None and run.seed in losses
         reached = known and run.loss <= losses[run.seed]
         reasons = ["unmeasured"] * (not known) + ["loss not reached"] * (known and not reached)
-        return ", ".join(reasons + ["other processes"] * (run.others > MOST_OTHERS)) or "yes"
+        return ", ".join(reasons + ["other processes"] * (run.others > MAX_OTHER_LOAD)) or "yes"
 
     def cell(value: float | None, digits: int = 1) -> str:
         return "unknown" if value is None else f"{value:.{digits}f}"

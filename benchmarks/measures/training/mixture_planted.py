@@ -21,7 +21,7 @@ NOISE = 0.003
 """Standard deviation of a training's loss, in nats."""
 CLOSE = 0.05
 """Error of a weight that arXiv:2606.07597 reports for one such experiment on two sources."""
-_MOST_EPOCHS = 8
+_MAX_EPOCHS = 8
 _GRID = 20_000
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -47,9 +47,9 @@ def _problem(sources: int, seed: int) -> tuple[float, float, float, float, float
     """Errors of the weights, matched and not; loss over the best, of the found and the own; coverage."""
     chance = np.random.default_rng(seed)
     texts = 0.01 + chance.dirichlet(np.full(sources, 0.7)) * chance.uniform(0.3, 3)
-    while np.minimum(1, _MOST_EPOCHS * texts).sum() < 1.05:
+    while np.minimum(1, _MAX_EPOCHS * texts).sum() < 1.05:
         texts *= 1.5
-    caps = np.minimum(1, _MOST_EPOCHS * texts)
+    caps = np.minimum(1, _MAX_EPOCHS * texts)
     loss = _surface(texts, chance)
     grid = np.vstack([within(np.eye(sources), caps), within(chance.dirichlet(np.ones(sources), _GRID), caps)])
     whole = loss(grid, texts, 1.0)

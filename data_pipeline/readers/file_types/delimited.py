@@ -56,7 +56,7 @@ def read_csv(
     Without `dialect` the file is a package's: commas, UTF-8, and faults without line numbers.
     """
     form = dialect or Dialect()
-    csv.field_size_limit(MAX_RECORD_BYTES)  # of characters; `_Fed` bounds the row first
+    csv.field_size_limit(MAX_RECORD_BYTES)  # in characters; `_Fed` bounds the row first
     fed = _Fed(pieces if form.encoding == "utf-8" else _as_utf8(pieces, form.encoding), form)
     rows = (
         csv.reader(fed, strict=True, delimiter=form.delimiter, quotechar=form.quote)
@@ -105,7 +105,7 @@ def _undecoded(piece: Record | RecordFault, form: Dialect) -> Record | RecordFau
 
 def _malformed(error: csv.Error, fed: _Fed, packaged: bool) -> tuple[str, str]:
     """Reason and sample of a row that the CSV reader refused."""
-    words = str(error).partition(" - ")[0]  # what follows is advice for Python programmers
+    words = str(error).partition(" - ")[0]  # the rest is advice for Python programmers
     reason, line = "not_csv", fed.line
     if isinstance(error, _LongRow):
         reason, line = "line_too_long", fed.begin

@@ -30,7 +30,7 @@ _MAX_DEPTH = 100
 _BATCH_BYTES = 1 << 18
 _BATCH_PAGES = 64
 _FILE, _CATEGORY = "6", "14"  # namespaces whose links are not text
-_MOST_PREFIXES, _PREFIX_CHARACTERS = 100, 200  # a dump names one of each kind; all go with each page to its reader
+_MAX_PREFIXES, _PREFIX_CHARACTERS = 100, 200  # a dump names one of each kind; all go with each page to its reader
 _ENGLISH = ("file", "image", "media", "category")
 _FIELDS = {
     ("page", "title"): "title", ("page", "ns"): "namespace", ("page", "id"): "page_id",
@@ -113,7 +113,7 @@ class _Dump:
         if kind == "base":
             self.base = text.rpartition("/")[0]
         elif kind == "namespace" and self._space in (_FILE, _CATEGORY):
-            if len(self.prefixes) < _MOST_PREFIXES and len(text) <= _PREFIX_CHARACTERS:
+            if len(self.prefixes) < _MAX_PREFIXES and len(text) <= _PREFIX_CHARACTERS:
                 self.prefixes.add(text.strip().lower())
         elif self._page is not None and (value := _FIELDS.get((self._way[-1] if self._way else "", kind))):
             self._page.values[value] = text

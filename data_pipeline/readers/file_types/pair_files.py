@@ -192,7 +192,7 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
     """Values of each message by keyword, and whether it is fuzzy.
 
-    A message with a line that is no UTF-8 or no line of PO, or of more than 64 MiB, is a fault as a whole.
+    A message with a line that is not UTF-8 or not a line of PO, or of more than 64 MiB, is a fault as a whole.
     """
     values: dict[str, list[str]] = {}
     name, fuzzy, next_fuzzy, size = "", False, False, 0

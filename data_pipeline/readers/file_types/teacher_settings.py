@@ -85,8 +85,7 @@ class TeacherSettings(Section):
             'system is a message of a chat: use api = "chat"': bool(self.system) and self.api != "chat",
             "budget_money needs price_in or price_out": self.budget_money is not None
             and not (self.price_in or self.price_out),
-            "joules_per_token and joules_source go together": (self.joules_per_token is None)
-            == bool(self.joules_source),
+            "give both joules_per_token and joules_source": (self.joules_per_token is None) == bool(self.joules_source),
             "runs_here means that the energy is measured: remove joules_per_token": self.runs_here
             and self.joules_per_token is not None,
         }

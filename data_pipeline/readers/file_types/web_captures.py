@@ -34,7 +34,7 @@ from governance.files import sha256_file
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _GAP = b"\r\n\r\n"
-_MOST_PACKAGE_BYTES = 64 << 20
+_MAX_PACKAGE_BYTES = 64 << 20
 """Size of a datapackage.json that is read."""
 
 
@@ -134,7 +134,7 @@ def _stated_digests(path: Path) -> dict[str, str]:
     """SHA-256 by name of the WARC files in `datapackage.json`, or ""."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("datapackage.json") as file:
-            package = json.loads(file.read(_MOST_PACKAGE_BYTES))
+            package = json.loads(file.read(_MAX_PACKAGE_BYTES))
         resources = [(str(resource["path"]), str(resource.get("hash", ""))) for resource in package["resources"]]
     except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, *_DAMAGE):
         return {}  # absent or unreadable: a WACZ without statements is read as it is

@@ -51,7 +51,7 @@ _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]
 _BLANK_LINES = re.compile(r"\n\n\n+")
 _HELD = "\x02"  # around the number of a verbatim text; XML has no such character
 _HELD_TEXT = re.compile(rf"{_HELD}(\d+){_HELD}")
-_MOST_DEPTH = 16  # of links within a link: captions of files hold a few
+_MAX_DEPTH = 16  # nested links: captions of files hold a few
 
 
 def plain_text(page: str) -> str:
@@ -195,7 +195,7 @@ def _with_words_of_links(text: str, prefixes: frozenset[str]) -> str:
         parts.append(text[place : found.start()])
         place = found.end()
         if found[0] == "[[":
-            opened = opened[1 - _MOST_DEPTH :]
+            opened = opened[1 - _MAX_DEPTH :]
             opened.append(len(parts))
             parts.append("[[")
         elif opened:

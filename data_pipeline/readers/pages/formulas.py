@@ -17,7 +17,7 @@ _TAG = re.compile(r"<[^<>]*>")
 _PREFIX = re.compile(r"<(/?)[a-z]+:", re.IGNORECASE)
 _MARKUP = re.compile(r"&(?!(?:lt|gt|amp|quot|apos|#60|#62|#38);)([A-Za-z0-9]+|#[0-9]+|#x[0-9a-f]+);", re.IGNORECASE)
 _NAMES = re.compile(r"\s[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>=]+)|\s[\w:.-]+(?=[\s/>])")
-_DEPTH = 100  # of elements; a deeper formula gives its text
+_DEPTH = 100  # nested elements; of a deeper formula the text is taken
 _COMMANDS = {
     "−": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
     "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∼": r"\sim ", "∝": r"\propto ", "∞": r"\infty ", "∑": r"\sum ",

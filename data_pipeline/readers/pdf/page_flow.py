@@ -3,7 +3,7 @@
 1. *Running lines* go: headers, footers and page numbers. A line among the outermost three of a page, within a sixth of
    its height from the edge, is one if half of the pages around it (ten before, ten after; all of them, or those of its
    side of the sheet) have the same text at the same height; three at least. So a chapter's title goes where it runs,
-   and stays where it occurs once. A line with a number that rises by one a page is one too, if all else is equal: on
+   and stays where it occurs once. A line with a number that rises by one per page is one too, if all else is equal: on
    three neighbouring pages if it has no other letters or digits, or has the number of pages ("- 12 -", "page 12 of
    40"); else on eight, so that "Question 1" at the head of a page and rows of a table stay. Neighbours are at most two
    pages apart, as even and odd pages may differ. A file of fewer than three pages keeps all lines.
@@ -29,16 +29,16 @@ from typing import NamedTuple
 
 _SIDES = (slice(3), slice(-3, None))  # the outermost lines, from the lowest up
 _AROUND = 10
-_FEWEST = 3
-_FEWEST_COUNTED = 8  # of lines that count pages, but may be content
-_MOST_NUMBERS = 4  # in a line that counts pages
-_SAME_HEIGHT = 0.01  # of the page's height
+_MIN_PAGES = 3
+_MIN_COUNTED_PAGES = 8  # pages in a row, for lines that count pages but may be content
+_MAX_NUMBERS = 4  # most numbers in a line that counts pages
+_SAME_HEIGHT = 0.01  # share of the page's height
 _MARGIN = 1 / 6
 _WIDER_GAP = 1.35
-_WITHIN = 0.9  # of a column's lines
-_INDENT = 0.8  # of the line's height
+_WITHIN = 0.9  # share of a column's lines
+_INDENT = 0.8  # share of the line's height
 _OTHER_SIZE = 0.12
-_ROOM = 1.25  # of the next line's first word: so much would have been space for it
+_ROOM = 1.25  # widths of the next line's first word: that word would have fitted into this much space
 _NUMBER = re.compile(r"\d+")
 _ROMAN = re.compile(r"(?=.)(m{0,3})(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})", re.IGNORECASE)
 _ROMAN_VALUES = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100, "d": 500, "m": 1000}
@@ -144,7 +144,7 @@ def without_running_lines(pages: Sequence[PdfPage]) -> list[list[PageLine]]:
                 if fewest:
                     runs = _neighbours(same, number) >= fewest
                 else:
-                    runs = len(same) >= _FEWEST and any(2 * len(same & {*side}) >= len(side) for side in sides)
+                    runs = len(same) >= _MIN_PAGES and any(2 * len(same & {*side}) >= len(side) for side in sides)
                 if runs:
                     running.add(place)
         kept.append([line for place, line in enumerate(page.lines) if place not in running])
@@ -178,13 +178,13 @@ def _outer_keys(page: PdfPage, number: int, pages: int) -> dict[int, tuple[dict[
         text = " ".join(page.lines[place].text.split())
         keys = {text: 0}
         numbers = [match for match in _NUMBER.finditer(text) if len(match.group()) <= 6]
-        for match in numbers if len(numbers) <= _MOST_NUMBERS else []:
+        for match in numbers if len(numbers) <= _MAX_NUMBERS else []:
             before, after = text[: match.start()], text[match.end() :]
             others = re.findall(r"\w+", before + " " + after)
             certain = not others or str(pages) in others
-            keys[f"{before}\0{int(match.group()) - number}\0{after}"] = _FEWEST if certain else _FEWEST_COUNTED
+            keys[f"{before}\0{int(match.group()) - number}\0{after}"] = _MIN_PAGES if certain else _MIN_COUNTED_PAGES
         if _ROMAN.fullmatch(text):
-            keys[f"\0{_roman(text) - number}\0"] = _FEWEST
+            keys[f"\0{_roman(text) - number}\0"] = _MIN_PAGES
         found[place] = (keys, page.lines[place].baseline / height)
     return found
 

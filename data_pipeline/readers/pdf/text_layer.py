@@ -24,9 +24,9 @@ from data_pipeline.readers.pdf.page_flow import PageLine, PdfPage, PdfText, flow
 
 MAX_PAGES = 5000
 _FEW_LETTERS = 20  # less than a caption: a page number, a stamp
-_PICTURE_SHARE = 0.25  # of the page, from which it is the page's content
+_PICTURE_SHARE = 0.25  # share of the page from which a picture is the page's content
 _UNREADABLE_SHARE = 0.3
-_WORD_SPACE = 0.12  # of the height of a line: no space between words is narrower
+_WORD_SPACE = 0.12  # share of a line's height: no space between words is narrower
 _MANY_OUTLINES = 500  # drawn shapes, as letters without a font are
 _LINE_ENDS = re.compile("\r?\n|\ufffe|\x02")
 _HYPHENS = ("\ufffe", "\x02")  # PDFium's signs for a hyphen at a line's end

@@ -24,7 +24,7 @@ A kept document is read in its final form, a removed one as it was when removed.
 
 The four-fifths rule (29 CFR 1607.4 D, EEOC 1978) defines adverse impact as below 0.8: the note states whether the whole
 interval is there. `n` is the group's entering documents. Languages in which no document mentions the axis (no term
-list, or removed before the language was known) are no reference and are excluded.
+list, or removed before the language was known) are not a reference and are excluded.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def impact_rows(fates: pa.Table, reference: Reference = "none", min_documents: i
     Args:
         fates: the count table.
         reference: "none" (documents that mention no group of the axis) or "highest".
-        min_documents: entered documents without which a group is no candidate for the highest rate.
+        min_documents: entered documents without which a group is not a candidate for the highest rate.
 
     Raises:
         ManifestError: a document ended at a stage that is not in ORDER.

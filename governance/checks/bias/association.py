@@ -21,7 +21,7 @@ ones. From `SURE_DEGREES` degrees of freedom on the jackknife's p is the lesser 
 exact p, so alarms stay as rare. Where one side never has the pair, its npmi is -1 in each replicate, however few its
 sentences: interval and p are exact then, of the rate of the side that never has it. q: Benjamini & Hochberg 1995 over
 the suite. `n` is the group's sentences. A pair has a row when it was seen or when chance would have it in
-`LEAST_EXPECTED` sentences.
+`MIN_EXPECTED` sentences.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from governance.checks.bias.within_source import (
     weights,
 )
 
-LEAST_EXPECTED = 5.0
+MIN_EXPECTED = 5.0
 SURE_DEGREES = 20.0
 _GAP_ONE_SIDED = 0.03  # with .04 gaps of rare groups (one expected, on few sites) cover .927
 
@@ -130,7 +130,7 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]
         "" if seen else f"never together; chance would have it in {by_chance:.1f} sentences"
         for seen, by_chance in zip(np.any(together, axis=1).tolist(), expected.tolist(), strict=True)
     ]
-    shown = together.any(axis=1) | (expected >= LEAST_EXPECTED)
+    shown = together.any(axis=1) | (expected >= MIN_EXPECTED)
     return _chosen(
         "npmi", names, found, shown, one.sum(axis=1), [_joined(*both) for both in zip(never, notes, strict=True)]
     )
@@ -170,7 +170,7 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], documen
     lower = np.where(unseen | (sums.rate == 0), np.nan, gaps.lower)  # npmi is -1 in each replicate: no interval
     gaps = replace(gaps, lower=lower, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
     found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1), of_documents=of_documents)
-    seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= LEAST_EXPECTED)
+    seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= MIN_EXPECTED)
     of_sources = notes_of(found.value, pooled, one, others)
     unlike = [_joined(f"against {OTHERS}", *both) for both in zip(notes, of_sources, strict=True)]
     return _chosen("npmi_gap", names, found, seen & others.any(axis=(1, 2)), one.sum(axis=(1, 2)), unlike)

@@ -80,7 +80,7 @@ class SentenceClassifierConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> SentenceClassifierConfig:
         if bool(self.positive) != bool(self.negative):
-            raise ValueError("positive and negative go together: a score is above 0 for praise and below for blame")
+            raise ValueError("give both positive and negative: a score is above 0 for praise and below for blame")
         return self
 
 

@@ -1,6 +1,6 @@
 """Columns of the count tables, their parts, and their sum.
 
-`counts.py` describes the tables. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
+`counts.py` describes the tables. Parts hold all sites; their sum names the largest `MAX_SITES`, by documents,
 whatever the partition into parts.
 
 As an array a count table has 64 buckets for each key (`by_bucket`). A count table has key columns, `bucket`, and
@@ -27,7 +27,7 @@ from governance.files import atomic_path
 
 Tables = dict[str, list[pa.Table]]
 
-MOST_SITES = 4096
+MAX_SITES = 4096
 """Sites that `fates` names; smaller ones have too few documents for a stratum."""
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "documents": (("language", "source", "bucket"), ("documents", "words", "sentences", "bytes")),
@@ -124,7 +124,7 @@ def write_counts(path: Path, table: pa.Table) -> None:
         pq.write_table(table.combine_chunks(), temporary, compression="zstd", row_group_size=1 << 20)
 
 
-def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str, pa.Table]:
+def merge_parts(paths: Iterable[Path], most_sites: int = MAX_SITES) -> dict[str, pa.Table]:
     """The count tables of all parts.
 
     The largest sites keep their names, the others are merged.

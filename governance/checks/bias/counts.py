@@ -13,7 +13,7 @@ cluster (`provenance_columns.py`), `language` the column's ("und" where it is em
                 total and squares of the sentences' scores, hits: sentences with a listed word, or that a
                 classifier gives half a point or more; axis and group are "" for sentences without a mention
     fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
-                `site` is the host, "" without one, "(small sites)" beyond the MOST_SITES with most documents;
+                `site` is the host, "" without one, "(small sites)" beyond the MAX_SITES with most documents;
                 outcome of each document that entered the first filter: "kept", or the stage that removed it; once for
                 each group that it mentions, and with the group "" on an axis of which it mentions none. In a language
                 without term lists: once, with axis and group "", since its mentions are unknown
@@ -32,7 +32,7 @@ their own in `groups`, `pairs`, `scores` and `beside`.
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
 words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
-integers per language and source (`MOST_BYTES` and one row group's at most), and a row for each host: the process that
+integers per language and source (`MAX_BYTES` and one row group's at most), and a row for each host: the process that
 merges holds those of the whole corpus. Time is in `bias.py`.
 """
 
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 
 KEPT = "kept"
 LENGTH_BINS = 16
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 """Limit of sentence counts in memory."""
 _COLUMNS = ("id", "text", "source", "url", "language", "licence")
 
@@ -128,7 +128,7 @@ def count_groups(
     for group in groups:
         if group.num_rows:
             _count_group(group, stage, lexicons, running, parts)
-        if sum(part.nbytes for sums in running.sums.values() for part in sums) > MOST_BYTES:
+        if sum(part.nbytes for sums in running.sums.values() for part in sums) > MAX_BYTES:
             _write_out(stage, lexicons, running, parts)
         for name, pending in parts.items():
             if len(pending) > 32:

@@ -41,7 +41,7 @@ class AxisFates:
     language: npt.NDArray[np.object_]
     """[cells]"""
     groups: Mapping[str, Integers]
-    """Group -> [outcomes, cells] documents; "" is no group of the axis."""
+    """Group -> [outcomes, cells] documents; "" is not a group of the axis."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ is, where 1 is the whole way from neutral to certain praise.
 A finding is `precise` when its effective sample size could detect the smallest medium effect with 80 % power at the 5 %
 level: n >= (z_.975 + z_.80)^2 sigma^2 / delta^2 (Cohen 1988, "Statistical Power Analysis"), where the interval's width
 gives sigma^2 / n. A significant difference of a smaller sample exaggerates its effect (Gelman & Carlin 2014,
-"Beyond Power Calculations", Perspectives on Psychological Science 9(6), type M error), so it is no headline.
+"Beyond Power Calculations", Perspectives on Psychological Science 9(6), type M error), so it is not a headline.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NEUTRAL = {
 """Metric of a finding -> its value when groups do not differ."""
 SUITES = ("impact", "association", "tone", "intersections")
 TERMS = 5
-MOST_Q = 0.05
+MAX_Q = 0.05
 RATIO_SIZES, GAP_SIZES = (1.25, 2.0), (0.2, 0.5)
 _INTERVAL, _POWER = 1.959964, 0.841621  # quantiles of the normal distribution: 97.5 %, 80 %
 
@@ -79,7 +79,7 @@ def is_significant(row: Mapping[str, Any], equal: Mapping[str, float] = NEUTRAL)
     `equal` maps a metric to its value when groups do not differ; rows of other metrics are not judged.
     """
     neutral = equal.get(str(row["metric"]))
-    if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:
+    if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MAX_Q:
         return False
     if str(row["note"] or "").startswith("biased instrument"):
         return False

@@ -75,20 +75,16 @@ def load_templates(path: Path | None = None) -> SentenceTemplates:
     return SentenceTemplates(version, languages)
 
 
-def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str, ...]] = ()) -> Scorer:
-    """Scorer that sums the weights of a lexicon's terms, with repetitions.
-
-    Args:
-        weights: term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed words.
-        identity: terms that consume their words, as in the counts: a term that begins within one is not scored.
-    """
-    return lexicon_scorers({"": weights}, identity)[""]
-
-
 def lexicon_scorers(
     lists: Mapping[str, Mapping[str, float]], identity: Collection[tuple[str, ...]]
 ) -> dict[str, Scorer]:
-    """Scorers of several lists, as `lexicon_scorer`; each text is split once."""
+    """Scorers that sum the weights of a list's terms, with repetitions; each text is split once.
+
+    Args:
+        lists: name -> term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed
+            words.
+        identity: terms that consume their words, as in the counts: a term that begins within one is not scored.
+    """
     longest_first = sorted({len(term) for term in identity}, reverse=True)
     first_words = {term[0] for term in identity}
     split = functools.cache(split_words)

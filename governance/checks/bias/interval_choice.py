@@ -35,10 +35,10 @@ import numpy as np
 from governance.checks.bias.small_samples import Bounds, rate_bounds
 from governance.checks.bias.statistics import Estimates, Floats, Integers
 
-LEAST_EXPECTED = 1.0
+MIN_EXPECTED = 1.0
 JACKKNIFE_EXPECTED = 5.0
 MANY_COUNTED = 30.0
-LEAST_BUCKETS = 5
+MIN_BUCKETS = 5
 _ONE_UNIT = 1.05  # units per site up to which a reference does not show how those of one site resemble each other
 TOO_FEW = "too few to say"
 
@@ -140,7 +140,7 @@ def chosen_intervals(
             exact.p if of_documents is None else np.where(np.isnan(exact.p), exact.p, np.fmax(exact.p, of_documents))
         )
         p = np.where(few, least, np.fmax(found.p, exact.p))
-    fit = (expected >= LEAST_EXPECTED) & ((sampled > 0).sum(axis=-1) >= LEAST_BUCKETS)
+    fit = (expected >= MIN_EXPECTED) & ((sampled > 0).sum(axis=-1) >= MIN_BUCKETS)
     fit &= np.isfinite(found.value) & np.isfinite(lower) & np.isfinite(upper)
     lower, upper, p = (np.where(fit, part, np.nan) for part in (lower, upper, p))
     notes = ["" if one else TOO_FEW for one in fit.tolist()]

@@ -62,7 +62,7 @@ from governance.checks.bias.statistics import (
 
 Flags = npt.NDArray[np.bool_]
 
-MOST = 50
+MAX_SHARES = 50
 UNKNOWN = "unknown"
 REST = "(others)"
 _ONE_BUCKET = "each value is in one bucket: a description of this corpus, without an interval"
@@ -86,7 +86,7 @@ class Cells:
         return sums
 
 
-def share_rows(table: pa.Table, most: int = MOST) -> list[Row]:
+def share_rows(table: pa.Table, most: int = MAX_SHARES) -> list[Row]:
     """The rows of the suite `shares`.
 
     `table` is the count table, `most` the values shown of a dimension.
@@ -207,7 +207,7 @@ def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[
         for metric, found, of in (
             ("share", share_estimates(part, whole), whole),
             ("axis_share", share_estimates(part, on_axis), on_axis),
-            ("per_million_words", rate_estimates(stacked(mentions, keys), all_words, 1e6), all_words),
+            ("per_million_words", rate_estimates(stacked(mentions, keys), all_words), all_words),
         ):
             names = [{"metric": metric, "language": language, "axis": axis, "group": group} for axis, group in groups]
             rows += interval_rows(names, found, of.sum(axis=1))

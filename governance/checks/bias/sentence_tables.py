@@ -16,7 +16,7 @@ import pyarrow as pa
 from governance.checks.bias.count_tables import table_of
 from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name, scale_of
-from governance.checks.bias.word_lists.tabbed_lists import MOST
+from governance.checks.bias.word_lists.tabbed_lists import MAX_SCORE
 from governance.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def sentence_scores(scorer: SentenceScorer, spans: Integers, data: Bytes) -> Int
     scores = np.asarray(scorer.score(texts) if texts else [], np.float64)
     if scores.shape != (len(texts),):
         raise ValueError(f"{scorer.instrument} returned {scores.shape} scores for {len(texts)} sentences")
-    if len(wrong := scores[~(np.abs(scores) <= MOST)]):
+    if len(wrong := scores[~(np.abs(scores) <= MAX_SCORE)]):
         raise PipelineError(
             f"{scorer.instrument}: {len(wrong)} of {len(scores)} sentences have a score that is not a number from "
-            f"-{MOST} to {MOST}, such as {wrong[0]:g}. Name another model in audit.bias.classifiers."
+            f"-{MAX_SCORE} to {MAX_SCORE}, such as {wrong[0]:g}. Name another model in audit.bias.classifiers."
         )
     whole: Integers = np.rint(scores * scale_of(scorer.instrument)).astype(np.int64)
     return whole[of.reshape(-1)]

@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 _TAIL = 0.025
 ONE_SIDED = 0.04
 """Tail of a rate's bound where the other tail is empty."""
-MOST_RARER = 30.0
+MAX_RARER = 30.0
 """Units of the rarer scores expected beyond which a mean of scores is taken for normal."""
 _TURNS = 40  # halvings of theta
 
@@ -121,7 +121,7 @@ def scores_of(n: float, total: float, squares: float, hits: float) -> Scores | N
 
 def mean_p(mean: float, n: float, null: float, pool: Scores) -> float:
     """Two-sided p of `null` for the mean of n scores."""
-    if n * pool.rarer > MOST_RARER:
+    if n * pool.rarer > MAX_RARER:
         return _normal_bounds(mean, n, null, pool)[2]
     under = _chance_below(mean, n, pool)(_theta_of(pool, null))
     return min(1.0, 2 * min(under, 1 - under))
@@ -129,7 +129,7 @@ def mean_p(mean: float, n: float, null: float, pool: Scores) -> float:
 
 def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float, float, float]:
     """Lower, upper and p of `null` for the mean of n scores."""
-    if n * pool.rarer > MOST_RARER:
+    if n * pool.rarer > MAX_RARER:
         return _normal_bounds(mean, n, null, pool)
     below = _chance_below(mean, n, pool)
     at = mean / pool.step

@@ -112,7 +112,7 @@ def jackknife(
     Args:
         statistic: elementwise, of as many arrays as there are counts; NaN or infinite where it has no value.
         counts: each [rows, buckets], or [1, buckets] when all rows share them.
-        sampled: [rows or 1, buckets] units that could have entered the statistic; a bucket without any is no cluster.
+        sampled: [rows or 1, buckets] units that could have entered the statistic; one without any is not a cluster.
         scale: on which the statistic is nearly symmetric.
         null: the tested value; NaN for none.
         most_degrees: of freedom, [rows]; `degrees_of_shares` for a share of all documents.
@@ -169,8 +169,8 @@ def degrees_of_shares(whole: Integers) -> Floats:
     return np.asarray(np.maximum(effective_clusters(whole) - 1, 1.0))
 
 
-def rate_estimates(part: Integers, whole: Integers, per: float) -> Estimates:
-    """Rates part / whole x `per`, [rows, buckets] each.
+def rate_estimates(part: Integers, whole: Integers) -> Estimates:
+    """Rates part / whole per million, [rows, buckets] each.
 
     They are on the log scale; part is a small share of whole.
 
@@ -178,13 +178,13 @@ def rate_estimates(part: Integers, whole: Integers, per: float) -> Estimates:
     design effect of its own buckets, at least 1.
     """
     most = degrees_of_shares(whole)
-    found = jackknife(lambda some, of: some * per / of, (part, whole), whole, LOG, most_degrees=most)
+    found = jackknife(lambda some, of: some * 1e6 / of, (part, whole), whole, LOG, most_degrees=most)
     count, units = part.sum(axis=-1), whole.sum(axis=-1)
     with np.errstate(all="ignore"):
         used = (whole > 0).sum(axis=-1)
         residuals = part - (count / units)[:, None] * whole
         effect = np.fmax(used / (used - 1) * (residuals**2).sum(axis=-1) / count, 1.0)
-        lower, upper = (bound * effect * per / units for bound in count_bounds(count / effect))
+        lower, upper = (bound * effect * 1e6 / units for bound in count_bounds(count / effect))
     few = (count > 0) & (count < FEW_UNITS) & (used > 1)
     return replace(found, lower=np.where(few, lower, found.lower), upper=np.where(few, upper, found.upper))
 

@@ -43,7 +43,7 @@ _OF_NULLS = {
 _EXISTS = "expect_column_to_exist"
 _Z_SCORES = "expect_column_value_z_scores_to_be_less_than"
 _ANY_TEXT = ("", "(?s).*")  # the second is GX's default
-_MOST_CHARACTERS = 200
+_MAX_CHARACTERS = 200
 
 
 def build(gate: Gate, index: int) -> Any:
@@ -155,7 +155,7 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
         observed = number(seen)
     elif counted is not None and judged_rows:
         observed = number(1 - unexpected / judged_rows)
-    text = shown(observed) if isinstance(observed, float) else " ".join(str(seen).split())[:_MOST_CHARACTERS]
+    text = shown(observed) if isinstance(observed, float) else " ".join(str(seen).split())[:_MAX_CHARACTERS]
     detail = (
         f"{gate.gx}: observed {text}"
         if seen is not None

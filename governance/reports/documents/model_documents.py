@@ -26,13 +26,13 @@ from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, 
 from governance.reports.documents.markdown import filled, rows
 from governance.reports.html.markup import compact, duration, number, visible
 
-_MOST_ROWS = 12  # of differences between groups; the report has all
+_MAX_ROWS = 12  # differences between groups; the report has all
 
 
 def model_card(evidence: Evidence) -> str:
     """The card; the run must have a training."""
     by_suite = findings(evidence)
-    each = max(1, _MOST_ROWS // max(1, len(by_suite)))
+    each = max(1, _MAX_ROWS // max(1, len(by_suite)))
     shown = [
         [
             suite,

@@ -1,4 +1,4 @@
-"""OpenLineage 2.0.2 events, one JSON object a line.
+"""OpenLineage 2.0.2 events, one JSON object per line.
 
 Names are stage and key, versions are digests, so the same thing has one name in every run. Energy is a facet of our own
 (`assay_energy`); the audit's results are assertions on what it audited.

@@ -21,7 +21,7 @@ from governance.reports.html.markup import compact
 from governance.stage_order import STAGES
 from governance.verified_files import intact
 
-_DOUBLINGS = 32  # of sizes: the last bin is open
+_DOUBLINGS = 32  # bins of sizes; the last one is open
 _SHARE_BINS = 20
 _SIZES = {"clean": ("bytes", "words"), "encode": ("tokens",)}
 _SHARES = {

@@ -18,8 +18,8 @@ from governance.reports.html.markup import chance, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, spaced, written
 
-_WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
-_CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
+_WASTED_SHARE = 0.05  # share of the energy from which waste is reported
+_CUT_SHARE = 0.5  # share of the documents from which the funnel's loss is reported
 _OPEN = ("PASS", "WAIVED")
 _NAMED = 3
 _LISTS = {"sentiment": "tone", "toxicity": "insults", "attributes": "associations"}

@@ -23,7 +23,7 @@ from governance.verified_files import intact
 
 EXAMPLES = 5
 CHARACTERS = 200
-_MOST_SHARDS = 50  # examples come from the first shards; counts come from the manifests
+_MAX_SHARDS = 50  # examples come from the first shards; counts come from the manifests
 
 _READ = 16_384  # characters of a text that are masked, so that a key of many lines is seen whole
 
@@ -127,9 +127,9 @@ def _rows(shards: list[Output], root: Path, columns: list[str], by: str) -> Iter
     """
     import pyarrow.parquet as pq
 
-    if len(shards) > _MOST_SHARDS:
-        get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(shards))
-    for shard in shards[:_MOST_SHARDS]:
+    if len(shards) > _MAX_SHARDS:
+        get_logger(__name__).info("report: examples from the first %d of %d shards", _MAX_SHARDS, len(shards))
+    for shard in shards[:_MAX_SHARDS]:
         with intact(shard, root) as path, read_errors(path), pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())

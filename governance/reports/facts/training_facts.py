@@ -21,7 +21,7 @@ _CURVES = {
     "mfu_gemm": "mfu_gemm",
     "joules_per_token": "joules_per_token",
 }
-_MOST_POINTS = 400
+_MAX_POINTS = 400
 
 
 def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
 
 def thin(points: Sequence[Point]) -> list[Point]:
     """About 400 points at most; each stretch keeps its minimum and maximum."""
-    if len(points) <= _MOST_POINTS:
+    if len(points) <= _MAX_POINTS:
         return list(points)
-    width = -(-len(points) // (_MOST_POINTS // 2))
+    width = -(-len(points) // (_MAX_POINTS // 2))
     kept: list[Point] = []
     for start in range(0, len(points), width):
         stretch = points[start : start + width]

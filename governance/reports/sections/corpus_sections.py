@@ -28,7 +28,7 @@ from governance.reports.html.svg_figures import STYLES, Bar, Curve, bars, chart,
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
 _DETAIL = 140  # characters of a check's detail
-_OF_A_GATE = 10  # of these, results of one gate and status that are shown one by one
+_SHOWN_PER_GATE = 10  # most results of one gate and status that are shown one by one
 _SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be distinguished
 _LANGUAGES_SHOWN = 10
 OTHERS = "all others"
@@ -362,7 +362,7 @@ def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["gate"], row["status"], row["waived"]), []).append(row)
     merged: list[dict[str, Any]] = []
     for (_, status, _), mine in groups.items():
-        shown = 0 if status == "pass" and len(mine) > 1 else min(_OF_A_GATE, len(mine))
+        shown = 0 if status == "pass" and len(mine) > 1 else min(_SHOWN_PER_GATE, len(mine))
         merged += [dict(row) for row in mine[:shown]]
         if rest := mine[shown:]:
             merged.append(_merged_row(rest))

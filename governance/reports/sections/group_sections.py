@@ -32,10 +32,10 @@ from governance.reports.sections.group_words import (
 Row = Mapping[str, Any]
 
 PANEL_ROWS = 10
-_TAIL = 0.02  # of the interval ends on either side that the scale may cut off
-_LEAST = 1e-3  # of a ratio, for its logarithm
-_WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uninformative
-_MOST = 1000  # rows of a table of the page; report.json holds all
+_TAIL = 0.02  # share of interval ends that the scale may cut off on either side
+_MIN_RATIO = 1e-3  # least ratio whose logarithm is taken
+_WIDEST = math.log(8)  # on either side of a ratio of 1: wider intervals are uninformative
+_MAX_ROWS = 1000  # rows of a table of the page; report.json holds all
 _TERMS = 3
 _TITLES = {
     "impact": "Adverse impact of the filters",
@@ -109,7 +109,7 @@ def _neutral(row: Row) -> float | None:
 def _at(value: float, row: Row) -> float:
     """Position of a value: log ratio, difference or share."""
     neutral = _neutral(row)
-    return math.log(max(value, _LEAST)) if neutral == 1.0 else value - (neutral or 0.0)
+    return math.log(max(value, _MIN_RATIO)) if neutral == 1.0 else value - (neutral or 0.0)
 
 
 def _back(place: float, row: Row) -> str:
@@ -252,7 +252,7 @@ def _findings(facts: Mapping[str, Any]) -> Html:
             chance(row["q"]) if row["q"] is not None else None,
             *([_case(row)] if with_words else []),
         ]
-        for row in rows[:_MOST]
+        for row in rows[:_MAX_ROWS]
     ]
     citation = cite(facts, *(f"/bias/{suite}" for suite in significant_rows(facts["bias"])))
     title = f"{counted(len(rows), 'significant difference')}, the best supported first"
@@ -310,10 +310,10 @@ def _table(rows: Sequence[Row], citation: Html) -> Html:
             chance(row["q"]) if row["q"] is not None else None,
             foreign(str(row["note"])) if row["note"] else None,
         ]
-        for row in mine[:_MOST]
+        for row in mine[:_MAX_ROWS]
     ]
     head = ["group", "where", "against", "value", "95 % interval", "n", "q", "note"]
-    more = f", {_MOST:,} of {len(mine):,} rows; report.json has all" if len(mine) > _MOST else ""
+    more = f", {_MAX_ROWS:,} of {len(mine):,} rows; report.json has all" if len(mine) > _MAX_ROWS else ""
     title = named(rows[0]["metric"])
     return table(f"{title[:1].upper()}{title[1:]}{more}", head, lines, numeric=(3, 5, 6), citation=citation)
 
@@ -350,7 +350,7 @@ def _mentions(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> It
             compact(row["per_million_words"]),
             None if row["conclusive"] else "inconclusive",
         ]
-        for row in sorted(rows, key=lambda row: -(row["n"] or 0))[:_MOST]
+        for row in sorted(rows, key=lambda row: -(row["n"] or 0))[:_MAX_ROWS]
     ]
     head = ["group", "where", "documents", "mentions", "share", "95 % interval", "per million words", "note"]
     yield table("Mentions of groups", head, lines, numeric=(2, 3, 4, 6), citation=citation)

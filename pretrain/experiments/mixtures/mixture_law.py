@@ -23,7 +23,7 @@ import numpy as np
 from governance.errors import PipelineError
 from pretrain.experiments.scaling.scaling_law import Floats, percentiles
 
-LEAST_CURVE = 1e-6
+MIN_CURVE = 1e-6
 """Least b, in nats: the best weights stay unique."""
 
 
@@ -128,8 +128,8 @@ def _fit(shares: Floats, losses: Floats, counted: Floats) -> MixtureLaw:
     from scipy.optimize import lsq_linear
 
     sources, scale = shares.shape[1], np.sqrt(counted)
-    bounds = np.repeat([-np.inf, LEAST_CURVE], sources)
+    bounds = np.repeat([-np.inf, MIN_CURVE], sources)
     coefficients = lsq_linear(_columns(shares) * scale[:, None], losses * scale, (bounds, np.inf), method="bvls").x
     return MixtureLaw(
-        tuple(coefficients[:sources].tolist()), tuple(np.maximum(coefficients[sources:], LEAST_CURVE).tolist())
+        tuple(coefficients[:sources].tolist()), tuple(np.maximum(coefficients[sources:], MIN_CURVE).tolist())
     )

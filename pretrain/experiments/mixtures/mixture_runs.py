@@ -22,7 +22,7 @@ from governance.config import Section
 from governance.errors import ConfigError
 from pretrain.config.training import TrainRecipe
 from pretrain.experiments.scaling.ladder import (
-    LEAST_STEPS,
+    MIN_STEPS,
     Rung,
     multiplied,
     narrowed,
@@ -33,7 +33,7 @@ from pretrain.experiments.scaling.ladder import (
 )
 from pretrain.experiments.scaling.scaling_law import Floats
 
-LEAST_ROWS = 8
+MIN_ROWS = 8
 """Fewer rows of a source are not repeated as in the run: rounding changes their number by more than a sixteenth."""
 _CANDIDATES = 4096
 
@@ -118,15 +118,15 @@ def mixture_plan(
     each = round(config.budget * steps / count)
     run_rows = steps * recipe.train.global_batch_size
     scarce = min(kept, key=lambda name: kept[name])
-    if each < LEAST_STEPS or kept[scarce] * each / steps < LEAST_ROWS:
-        least = max(LEAST_STEPS, math.ceil(LEAST_ROWS * steps / kept[scarce]))
+    if each < MIN_STEPS or kept[scarce] * each / steps < MIN_ROWS:
+        least = max(MIN_STEPS, math.ceil(MIN_ROWS * steps / kept[scarce]))
         fix = _enough(steps, least, count, kept, scarce)
-        if least > LEAST_STEPS and len(kept) > 2:
+        if least > MIN_STEPS and len(kept) > 2:
             fix += f", or leave {scarce!r} out: mixture.max_epochs_of = {{ {scarce} = 0 }}"
         raise ConfigError(
             f"mixture.budget: {config.budget:g} of this run's tokens are {each} steps for each of {count} trainings, "
-            f"with {kept[scarce] * each / steps:.1f} rows of {scarce!r}; a training needs {LEAST_STEPS} steps and "
-            f"{LEAST_ROWS} rows of each source. {fix}"
+            f"with {kept[scarce] * each / steps:.1f} rows of {scarce!r}; a training needs {MIN_STEPS} steps and "
+            f"{MIN_ROWS} rows of each source. {fix}"
         )
     caps = [min(1.0, config.max_epochs_of.get(name, config.max_epochs) * had / run_rows) for name, had in kept.items()]
     if sum(caps) < 1:
@@ -145,10 +145,10 @@ def mixture_plan(
 def _enough(steps: int, least: int, count: int, kept: Mapping[str, int], scarce: str) -> str:
     """Settings with which trainings of `least` steps fit into the run's steps."""
     fewest, possible = 2 * len(kept) + 1, steps // least
-    if possible < fewest and least > LEAST_STEPS:
+    if possible < fewest and least > MIN_STEPS:
         return (
             f"No budget suffices: {fewest} trainings, the fewest for {len(kept)} sources, need "
-            f"{fewest * LEAST_ROWS} rows of {scarce!r}, and it has {kept[scarce]}"
+            f"{fewest * MIN_ROWS} rows of {scarce!r}, and it has {kept[scarce]}"
         )
     if possible < fewest:
         return (

@@ -20,10 +20,10 @@ from governance.config import Section
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
-from pretrain.experiments.scaling.scaling_law import LEAST_TRAININGS, LEAST_VALUES, PARAMETERS
+from pretrain.experiments.scaling.scaling_law import MIN_TRAININGS, MIN_VALUES, PARAMETERS
 from pretrain.model.flops import flops_per_token
 
-LEAST_STEPS = 30
+MIN_STEPS = 30
 """A training of fewer steps measures its warm-up."""
 _SHARES = (1 / 8, 3 / 16, 1 / 4, 3 / 8)
 
@@ -45,7 +45,7 @@ class ScalingConfig(Section):
         for name, values in (("hidden_sizes", self.hidden_sizes), ("budgets", self.budgets)):
             if any(value <= 0 for value in values) or len({*values}) < len(values):
                 raise ValueError(f"{name} = {list(values)}: each must be above 0 and named once")
-        if self.hidden_sizes and len(self.hidden_sizes) < LEAST_VALUES:
+        if self.hidden_sizes and len(self.hidden_sizes) < MIN_VALUES:
             raise ValueError(f"hidden_sizes = {list(self.hidden_sizes)}: two sizes show no curve; name three or more")
         if len(self.budgets) < 2:
             raise ValueError(f"budgets = {list(self.budgets)}: one budget shows no growth; name two or more")
@@ -92,23 +92,23 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
     models = [narrowed(recipe.model, width) for width in sorted(widths)]
     whole = multiplied(recipe.model, vocabulary_size) * tokens_of(recipe)
     a_step = recipe.train.global_batch_size * recipe.train.sequence_length
-    if (count := len(models) * len(config.budgets) * config.seeds) < LEAST_TRAININGS:
+    if (count := len(models) * len(config.budgets) * config.seeds) < MIN_TRAININGS:
         raise ConfigError(
             f"scaling: {len(models)} widths, {len(config.budgets)} budgets and {config.seeds} seed(s) are {count} "
-            f"trainings, and the law has {PARAMETERS} parameters and needs {LEAST_TRAININGS}. Add to "
+            f"trainings, and the law has {PARAMETERS} parameters and needs {MIN_TRAININGS}. Add to "
             f"scaling.hidden_sizes or scaling.budgets, or set scaling.seeds = 2"
         )
     least, most = min(config.budgets), multiplied(models[-1], vocabulary_size)
-    if (steps := round(least * whole / most / a_step)) < LEAST_STEPS:
-        enough = two_digits_up(LEAST_STEPS * most * a_step / whole)
+    if (steps := round(least * whole / most / a_step)) < MIN_STEPS:
+        enough = two_digits_up(MIN_STEPS * most * a_step / whole)
         named = [enough, *(budget for budget in sorted(config.budgets) if budget > enough)]
         while len(named) < len(config.budgets):
             named.append(two_digits_up(2 * named[-1]))
         fewer = len(models) - 1
-        enough_without = fewer >= LEAST_VALUES and fewer * len(config.budgets) * config.seeds >= LEAST_TRAININGS
+        enough_without = fewer >= MIN_VALUES and fewer * len(config.budgets) * config.seeds >= MIN_TRAININGS
         raise ConfigError(
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
-            f"a schedule needs {LEAST_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}"
+            f"a schedule needs {MIN_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}"
             + (", or leave out this width" if enough_without else "")
         )
     found = []
@@ -154,7 +154,7 @@ def refuse_other_runs(recipe: TrainRecipe, experiment: str) -> None:
 def _default_widths(model: ModelConfig) -> tuple[int, ...]:
     heads, head = model.num_attention_heads, model.hidden_size // model.num_attention_heads
     counts = {max(1, round(share * heads)) for share in _SHARES}
-    if len(counts) < LEAST_VALUES:
+    if len(counts) < MIN_VALUES:
         counts = {1, 2, 3}
     if heads <= max(counts):
         raise ConfigError(

@@ -29,9 +29,9 @@ from governance.errors import PipelineError
 Floats = npt.NDArray[np.float64]
 
 PARAMETERS = 5
-LEAST_TRAININGS = PARAMETERS + 2
+MIN_TRAININGS = PARAMETERS + 2
 """Fewer leave no residual to estimate the noise from."""
-LEAST_VALUES = 3
+MIN_VALUES = 3
 """Distinct sizes, and distinct numbers of tokens: two cannot tell an exponent from the constant."""
 _LOWEST, _HIGHEST = 0.01, 3.0
 _GRID = 14
@@ -136,7 +136,7 @@ def parabola_exponent(curves: Sequence[Sequence[Trained]]) -> float | None:
     """
     found = []
     for curve in curves:
-        if len(curve) < LEAST_VALUES:
+        if len(curve) < MIN_VALUES:
             continue
         sizes = np.log([one.parameters for one in curve])
         square, slope, _ = np.polyfit(sizes, [one.loss for one in curve], 2)
@@ -151,11 +151,11 @@ def parabola_exponent(curves: Sequence[Sequence[Trained]]) -> float | None:
 
 def _refuse_few(trained: Sequence[Trained]) -> None:
     sizes, tokens = ({getattr(one, name) for one in trained} for name in ("parameters", "tokens"))
-    if len(trained) < LEAST_TRAININGS or min(len(sizes), len(tokens)) < LEAST_VALUES:
+    if len(trained) < MIN_TRAININGS or min(len(sizes), len(tokens)) < MIN_VALUES:
         raise PipelineError(
             f"scaling: {len(trained)} trainings of {len(sizes)} sizes and {len(tokens)} numbers of tokens determine no "
-            f"law. It has {PARAMETERS} parameters and needs {LEAST_TRAININGS} trainings, {LEAST_VALUES} sizes and "
-            f"{LEAST_VALUES} numbers of tokens: add to scaling.hidden_sizes or scaling.budgets."
+            f"law. It has {PARAMETERS} parameters and needs {MIN_TRAININGS} trainings, {MIN_VALUES} sizes and "
+            f"{MIN_VALUES} numbers of tokens: add to scaling.hidden_sizes or scaling.budgets."
         )
 
 

@@ -27,4 +27,4 @@ class AssayConfig(PretrainedConfig):
             setattr(self, name, values.pop(name, self.assay_model.get(name, getattr(type(self), name))))
         self.vocab_size = values.pop("vocab_size", 128)
         super().__init__(**values)
-        self.tie_word_embeddings = False  # what is shared is shared in the model itself, by `assay_model`
+        self.tie_word_embeddings = False  # `assay_model` ties the weights itself

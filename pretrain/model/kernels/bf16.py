@@ -16,7 +16,10 @@ from numba.extending import intrinsic, overload
 from governance.kernels.compiled import inlined, loose
 
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_LEAST, _MOST = np.float32(-87.0), np.float32(88.0)  # e to these is almost the smallest and the largest normal fp32
+_MIN_EXPONENT, _MAX_EXPONENT = (
+    np.float32(-87.0),
+    np.float32(88.0),
+)  # e to these is almost the range of normal fp32
 _ONE = np.float32(1.0)
 _16, _BIAS, _FRACTION = np.uint32(16), np.int32(127), np.int32(23)
 _ROUND, _LAST, _NAN = np.uint32(0x7FFF), np.uint32(1), np.uint32(0x7FC0)
@@ -90,7 +93,7 @@ def exponential(x: Any) -> Any:
 
     Cephes' expf (Moshier, 1992): e^x = 2^n e^r with |r| <= ln(2) / 2, a polynomial of degree 6 in r.
     """
-    kept = _LEAST if x < _LEAST else (_MOST if x > _MOST else x)
+    kept = _MIN_EXPONENT if x < _MIN_EXPONENT else (_MAX_EXPONENT if x > _MAX_EXPONENT else x)
     turns = np.rint(kept * _LOG2_E)
     r = kept - turns * _LN2_HIGH - turns * _LN2_LOW
     p = np.float32(1.9875691500e-4)

@@ -17,12 +17,12 @@ NAME = "kernel"
 """Prefix of these threads' names."""
 SMALL = 1 << 17
 """Elements up to which a kernel runs on the caller's thread: handing over a part takes as long (0.05 ms)."""
-_MOST = 16  # Python starts them one after the other, so more would queue; measured with two
+_MAX_THREADS = 16  # Python starts them one after the other, so more would queue; measured with two
 
 
 def thread_count(count: int) -> int:
     """Threads that share `count` rows."""
-    return max(1, min(torch.get_num_threads(), _MOST, count))
+    return max(1, min(torch.get_num_threads(), _MAX_THREADS, count))
 
 
 def run_in_threads(kernel: Callable[..., None], count: int, tensors: tuple[torch.Tensor, ...], *rest: Any) -> None:
@@ -54,4 +54,4 @@ def run_in_threads(kernel: Callable[..., None], count: int, tensors: tuple[torch
 
 @functools.cache
 def _pool(_process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST - 1, thread_name_prefix=NAME)
+    return ThreadPoolExecutor(_MAX_THREADS - 1, thread_name_prefix=NAME)

@@ -3,11 +3,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.manifest import FILE_NAME, Manifest, write_manifest
+from governance.manifest import FILE_NAME, write_manifest
 from pretrain.checkpoint.format import require_step
 from pretrain.checkpoint.load import newest_whole
 from pretrain.checkpoint.retention import kept_steps, remove_old
 from pretrain.config.training import CheckpointConfig
+from tests.manifests import manifest_of
 from tests.pretrain.checkpoint_ranks import save, store_in
 
 
@@ -60,10 +61,7 @@ def test_removed_checkpoints_are_kept_by_no_rule(steps, last, every, best, losse
 def test_one_that_another_artifact_names_stays(tmp_path):
     store = store_in(tmp_path)
     save(store, 1, 2, 3)
-    audit = Manifest(
-        stage="model_audit", version=1, key="f" * 64, config={}, inputs=(require_step(store, 1).as_input(),),
-        outputs=(), stats={}, run={},
-    )  # fmt: skip
+    audit = manifest_of("model_audit", key="f", inputs=(require_step(store, 1).as_input(),))
     write_manifest(audit, tmp_path)
     remove_old(store, CheckpointConfig(keep_last=1), 3, [])
     assert standing(store, 3) == [1, 3]

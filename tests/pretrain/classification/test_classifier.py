@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from governance.errors import CheckpointError, ConfigError
-from governance.manifest import Manifest
 from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.classification import classifier_scores
 from pretrain.classification.calibration import (
@@ -34,6 +33,7 @@ from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import read_model
 from pretrain.initial_weights.start import InitialWeights
 from pretrain.model.flops import parameter_count
+from tests.manifests import manifest_of
 from tests.pretrain.export.test_export import EVERY, write_tokenizer
 from tests.pretrain.small_models import config, model_of, rows
 
@@ -271,10 +271,7 @@ def test_a_language_model_is_no_classifier():
 
     recipe = identity_of(config(), 0)
     values = {"train_key": recipe.train_key, "step": 1, "vocabulary_size": VOCABULARY}
-    stored = Manifest(
-        stage="checkpoint", version=1, key="c" * 64, inputs=(), outputs=(), stats={}, run={},
-        config={**values, "recipe": recipe.recipe.model_dump(mode="json")},
-    )  # fmt: skip
+    stored = manifest_of("checkpoint", key="c", config={**values, "recipe": recipe.recipe.model_dump(mode="json")})
     with pytest.raises(CheckpointError, match="no classification head"):
         require_classifier(stored, LABELS)
 

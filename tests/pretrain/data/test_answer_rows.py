@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
-from governance.manifest import Manifest, describe, write_manifest
+from governance.manifest import describe, write_manifest
 from pretrain.data.dataset import NO_ORIGIN, open_rows
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import initial_weight
+from tests.manifests import manifest_of
 from tests.pretrain.conftest import VOCABULARY
 
 LENGTH, PROMPT, ANSWER = 32, 9, 6
@@ -33,9 +34,7 @@ def tokens(tmp_path_factory):
         path = root / "encode" / ("e" * 16) / role / "00000.tokens"
         write_token_shard(path, list(chats(generator, count)), VOCABULARY, 0)
         outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
+    manifest = manifest_of("encode", outputs, key="e")
     write_manifest(manifest, root)
     return root, manifest
 

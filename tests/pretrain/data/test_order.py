@@ -106,7 +106,7 @@ def test_a_ramp_that_does_not_divide_or_rise_is_reported():
         ConfigError, match=r"train\.batch_size_ramp\[entry 1\]\.global_batch_size = 6 is not a multiple of"
     ):
         refuse_uneven(config, 2, 2)
-    with pytest.raises(ValueError, match=r"until_step is \[9, 5\]; it must rise"):
+    with pytest.raises(ValueError, match=r"until_step is \[9, 5\]; it must increase"):
         train_config(batch_size_ramp=stages[::-1])
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from assay.config import load_run
 from governance.errors import ConfigError
 from governance.files import write_text
-from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
+from governance.manifest import FILE_NAME, describe, read_manifest, write_manifest
 from pretrain.checkpoint.format import identity_of, read_state
 from pretrain.config.training import EngineConfig, SpanCorruptionConfig
 from pretrain.data.corrupted_rows import corrupted_rows
@@ -25,6 +25,7 @@ from pretrain.export.huggingface import export
 from pretrain.model.decoder import Batch
 from pretrain.model.flops import flops_per_token
 from tests.conftest import write_project
+from tests.manifests import manifest_of
 from tests.pretrain.encoder_decoder.pair_models import small
 
 END, SENTINELS = 0, np.arange(1, 101)
@@ -150,10 +151,7 @@ def texts(make_tokens):
         file.add_special_tokens(["<|endoftext|>", *special])
         path = root / "tokenizer" / ("f" * 16) / "tokenizer.json"
         write_text(path, file.to_str())
-        tokenizer = Manifest(
-            stage="tokenizer", version=1, key="f" * 64, config={}, inputs=(), outputs=(describe(path, root),),
-            stats=stats, run={},
-        )  # fmt: skip
+        tokenizer = manifest_of("tokenizer", (describe(path, root),), key="f", stats=stats)
         write_manifest(tokenizer, root)
         made = make_tokens(root).model_copy(update={"inputs": (tokenizer.as_input(),), "config": config or {}})
         (root / made.folder / FILE_NAME).unlink()

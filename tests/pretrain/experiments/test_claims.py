@@ -313,12 +313,12 @@ def test_a_loss_never_rises_with_time(amounts):
     [
         ({"seeds": 1}, "1 seed(s) give no interval"),
         ({"budgets": [0, 64]}, "none below one step of 64"),
-        ({"budgets": []}, "give rising numbers of tokens"),
+        ({"budgets": []}, "give increasing numbers of tokens"),
         ({"architectures": ["lstm", "gru"]}, "name 'transformer' and at least one other"),
         ({"learning_rates": []}, "one or more different numbers"),
-        ({"width": 18}, "width = 18 is no multiple of 2 x heads = 4"),
+        ({"width": 18}, "width = 18 is not a multiple of 2 x heads = 4"),
         ({"matching": []}, "name 'parameters', 'flops' or both"),
-        ({"recall": {"distances": [8, 4]}}, "two or more rising numbers"),
+        ({"recall": {"distances": [8, 4]}}, "two or more increasing numbers"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(changes, message):

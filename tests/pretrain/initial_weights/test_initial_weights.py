@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
-from governance.manifest import Input, Manifest, read_manifest
+from governance.manifest import Input, read_manifest
 from governance.stage import Runtime
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
@@ -21,6 +21,7 @@ from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import FAMILIES, differences, read_model
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of, open_weights, parameter_shapes
 from pretrain.model.decoder import Decoder
+from tests.manifests import manifest_of
 from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.export.test_export import EVERY, our_logits
 from tests.pretrain.small_models import config as small_config
@@ -227,7 +228,7 @@ FAULTS = [
     (lambda folder: _edit(folder / "config.json", rope_scaling={"rope_type": "dynamic"}), ConfigError, "'dynamic'"),
     (lambda folder: (folder / "config.json").write_text("{"), CheckpointError, "config.json: cannot be read"),
     (lambda folder: (folder / "tokenizer.json").unlink(), MissingInput, "lacks tokenizer.json"),
-    (_torn, CheckpointError, "is torn"),
+    (_torn, CheckpointError, "is truncated or damaged"),
     (_lost, MissingInput, "lacks model-00002-of"),
     (_pickled, ConfigError, "not in the safetensors format"),
     (_other_shapes, CheckpointError, r"has shape \[48, 32\], its config.json needs \[64, 32\]"),
@@ -421,9 +422,7 @@ def _recipe(folder: Path) -> TrainRecipe:
 
 def test_the_tokenizer_of_the_shards_must_be_the_folders(folder, tmp_path):
     source = Input(stage="tokenizer", digest="t" * 64, path="tokenizer/t/manifest.json")
-    tokens = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(source,), outputs=(), stats={}, run={}
-    )
+    tokens = manifest_of("encode", key="e", inputs=(source,))
     held = tmp_path / "tokenizer" / "t" / "tokenizer.json"
     held.parent.mkdir(parents=True)
     recipe = _recipe(folder)

@@ -287,7 +287,7 @@ def test_the_page_needs_nothing_and_escapes_all(name, monkeypatch):
         return HOSTILE[token % len(HOSTILE)]
 
     texts = [{"text": HOSTILE[0], **interpret(model, ids, name_of, 0, 8, lambda n: None)} for ids in (IDS, IDS[:1])]
-    monkeypatch.setattr(interpretation, "MOST_PATTERN_NUMBERS", 100)
+    monkeypatch.setattr(interpretation, "MAX_PATTERN_NUMBERS", 100)
     texts.append({"text": "", **interpret(model, IDS * 3, name_of, 0, 8, lambda n: None)})
     assert [one["patterns"] is None for one in texts] == [False, False, True]
     assert any("give a shorter text" in note for note in texts[2]["not_measured"])

@@ -76,7 +76,7 @@ def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog
     pytest.importorskip("mlflow")
     (tmp_path / "mlflow").write_text("not a folder")
     recorded(tmp_path, ("start", 0, {}), *steps(1, 2))
-    assert "MLflow fails (" in caplog.text
+    assert "MLflow failed (" in caplog.text
     assert len(read_lines(tmp_path / "run" / METRICS_FILE)) == 3
 
 
@@ -86,7 +86,7 @@ def test_a_warning_lacks_the_password_of_the_uri(tmp_path, monkeypatch, caplog, 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("tests.pretrain.metrics.test_mlflow.uri", lambda _: f"http://{login}@127.0.0.1:9")
     recorded(tmp_path, ("start", 0, {}))
-    assert "MLflow fails (" in caplog.text
+    assert "MLflow failed (" in caplog.text
     assert "127.0.0.1" in caplog.text
     assert "s3cret" not in caplog.text
 

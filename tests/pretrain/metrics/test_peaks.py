@@ -86,7 +86,7 @@ def test_precisions_have_their_arithmetic(monkeypatch):
 @pytest.mark.parametrize(("arithmetic", "shown"), [("fp32", "fp32"), ("bf16", "bf16"), ("fp8", "bfloat16")])
 def test_a_product_is_measured_in_its_arithmetic(monkeypatch, arithmetic, shown):
     monkeypatch.setitem(peaks._SIZES, "cpu", (64, 128))
-    monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.01)
+    monkeypatch.setattr(peaks, "_SECONDS_PER_SIZE", 0.01)
     kinds = []
     product = peaks._product
     monkeypatch.setattr(peaks, "_product", lambda *given: kinds.append(given[1]) or product(*given))
@@ -101,7 +101,7 @@ def test_a_product_is_measured_in_its_arithmetic(monkeypatch, arithmetic, shown)
 
 def test_the_best_size_counts_and_slow_devices_measure_few(monkeypatch):
     monkeypatch.setitem(peaks._SIZES, "cpu", MEASURED)
-    monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.15)
+    monkeypatch.setattr(peaks, "_SECONDS_PER_SIZE", 0.15)
     monkeypatch.setattr(peaks, "_SAMPLED", SAMPLED)
     monkeypatch.setattr(peaks, "_product", lambda size, kind, device: size)
     monkeypatch.setattr(peaks, "_best_seconds", lambda size, *_: size**3 / {512: 1e9, 1024: 4e9, 2048: 3e9}[size])

@@ -142,7 +142,7 @@ def test_the_mirror_sees_the_same_numbers_under_the_lines_number(tmp_path, monke
     started = fake_wandb(run)
     for _ in range(2):  # a restart: rows continue, so nothing is overwritten
         with open_record(tmp_path, TrackingConfig(), ABOUT, writes=True) as (record, _):
-            record("step", 1, loss=0.5, text="is no metric", mfu=None)
+            record("step", 1, loss=0.5, text="is not a metric", mfu=None)
     # Offline this stand-in keeps no file, so the second attempt writes the first one's row as well.
     assert run.rows[-2:] == [
         (0, {"step": 1, "attempt": 1, "train/loss": 0.5}),

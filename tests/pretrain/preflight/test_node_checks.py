@@ -248,7 +248,7 @@ while not all(path.exists() for path in up):  # how long the imports take is the
     time.sleep(0.02)
 try:
     run = (engine(), requested(), needed_bytes(), root)
-    node_checks.check_node(*run, Ranks(rank, world, 0, 1), "1-0", node_checks.say_at_once)
+    node_checks.check_node(*run, Ranks(rank, world, 0, 1), "1-0", lambda text, _: node_checks.say_at_once(text))
 except PipelineError as error:
     print(error)
     sys.exit(error.exit_code)

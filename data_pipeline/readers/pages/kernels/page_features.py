@@ -126,7 +126,7 @@ def sum_boxes(lines, boxes):  # type: ignore[no-untyped-def]
         own[1] += line[LINKS]
         own[2] += line[SIZE] * line[PROSE]
         own[3] += 1
-    for box in range(len(boxes) - 1, 0, -1):  # what is inside was numbered later
+    for box in range(len(boxes) - 1, 0, -1):  # inner boxes have higher numbers
         up = boxes[box, PARENT]
         for column in range(4):
             sums[up, column] += sums[box, column]

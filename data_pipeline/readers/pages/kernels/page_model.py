@@ -50,13 +50,13 @@ _EDGE = -2.0  # the score of what would be beyond the first and the last line
 _LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up to so many, and these on top
 
 
-MOST_LEAVES = 32
+MAX_LEAVES = 32
 """Leaves of a tree at most: the bits of a set."""
-_ALL = (1 << MOST_LEAVES) - 1
+_ALL = (1 << MAX_LEAVES) - 1
 _BLOCK = 64  # lines at once, in the first cache
 _BIT_FACTOR, _BIT_SHIFT = 0x077CB531, 27  # each power of two times the factor (de Bruijn) begins with other bits
-_BIT_NUMBERS = np.zeros(MOST_LEAVES, np.uint8)
-for _bit in range(MOST_LEAVES):
+_BIT_NUMBERS = np.zeros(MAX_LEAVES, np.uint8)
+for _bit in range(MAX_LEAVES):
     _BIT_NUMBERS[((_BIT_FACTOR << _bit) & _ALL) >> _BIT_SHIFT] = _bit
 
 

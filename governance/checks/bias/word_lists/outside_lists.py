@@ -97,7 +97,7 @@ def _read(path: Path, field: str, parse: Callable[[str], Any]) -> Any:
 def _lines(path: Path, field: str) -> list[Words]:
     def parse(text: str) -> list[Words]:
         terms = sorted({tuple(split_words(line)) for line in text.splitlines()} - {()})
-        if not terms or max(map(len, terms)) > _MOST_WORDS:
+        if not terms or max(map(len, terms)) > _MAX_WORDS:
             raise ValueError("not a list of one word or phrase a line")
         return terms
 
@@ -105,7 +105,7 @@ def _lines(path: Path, field: str) -> list[Words]:
     return found
 
 
-_MOST_WORDS = 12
+_MAX_WORDS = 12
 
 
 def _holistic(descriptors: Path, nouns: Path) -> Lists:

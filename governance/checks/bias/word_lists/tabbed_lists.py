@@ -26,7 +26,7 @@ from governance.kernels.word_lookup import split_words
 
 SCALE = 1000
 """Integers per point of a scored list: three decimals count."""
-MOST = 1000
+MAX_SCORE = 1000
 """The greatest score."""
 OF_NAMES = " (names)"
 """Suffix of axes of given names."""
@@ -48,7 +48,7 @@ def scored_words(path: Path, field: str) -> dict[str, list[Words]]:
     for line, columns in _rows(path, field):
         score = _score(columns[1]) if len(columns) > 1 else None
         if score is None or not columns[0].strip():
-            expected = f"a word, a tab and a number from -{MOST:,} to {MOST:,}"
+            expected = f"a word, a tab and a number from -{MAX_SCORE:,} to {MAX_SCORE:,}"
             raise _wrong(path, field, line, f"{' '.join(columns)!r} is not {expected}")
         if words := _plain_words(columns[0]):
             scores.setdefault(words, []).append(score)
@@ -144,7 +144,7 @@ def _score(text: str) -> Decimal | None:
         score = Decimal(text.strip())
     except InvalidOperation:
         return None
-    return score if score.is_finite() and abs(score) <= MOST else None
+    return score if score.is_finite() and abs(score) <= MAX_SCORE else None
 
 
 def _plain_words(text: str) -> Words:

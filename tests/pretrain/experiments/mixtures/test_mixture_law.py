@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.errors import PipelineError
-from pretrain.experiments.mixtures.mixture_law import LEAST_CURVE, MixtureLaw, fit_mixtures
+from pretrain.experiments.mixtures.mixture_law import MIN_CURVE, MixtureLaw, fit_mixtures
 from pretrain.experiments.mixtures.mixture_runs import spread_mixtures, within
 
 LAWS = st.integers(2, 5).flatmap(
@@ -86,5 +86,5 @@ def test_what_determines_no_law_is_refused():
 
 
 def test_a_straight_law_goes_to_the_caps():
-    best = MixtureLaw((1.0, 2.0, 3.0), (LEAST_CURVE,) * 3).best([0.5, 0.3, 1.0])
+    best = MixtureLaw((1.0, 2.0, 3.0), (MIN_CURVE,) * 3).best([0.5, 0.3, 1.0])
     assert best == pytest.approx((0.5, 0.3, 0.2), abs=1e-4)

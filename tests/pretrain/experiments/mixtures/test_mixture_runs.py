@@ -13,8 +13,8 @@ from assay.config import load_run
 from governance.errors import ConfigError
 from pretrain.data.mixture import sources_of
 from pretrain.data.sampler import sampler_of
-from pretrain.experiments.mixtures.mixture_runs import LEAST_ROWS, mixture_plan
-from pretrain.experiments.scaling.ladder import LEAST_STEPS, tokens_of
+from pretrain.experiments.mixtures.mixture_runs import MIN_ROWS, mixture_plan
+from pretrain.experiments.scaling.ladder import MIN_STEPS, tokens_of
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 SOURCES = ", ".join(f'{{type="jsonl", name="{name}", licence="MIT", paths=["x"]}}' for name in ("books", "web"))
@@ -75,7 +75,7 @@ def test_each_source_is_repeated_as_often_as_in_the_run(few, many, weight):
         assert (little > 0).sum() <= max(1, round(share * len(large))) + 1
         means = [counts[counts > 0].mean() for counts in (large, little)]
         if min(means) > 1.5:  # read whole, more than once
-            assert means[1] == pytest.approx(means[0], rel=1 / LEAST_ROWS)
+            assert means[1] == pytest.approx(means[0], rel=1 / MIN_ROWS)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_each_source_is_repeated_as_often_as_in_the_run(few, many, weight):
             ROWS,
             "max_epochs_of names 'boks'; the sources with training rows are books",
         ),
-        (["mixture.budget=0.01"], ROWS, f"a training needs {LEAST_STEPS} steps and .* Set mixture.budget = "),
+        (["mixture.budget=0.01"], ROWS, f"a training needs {MIN_STEPS} steps and .* Set mixture.budget = "),
         ([], {"books": 100, "web": 30_000}, "rows of 'books'; .* Set mixture.budget = "),
         ([], {"books": 2, "web": 30_000}, "No budget suffices: 5 trainings, .* need 40 rows of 'books', and it has 2"),
         (["train.steps=149"], ROWS, "No budget suffices: 5 trainings, .* need a run of 150 steps"),
@@ -113,7 +113,7 @@ def test_the_settings_of_the_message_suffice(words):
     named = re.findall(r"(mixture\.\w+) = (\d+(?:\.\d+)?)", str(caught.value).partition(" Set ")[2])
     assert named
     _, plan = plan_of(*words, *(f"{name}={value}" for name, value in named))
-    assert plan.rungs[0].steps >= LEAST_STEPS
+    assert plan.rungs[0].steps >= MIN_STEPS
 
 
 def test_narrower_models_and_the_runs_own_mixture():

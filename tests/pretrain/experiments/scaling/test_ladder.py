@@ -6,7 +6,7 @@ import pytest
 
 from assay.config import load_run
 from governance.errors import ConfigError
-from pretrain.experiments.scaling.ladder import LEAST_STEPS, ladder, multiplied, tokens_of
+from pretrain.experiments.scaling.ladder import MIN_STEPS, ladder, multiplied, tokens_of
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 VOCABULARY = 32_768
@@ -27,7 +27,7 @@ def test_a_rung_is_the_run_with_its_settings(preset):
         smaller = load_run(CONFIGS / f"{preset}.toml", rung.settings, needs="model").config
         assert smaller.model == rung.model
         assert tokens_of(smaller.recipe) == rung.tokens
-        assert rung.parameters * rung.tokens == pytest.approx(rung.budget * whole, rel=1 / LEAST_STEPS)
+        assert rung.parameters * rung.tokens == pytest.approx(rung.budget * whole, rel=1 / MIN_STEPS)
         before, after = run.config, smaller
         shares = [
             getattr(config.optim, name) / config.train.steps
@@ -74,5 +74,5 @@ def test_the_budgets_of_the_message_suffice(budgets):
         rungs_of(f"scaling.budgets={budgets}", widths)
     named = str(caught.value).partition("Set scaling.budgets = ")[2].partition("]")[0]
     _, rungs = rungs_of(f"scaling.budgets={named}]", widths)
-    assert min(rung.steps for rung in rungs) >= LEAST_STEPS
+    assert min(rung.steps for rung in rungs) >= MIN_STEPS
     assert "leave out this width" not in str(caught.value), "two widths show no curve"
