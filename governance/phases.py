@@ -97,7 +97,7 @@ def during(energy: Mapping[str, Any], phase: str) -> Iterator[None]:
         clock.enter(before)
 
 
-def tell_hang(energy: Mapping[str, Any], silent: float) -> None:
+def report_hang(energy: Mapping[str, Any], silent: float) -> None:
     """Report to the meter that nothing moved for `silent` seconds."""
     clock: PhaseClock | None = energy.get(CLOCK)
     if clock is not None:

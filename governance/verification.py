@@ -34,7 +34,7 @@ from governance.gate.refusals import removal_faults
 from governance.gate.verdict import Keyring, read_verdict
 from governance.lineage.attest import MIRROR, MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
 from governance.lineage.lineage_graph import read_graph
-from governance.lineage.unlisted_files import beside_faults, note_faults, strays
+from governance.lineage.unlisted_files import beside_faults, find_unlisted, note_faults
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.recomputation.audit_statement import audit_faults
@@ -187,7 +187,7 @@ def _verify_others(
     latest = evidence.latest.items() if evidence is not None else ()
     mirrored = [name for name, entry in latest if entry.kind == MIRROR]
     for folder in folders:
-        found = strays(manifests, root, folder, mirrored)
+        found = find_unlisted(manifests, root, folder, mirrored)
         problems += found.problems
         notes += found.notes
     if evidence is None:

@@ -17,7 +17,7 @@ from torch import distributed
 from governance.errors import ConfigError, Preempted
 from governance.log import get_logger, progress
 from governance.manifest import Manifest
-from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
+from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, report_hang
 from governance.stage import artifact_folder
 from pretrain.checkpoint.format import TrainState, finite_row
 from pretrain.checkpoint.load import resume
@@ -183,7 +183,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
 
 def _report_hang(context: TrainContext, seconds: float) -> None:
     """Called by the watchdog before it ends the process."""
-    tell_hang(context.energy, seconds)
+    report_hang(context.energy, seconds)
 
     def record() -> None:
         with contextlib.suppress(Exception):
@@ -366,17 +366,17 @@ def _catch_up(context: TrainContext, state: TrainState) -> tuple[TrainState, int
     """
     resumed, step = state, state.step
 
-    def owes(every: int, last: int, made: list[dict[str, Any]]) -> bool:
+    def is_due(every: int, last: int, made: list[dict[str, Any]]) -> bool:
         if not step or not _due(step, every, last) or any(values["step"] == step for values in made):
             return False
         context.stop_requested.defer()
         return True
 
     validations = context.recipe.train.validate_every_steps
-    if context.validation_rows is not None and owes(validations, context.recipe.train.steps, state.validations):
+    if context.validation_rows is not None and is_due(validations, context.recipe.train.steps, state.validations):
         state = _validate(context, state, step)
     last = _last_step(context, state)
-    if context.suite is not None and owes(context.recipe.evaluation.every_steps, last, state.tasks):
+    if context.suite is not None and is_due(context.recipe.evaluation.every_steps, last, state.tasks):
         state = _score_tasks(context, state, step)
     if state is not resumed and _due(step, context.settings.checkpoint.every_steps, last):
         _save(context, state)  # an uninterrupted run's checkpoint of this step holds the results

@@ -63,9 +63,9 @@ from pretrain.distributed.process_group import (
     device_of,
     gather,
     join,
-    meeting_device,
     ranks_store,
     read_ranks,
+    rendezvous_device,
     slurm_attempt,
     threads_of,
 )
@@ -123,7 +123,7 @@ def train(
     origin = _origin_of(tokens, recipe, runtime)
     if (finished := find(STAGE, origin.key, runtime.root)) is not None:
         if runtime.make:
-            _meet_unlike_ranks(origin.key, settings.engine)
+            _compare_recipes(origin.key, settings.engine)
         return finished
     if not runtime.make:
         raise not_made(STAGE, recipe.model_dump(mode="json"), runtime)
@@ -198,18 +198,18 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
         )
 
 
-def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
-    """Meet the ranks that would train another run.
+def _compare_recipes(key: str, engine: EngineConfig) -> None:
+    """Compare this rank's run with those of the other ranks.
 
-    They wait for all ranks, even where this one has found its run finished and returned. On a node without the
-    run's devices no rank can train, so the ranks meet on the CPU: a finished run is found on any machine.
+    A rank that would train another run waits for all ranks, even where this one finds its run finished. On a node
+    without the run's devices no rank can train, so they compare on the CPU: a finished run is found on any machine.
 
     Raises:
         ConfigError: as `_refuse_unlike_ranks`.
     """
     ranks = read_ranks()
     if ranks.world_size > 1:
-        join(ranks, engine.collective_timeout_seconds, meeting_device(ranks, engine.device))
+        join(ranks, engine.collective_timeout_seconds, rendezvous_device(ranks, engine.device))
         _refuse_unlike_ranks(gather(key))
 
 

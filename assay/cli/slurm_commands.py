@@ -318,7 +318,7 @@ def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from assay.pipeline import corpus
     from governance.manifest import FILE_NAME
-    from pretrain.distributed.process_group import Ranks, meeting_name, read_ranks
+    from pretrain.distributed.process_group import Ranks, read_ranks, rendezvous_name
     from pretrain.preflight.hardware import Hardware
     from pretrain.preflight.node_checks import NodeFinding, check_node, save_bytes, say_at_once
 
@@ -341,7 +341,7 @@ def preflight(arguments: Arguments) -> None:
         else:
             say_at_once(text)
 
-    check_node(config.engine, hardware, needed, runtime.root, nodes, meeting_name(), print_all)
+    check_node(config.engine, hardware, needed, runtime.root, nodes, rendezvous_name(), print_all)
 
 
 def _section(loaded: LoadedRun) -> SlurmConfig:

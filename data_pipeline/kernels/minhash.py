@@ -198,7 +198,7 @@ def _distinct(values, count, spare):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _throw(shingles, count, round_, bins):  # type: ignore[no-untyped-def]
+def _fill_bins(shingles, count, round_, bins):  # type: ignore[no-untyped-def]
     """One round of throwing shingles into bins.
 
     A bin that an earlier round has filled keeps its value.
@@ -222,7 +222,7 @@ def _band_keys(data, offsets, table, ngram, rows, room, keys, counts):  # type: 
         count = _shingles(words, counts[d], ngram)
         bins[:] = uint64(_EMPTY)
         for round_ in range(2 * len(bins)):
-            _throw(words, count, round_, bins)
+            _fill_bins(words, count, round_, bins)
             if count == 0 or bins.max() != uint64(_EMPTY):
                 break
             if round_ == 0 and count >= _REPETITIVE:

@@ -148,7 +148,7 @@ def _number_of(key, keys, directory, shift):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _may_stand(words, count, passage, start, errors, band, blocks, filled, text):  # type: ignore[no-untyped-def]
+def _may_match(words, count, passage, start, errors, band, blocks, filled, text):  # type: ignore[no-untyped-def]
     """Return whether at most `errors` words are certainly missing.
 
     Blocks of 256 words of the text have a set of their words, as 4096 bits, which is made when it is first asked for.
@@ -219,7 +219,7 @@ def _lay(words, count, passage, start, p, limits, run_words, mine, scratch):  # 
     above, below, blocks, filled, text = scratch
     errors, band = int64(limits[2]), int64(limits[3])
     met = from_word = to_word = int64(0)
-    if _may_stand(words, count, passage, start, errors, band, blocks, filled, text):
+    if _may_match(words, count, passage, start, errors, band, blocks, filled, text):
         met, from_word, to_word = _common_words(words, count, passage, start, errors, band, above, below)
     low, high = p, p + SEED_WORDS
     while low > 0 and low > start and words[low - 1] == passage[low - 1 - start]:

@@ -199,7 +199,7 @@ class NodeWatch(Watch):
             reading = self._watched.energy[RUNNING]
         value, milliwatts = reading["bounds"][self._bound]
         if value is not None:
-            self._known = (reading["at"], value, milliwatts or self._spending.greatest_power(self._bound))
+            self._known = (reading["at"], value, milliwatts or self._spending.max_power(self._bound))
         if self._known is None or self._clock() - self._known[0] > MAX_UNSEEN_SECONDS:
             self._why = (f"this node's meter ({reading['method']}) gives no bound",)
             return 0, 0
@@ -209,7 +209,7 @@ class NodeWatch(Watch):
     def _end_gap(self, reading: Mapping[str, Any]) -> None:
         """Fill the gap where this process took over the meter."""
         if self._waits:
-            self._gaps += projected(self._spending.greatest_power(self._bound), max(0.0, reading["began"] - self._seen))
+            self._gaps += projected(self._spending.max_power(self._bound), max(0.0, reading["began"] - self._seen))
             self._waits = False
 
     def _beside(self) -> tuple[int, int]:
@@ -224,7 +224,7 @@ class NodeWatch(Watch):
         if self._keeper.budget.scope == "training":
             self._why = ("another run's meter has this node",)
             return 0, 0
-        at, power = self._read(), self._spending.greatest_power(self._bound)
+        at, power = self._read(), self._spending.max_power(self._bound)
         if self._spending.runs_here(self._counts):
             if self._gone:
                 self._gaps += projected(power, at - self._seen)

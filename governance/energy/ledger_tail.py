@@ -97,7 +97,7 @@ class Spending:
             for line in counted_lines(whole):
                 self._seen.setdefault(line["interval"], _SeenInterval()).add(line)
 
-    def greatest_power(self, bound: Bound) -> int:
+    def max_power(self, bound: Bound) -> int:
         """Greatest power of any interval in milliwatts; 0 if unknown."""
         return max((seen.power[FIELD_OF[bound]].milliwatts for seen in self._seen.values()), default=0)
 
@@ -112,7 +112,7 @@ class Spending:
     def use(self, bound: Bound, counts: Counts, without: frozenset[str] = frozenset()) -> Use:
         """Energy of counting intervals, except `without`."""
         joules, watts, unknown = 0, 0, []
-        greatest = self.greatest_power(bound)
+        greatest = self.max_power(bound)
         newest, needs = "", 0
         for name, seen in self._seen.items():
             if name in without or not counts(seen.line):

@@ -81,7 +81,7 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
     if file.columns.cluster:
         clusters = _texts(column(file.columns.cluster, "columns.cluster"), file.columns.cluster, where)
         if file.experiment.design == "paired":
-            _refuse_parted_pairs(groups, clusters, file.columns.cluster, where)
+            _refuse_split_pairs(groups, clusters, file.columns.cluster, where)
         groups = clusters
     values = {}
     for kpi in file.kpi:
@@ -205,7 +205,7 @@ def _refuse_unequal_pairs(
         )
 
 
-def _refuse_parted_pairs(pairs: npt.NDArray[np.str_], clusters: npt.NDArray[np.str_], name: str, where: str) -> None:
+def _refuse_split_pairs(pairs: npt.NDArray[np.str_], clusters: npt.NDArray[np.str_], name: str, where: str) -> None:
     """Refuse pairs whose two rows are in two clusters."""
     order = np.argsort(pairs, kind="stable")
     first, second = order[::2], order[1::2]

@@ -59,7 +59,7 @@ _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for patt
 
 
 @dataclass
-class Strays:
+class UnlistedFiles:
     """Unexpected files, in words that begin with the path."""
 
     problems: list[str] = field(default_factory=list)
@@ -79,9 +79,9 @@ def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
     ]
 
 
-def strays(
+def find_unlisted(
     manifests: Mapping[str, Manifest | None], root: Path, below: str = "", mirrored: Collection[str] = ()
-) -> Strays:
+) -> UnlistedFiles:
     """Files below `root`, or its folder `below`, that nothing names.
 
     Args:
@@ -94,7 +94,7 @@ def strays(
     listed = {output.path for one in whole for output in (*one.outputs, *one.beside)}
     named = {*manifests, *mirrored, *listed}
     reports = {output.sha256 for one in whole if one.stage == "report" for output in one.outputs}
-    found, unsaid = Strays(), dict[str, int]()
+    found, unsaid = UnlistedFiles(), dict[str, int]()
     stated, unstated = {_run_of(name) for name in mirrored}, set[str]()
     for path in _files(root / below):
         name = path.relative_to(root).as_posix()

@@ -113,10 +113,12 @@ class HomeAnchor:
         latest = {place: item for place, item in heads.items() if item["head"] not in over}
         if any(holds(item["head"]) for item in latest.values()):
             return {}
-        if any(holds(item["head"]) and _stands(Path(place), item["head"]) for place, item in heads.items()):
+        if any(holds(item["head"]) and _has_line(Path(place), item["head"]) for place, item in heads.items()):
             return {}
         there = [Path(name) for place, item in heads.items() for name in {place, item["real"]}]
-        return {place: item for place, item in latest.items() if not any(_stands(root, item["head"]) for root in there)}
+        return {
+            place: item for place, item in latest.items() if not any(_has_line(root, item["head"]) for root in there)
+        }
 
     def _place(self) -> str:
         return os.path.abspath(self._root)
@@ -142,7 +144,7 @@ def _index(head: str) -> int:
     return int(head.partition(":")[0])
 
 
-def _stands(root: Path, head: str) -> bool:
+def _has_line(root: Path, head: str) -> bool:
     """Return whether the journal contains a head's line."""
     try:
         lines = (root / "journal.jsonl").read_bytes().split(b"\n")

@@ -110,7 +110,7 @@ def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, in
     return job, restart, _number("ASSAY_RETRY", values.get("ASSAY_RETRY", "0"))
 
 
-def meeting_name(environment: Mapping[str, str] | None = None) -> str:
+def rendezvous_name(environment: Mapping[str, str] | None = None) -> str:
     """Name shared by the processes of one start: job, restart, step."""
     values = os.environ if environment is None else environment
     job, restart, _ = slurm_attempt(values)
@@ -126,7 +126,7 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
+def rendezvous_address(values: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of rank 0 in a Slurm step.
 
     The job script sets both (`MASTER_ADDR`, `MASTER_PORT`). Otherwise they are the node that launched the step, and a
@@ -200,7 +200,7 @@ def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu",
     return "cuda"
 
 
-def meeting_device(ranks: Ranks, requested: str) -> str:
+def rendezvous_device(ranks: Ranks, requested: str) -> str:
     """The requested device, or "cpu" where a rank would lack it.
 
     All ranks of a node get the same answer.
@@ -283,7 +283,7 @@ def publish(ranks: Ranks) -> None:
     os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(ranks.local_rank), str(ranks.local_world_size)
     slurm = _in_slurm_step(os.environ)
     if "MASTER_ADDR" not in os.environ or (slurm and "MASTER_PORT" not in os.environ):
-        address, port = meeting_point(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
+        address, port = rendezvous_address(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     unset = slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ
     # by default gloo takes the interface of this host's name, which in many hosts files is the loopback

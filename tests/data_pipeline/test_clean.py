@@ -33,7 +33,7 @@ from data_pipeline.filters.language import identify
 from data_pipeline.filters.quality_rules import MAX_UNSPACED_SHARE, Thresholds, judge
 from data_pipeline.normalised_text import normalise
 from governance.config import canonical_json, validate
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError
 from governance.files import sha256_bytes
 from governance.manifest import describe
 from governance.stage import Runtime
@@ -435,11 +435,6 @@ def test_a_changed_shard_remakes_itself_alone(tmp_path):
     before, after = ([path.stat().st_ino for _, path in document_shards(m, tmp_path)] for m in (first, second))
     assert before[0] == after[0]
     assert before[1] != after[1]
-
-
-def test_a_look_up_makes_nothing(tmp_path):
-    with pytest.raises(MissingInput, match="assay run"):
-        clean(ingested(tmp_path, CORPUS), CleanConfig(), Runtime(root=tmp_path, make=False))
 
 
 def test_settings_are_strict():

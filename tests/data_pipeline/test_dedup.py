@@ -217,11 +217,6 @@ def test_a_spill_folder_of_a_killed_process_is_swept(tmp_path):
     assert list(tmp_path.iterdir()) == [other], "another process still runs"
 
 
-def test_a_look_up_makes_nothing(tmp_path):
-    with pytest.raises(MissingInput, match="assay run"):
-        dedup(corpus(tmp_path, SHARDS), DedupConfig(), Runtime(root=tmp_path, make=False))
-
-
 def test_golden_digest(tmp_path):
     """Other content needs another VERSION (the bytes of Parquet also follow the release of Arrow)."""
     manifest = made(tmp_path)

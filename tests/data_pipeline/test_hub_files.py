@@ -20,7 +20,7 @@ from governance.errors import ConfigError, MissingInput, hub_hint
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
-from governance.lineage.unlisted_files import note_faults, strays
+from governance.lineage.unlisted_files import find_unlisted, note_faults
 from governance.stage import Runtime
 
 
@@ -139,7 +139,7 @@ def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
     requests = len(server.requests)
     assert hub.list_hub(source(), signed) == first
     assert len(server.requests) == requests, "found without the hub"
-    assert strays({}, signed.root).problems == []
+    assert find_unlisted({}, signed.root).problems == []
     assert note_faults([], signed.root, signed.hooks.signer) == []
     for note in (tmp_path / "root" / "fetch").glob("hub-*.json"):
         note.write_text(json.dumps({"commit": "e" * 40, "files": []}))

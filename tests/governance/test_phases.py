@@ -6,7 +6,7 @@ import pytest
 
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.phases import COMPUTE, EVALUATION, HANG, IDLE, PhaseClock, begin, during, tell_hang
+from governance.phases import COMPUTE, EVALUATION, HANG, IDLE, PhaseClock, begin, during, report_hang
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +34,10 @@ def test_the_silence_before_a_hang_was_found_is_hang_and_a_sign_of_life_ends_it(
     now = [0.0]
     clock = PhaseClock(COMPUTE, lambda: now[0])
     now[0] = 100.0
-    tell_hang({"clock": clock}, 30.0)
+    report_hang({"clock": clock}, 30.0)
     assert clock.hung.is_set()
     now[0] = 110.0
-    tell_hang({"clock": clock}, 40.0)  # the same phase continues to count
+    report_hang({"clock": clock}, 40.0)  # the same phase continues to count
     assert clock.milliseconds() == {COMPUTE: 70_000, HANG: 40_000}
     with during({"clock": clock}, IDLE):
         now[0] = 112.0
@@ -49,7 +49,7 @@ def test_without_a_meter_nothing_is_reported():
     energy = {"joules": None}
     begin(energy, COMPUTE)
     with during(energy, IDLE):
-        tell_hang(energy, 5.0)
+        report_hang(energy, 5.0)
     assert energy == {"joules": None}
 
 
@@ -75,9 +75,9 @@ def test_a_process_that_a_watchdog_ends_was_a_hang_and_its_energy_is_there(tmp_p
         "import os, sys, time; from pathlib import Path\n"
         "from governance.energy.ledger import read_ledger\n"
         "from governance.energy.meters import EnergyConfig, meter\n"
-        "from governance.phases import begin, tell_hang\n"
+        "from governance.phases import begin, report_hang\n"
         "with meter(EnergyConfig(sample_seconds=60), Path(sys.argv[1]))('train') as energy:\n"
-        "    begin(energy, 'compute'); time.sleep(0.5); tell_hang(energy, 0.4)\n"
+        "    begin(energy, 'compute'); time.sleep(0.5); report_hang(energy, 0.4)\n"
         "    while 'hang' not in read_ledger(Path(sys.argv[1]))[0].samples[-1].marks['phases']: time.sleep(0.02)\n"
         "    os._exit(70)\n"
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from governance.energy.factors import Factor, Factors
 from governance.files import append_line
-from governance.lineage.unlisted_files import strays
+from governance.lineage.unlisted_files import find_unlisted
 from governance.manifest import Manifest
 from governance.reports.facts.report_facts import threshold
 from governance.reports.facts.samples import _masked_evidence, mask, shorten
@@ -172,10 +172,10 @@ def test_the_latest_report_has_a_second_name_that_verification_knows(tmp_path):
             assert latest.samefile(tmp_path / made[pue].folder / f"report.{suffix}")
     manifests = {one.path: one for one in made.values()}
     assert len(manifests) == 2
-    assert strays(manifests, tmp_path).problems == []
+    assert find_unlisted(manifests, tmp_path).problems == []
     latest.unlink()
     latest.write_text("{}")
-    assert strays(manifests, tmp_path).problems == [
+    assert find_unlisted(manifests, tmp_path).problems == [
         "report/latest.json: is not the copy of a report of this root. Remove it."
     ]
 

@@ -95,7 +95,7 @@ def bias_tables(
     """
     recorded, choices = recorded or Recorded(), choices or Choices()
     biased = biased_instruments(instruments)
-    counts, together = _parted(counts)
+    counts, together = _split_crossed(counts)
     makers: dict[str, Callable[[], list[Row]]] = {
         "representation": lambda: [
             *representation_rows(counts, choices.listed),
@@ -127,7 +127,7 @@ def _noted(row: Row) -> Row:
     return {**row, "note": "; ".join(filter(None, (row["note"], PROXIES)))}
 
 
-def _parted(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+def _split_crossed(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
     """Counts of groups and of intersections, each with unmentioned sentences."""
     groups, together = dict(counts), dict(counts)
     for name, table in counts.items():

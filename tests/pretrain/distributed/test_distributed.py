@@ -14,7 +14,14 @@ from governance.errors import ConfigError, Preempted
 from pretrain.distributed import process_group
 from pretrain.distributed.launcher import _free_port
 from pretrain.distributed.preemption import SIGNALS, watch_signals
-from pretrain.distributed.process_group import Ranks, interface_to, meeting_point, read_ranks, slurm_attempt, threads_of
+from pretrain.distributed.process_group import (
+    Ranks,
+    interface_to,
+    read_ranks,
+    rendezvous_address,
+    slurm_attempt,
+    threads_of,
+)
 from pretrain.distributed.watchdog import RECORDER
 from tests.pretrain.rank_runs import run_ranks
 
@@ -39,11 +46,11 @@ def test_srun():
         "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
     }
     assert read_ranks(environment) == Ranks(3, 8, 3, 4)
-    assert meeting_point(environment) == ("10.0.0.7", 21_234)
-    assert meeting_point({**environment, "MASTER_ADDR": "node1"}) == ("node1", 21_234)
-    assert meeting_point({**environment, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}) == ("node1", 29_500)
+    assert rendezvous_address(environment) == ("10.0.0.7", 21_234)
+    assert rendezvous_address({**environment, "MASTER_ADDR": "node1"}) == ("node1", 21_234)
+    assert rendezvous_address({**environment, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}) == ("node1", 29_500)
     with pytest.raises(ConfigError, match="MASTER_PORT"):
-        meeting_point({**environment, "MASTER_PORT": "many"})
+        rendezvous_address({**environment, "MASTER_PORT": "many"})
 
 
 def test_a_slurm_attempt():

@@ -20,7 +20,7 @@ from governance.files import touch
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed.process_group import Ranks, meeting_name
+from pretrain.distributed.process_group import Ranks, rendezvous_name
 from pretrain.preflight import node_checks
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.node_checks import check_node, clock, disk, ecc, exchange, gpus, save_bytes
@@ -226,9 +226,9 @@ def test_no_two_starts_meet_in_one_folder():
         {**one, "SLURM_CLUSTER_NAME": "small"}, {}, {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "7"},
         {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "8"},
     ]  # fmt: skip
-    assert len({meeting_name(values) for values in [one, *others]}) == 1 + len(others)
-    assert all("/" not in meeting_name(values) for values in [one, *others])
-    assert meeting_name({**one, "SLURM_PROCID": "3", "SLURMD_NODENAME": "n3"}) == meeting_name(one)
+    assert len({rendezvous_name(values) for values in [one, *others]}) == 1 + len(others)
+    assert all("/" not in rendezvous_name(values) for values in [one, *others])
+    assert rendezvous_name({**one, "SLURM_PROCID": "3", "SLURMD_NODENAME": "n3"}) == rendezvous_name(one)
 
 
 NODE = """
