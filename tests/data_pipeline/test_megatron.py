@@ -150,7 +150,7 @@ def test_alien_and_torn_files_are_refused(tmp_path):
             open_indexed(prefix)
     index.write_bytes(whole)
     (tmp_path / "x.bin").write_bytes(b"\1\0\0\0\2")
-    with pytest.raises(ManifestError, match="not a whole number of tokens"):
+    with pytest.raises(ManifestError, match="bytes are not whole tokens"):
         open_indexed(prefix)
 
 

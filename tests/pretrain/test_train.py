@@ -191,7 +191,7 @@ def test_a_run_whose_checkpoints_are_gone_never_starts_again_by_itself(crashed, 
 def test_a_run_whose_checkpoints_are_all_damaged_never_starts_again_by_itself(crashed, run_training):
     for state in (crashed / "checkpoint").glob("*/state.json"):
         state.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"none of this run is whole(.*\n)*.*step 8: .*state.json") as error:
+    with pytest.raises(CheckpointError, match=r"none of this run is intact(.*\n)*.*step 8: .*state.json") as error:
         run_training(crashed)
     assert error.value.exit_code == 65
 
