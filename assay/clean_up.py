@@ -49,7 +49,7 @@ from pretrain.distributed.lease import live_holder
 
 STATEMENT, STATEMENT_TYPE = "clean-up", "urn:assay:clean-up:1"
 REMOVED = ".clean-up"
-"""Folder of a root for what is being deleted: two levels deeper than artifacts, so that nothing takes it for one."""
+"""Folder of a root for what is being deleted: two levels deeper than artifacts, so that nothing mistakes it for one."""
 _WITH_CORPUS = (
     "bias", "audit", "data_docs", "model_audit", "memorisation", "claim_language", "claim_recall", "claims",
     "scaling", "mixture", "text_index", "verbatim",

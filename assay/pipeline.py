@@ -71,7 +71,7 @@ def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str
     Whatever would refuse the training on this machine is refused before the corpus is made (`start_preflight.py`).
 
     Raises:
-        ConfigError: the settings do not work on so many processes of this machine.
+        ConfigError: the settings do not work on this many processes of this machine.
         PipelineError: the model does not fit.
         GateClosed: after the report was written.
         Diverged: after the report was written.

@@ -310,7 +310,7 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
 
     Torn lines (after a kill, or on a full disk) are left out.
 
-    `last_bytes` limits the reading to the whole lines in so many bytes at the file's end; 0 reads all.
+    `last_bytes` limits the reading to the whole lines in this many bytes at the file's end; 0 reads all.
 
     Raises:
         StorageError: it is a pipe or a device.
@@ -418,7 +418,7 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         StorageError: it is there, and holds files that another account could have left.
     """
-    with contextlib.suppress(OSError):  # one that is empty is made anew
+    with contextlib.suppress(OSError):  # one that is empty is made again
         folder.rmdir()
     with storage_errors(folder):
         with contextlib.suppress(FileExistsError):  # a file, or a link to nowhere: it is refused below

@@ -95,7 +95,7 @@ class Budget:
         return contextlib.nullcontext()
 
     def look(self, ahead_seconds: float) -> None:
-        """Raise `BudgetReached` if so many seconds more would exceed it.
+        """Raise `BudgetReached` if this many seconds more would exceed it.
 
         Called between two shards.
         """
@@ -147,7 +147,7 @@ class Hooks:
     attest: Attest = no_attest
     """Called with each artifact before its manifest is written."""
     begin: Callable[[Path, Sequence[str]], None] = no_begin
-    """Called with a training's folder and records before their first line: announce them, and state what begins anew
+    """Called with a training's folder and records before their first line: announce them, and state what begins again
     because it was removed."""
     line_signer: LineSigner = sign_nothing
     """Signs the lines of records as they are written."""

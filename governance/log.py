@@ -59,7 +59,7 @@ class _RunSteps:
     seconds: Mapping[str, float]
 
     def left(self, name: str) -> float | None:
-        """Expected seconds of the steps behind `name`; None where one is unknown."""
+        """Expected seconds of the steps after `name`; None where one is unknown."""
         later = self.names[self.names.index(name) + 1 :]
         known = [self.seconds[step] for step in later if step in self.seconds]
         return sum(known) if len(known) == len(later) else None
@@ -96,7 +96,7 @@ def step_label(name: str) -> str:
 
 
 def rest_of_run(name: str) -> str:
-    """Time of a step and those behind it, in words, or ""."""
+    """Time of a step and those after it, in words, or ""."""
     later = _STEPS[0].left(name) if _STEPS and name in _STEPS[0].names else None
     if later is None or (own := _STEPS[0].seconds.get(name)) is None:
         return ""
@@ -122,7 +122,7 @@ Advance = Callable[..., None]
 
 
 def _amount(value: float, digits: int) -> str:
-    """A number of so many digits, never with an exponent."""
+    """A number of this many digits, never with an exponent."""
     if value >= 10**digits - 0.5:  # `g` would round it to a power of ten with an exponent
         return f"{value:,.0f}"
     text = f"{value:.{digits}g}"

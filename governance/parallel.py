@@ -1,7 +1,7 @@
 """Parallel map over shards; the number of workers changes no byte.
 
 A step over shards is done by processes of this machine (`Runtime.workers`), by those of a Ray cluster
-(`Runtime.engine`), or by an array (`Runtime.mode`): "share" for its tasks, "join" for the job behind it. A share makes
+(`Runtime.engine`), or by an array (`Runtime.mode`): "share" for its tasks, "join" for the job after it. A share makes
 task i's missing shards of the first step that is not complete and leaves, and looks at those of others only where it
 has none to make; it trusts records whose files have the recorded sizes. A join reads the files and compares them, makes
 what comes between two steps, and leaves at the next step that is not complete. `governance/workers.py` does both in

@@ -96,7 +96,7 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[Slu
 
 
 def tasks_of(shards: int, config: SlurmConfig, max_array_size: int) -> int:
-    """Tasks of an array over so many shards."""
+    """Tasks of an array over this many shards."""
     needed = -(-shards // config.shards_per_task)
     bounds = [needed, max(1, max_array_size), *[config.max_tasks] * bool(config.max_tasks)]
     return max(1, min(bounds))

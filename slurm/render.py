@@ -153,7 +153,7 @@ def _container(
 def _quoted(word: str) -> str:
     """A word for bash.
 
-    A word with a comma is quoted although it need not be: shellcheck takes it for a list.
+    A word with a comma is quoted although it need not be: shellcheck reads it as a list.
     """
     return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 

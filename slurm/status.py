@@ -237,7 +237,7 @@ def next_command(view: View, progress: Progress) -> str:
 def _after_failure(broken: Sequence[JobRow], config: str) -> str:
     """Command after jobs ended without success.
 
-    The first job that failed by itself decides: those behind it only ended because of it.
+    The first job that failed by itself decides: those after it only ended because of it.
     """
     first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
     ended = [part for part in first.parts if part.kind in ("failed", "lost")]

@@ -311,7 +311,7 @@ def file_system_of(path: Path, mounts: Sequence[str]) -> str:
 def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
     """Entries of these jobs in the queue.
 
-    With `tasks`, counts arrays as if they had at most so many tasks.
+    With `tasks`, counts arrays as if they had at most this many tasks.
     """
     most = max((job.tasks for job in jobs), default=0) if tasks is None else tasks
     return sum(max(1, min(job.tasks, most)) for job in jobs)

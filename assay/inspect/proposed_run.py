@@ -123,7 +123,7 @@ def _training(kept: KeptTexts) -> list[str]:
     return [
         "# A first training: a few minutes on two cores. It shows that everything works; the model is far too small",
         "# to write good text. To grow it, raise steps, then vocabulary_size, hidden_size and num_hidden_layers; or",
-        "# name a shipped size behind this file, which replaces all below: assay run run.toml configs/10m.toml",
+        "# name a shipped size after this file, which replaces all below: assay run run.toml configs/10m.toml",
         _table("[data.tokenizer]", {"vocabulary_size": vocabulary}),
         _table(
             "[data.encode]", {"validation_share": round(min(0.2, max(0.03, _HELD_OUT / max(1, kept.documents))), 2)}

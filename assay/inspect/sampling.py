@@ -138,7 +138,7 @@ def _stretches(file: Path, size: int) -> Iterator[bytes]:
     end, left, done = file.stat().st_size, size, 0
     with file.open("rb") as source:
         for at in range(number):
-            start = max(at * (end // number), done)  # a stretch ends behind its bytes, at the end of a line
+            start = max(at * (end // number), done)  # a stretch ends after its bytes, at the end of a line
             source.seek(start)
             if start > done and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # a line began earlier
                 continue

@@ -14,7 +14,7 @@ from governance.energy.factors import Factor, Factors
 def costs(
     cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: float | None = None, spare_nodes: int = 0
 ) -> dict[str, Band]:
-    """Device hours, money, energy, carbon and water of so many nodes.
+    """Device hours, money, energy, carbon and water of this many nodes.
 
     `wall` is in seconds. `watts` is the measured power of a node; None takes the cluster file's. Spare nodes cost money
     as the others do; what they draw while idle is not known, and not in the energy.

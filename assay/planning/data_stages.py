@@ -37,7 +37,7 @@ class DataPlan:
 
 
 def data_plan(config: DataConfig, tokens: int, vocabulary: int) -> DataPlan:
-    """Cost of a corpus of so many tokens, each read once."""
+    """Cost of a corpus of this many tokens, each read once."""
     text = _BYTES_PER_TOKEN.each(tokens, "*")
     raw = text.each(_READ, "*")
     stages = [row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name)]

@@ -65,7 +65,7 @@ def wall_seconds(work: float, interval: float, stall: float, restart: float, mtb
 def expected(
     work: float, interval: float, stall: float, write: float, restart: float, node_mtbf: float, nodes: int
 ) -> Failures:
-    """Failures of a run of `work` seconds on so many nodes.
+    """Failures of a run of `work` seconds on this many nodes.
 
     `write` is the time until a save is durable.
     """

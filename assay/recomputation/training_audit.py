@@ -171,7 +171,7 @@ def _repeat(
     for checkpoint in filter(None, (stretch.begin, stretch.end)):
         if problems := verify(checkpoint, root):
             raise ManifestError(f"{root / checkpoint.folder}: is not as it was stated: " + "; ".join(problems[:3]))
-    make_private_folder(scratch.parent)  # files found there are taken for an interrupted repetition
+    make_private_folder(scratch.parent)  # files found there are treated as an interrupted repetition
     place = scratch / str(stretch.last_step)
     again = repeat(run, artifacts, root, stretch, place / "plain")
     facts: dict[str, Any] = {

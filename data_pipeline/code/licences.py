@@ -12,12 +12,12 @@ A header that only refers to a licence file, or says nothing, leaves the decisio
 file's licence is known if its texts cover `MIN_COVERAGE` of its words and no condition is left outside of them.
 
 An identifier below the header decides nothing, but the licence of a file whose header does not name the same is then
-unknown: it may be a comment in a form that is not known here. Comments further down, behind code too, that hold the
+unknown: it may be a comment in a form that is not known here. Comments further down, after code too, that hold the
 text or notice of a licence which the header does not name make the licence unknown too: part of the file came from
 elsewhere.
 
 Promise: whatever is not certain is "NOASSERTION". A header is read up to `HEADER_CHARACTERS`, a licence file up to
-`LICENCE_FILE_BYTES`; a longer one is unknown. Below a header, as many characters are read, and words of a notice behind
+`LICENCE_FILE_BYTES`; a longer one is unknown. Below a header, as many characters are read, and words of a notice after
 them make the licence unknown. Expressions and titles are bounded too: no file takes quadratic time.
 """
 

@@ -13,7 +13,7 @@
 A document must contain:
 
 - of a passage of fewer than `min_edited_words` words every word, and the place must be set off: before it and
-  behind it is the text's end, a line's end, or a mark that parts sentences, quotations or cells;
+  after it is the text's end, a line's end, or a mark that parts sentences, quotations or cells;
 - of a longer short one every word; or all but one, and then the place must be set off, with the edited word or
   without it. "is a part of the United States" within a sentence is not an edited question, however many of its words it
   has;

@@ -6,7 +6,7 @@
     words = { en = ["lists/en.txt"], "*" = ["lists/any.txt"] }
 
 Plain text, one entry per line, .gz and .zst too; blank lines are left out, and what follows "#" at a line's start or
-behind white space. A domain is alone on its line, or after an address as in a hosts file ("0.0.0.0 example.org"), and
+after white space. A domain is alone on its line, or after an address as in a hosts file ("0.0.0.0 example.org"), and
 blocks its subdomains too. A URL blocks itself and every path below it. Words and phrases belong to a language code, "*"
 to every language. A line that is none of these is counted (`not_understood`) and reported.
 
@@ -14,7 +14,7 @@ URLs are compared as duplicates are (`data_pipeline/urls.py`), but for the schem
 
 Outputs: `domains.arrow` and `urls.arrow` (Arrow's IPC file, uncompressed; `key`: the first 64 bits of the entry's
 SHA-256, sorted; `entry`), and `words.parquet` (`language`, `entry`, sorted). A look-up is by the key and then by the
-entry, so that no two are taken for one. The workers map the two files, and share their pages.
+entry, so that no two are confused. The workers map the two files, and share their pages.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the earlier:
    `gopher`   Rae et al. 2021 (arXiv:2112.11446), table A1: quality and repetition;
    `c4`       Raffel et al. 2020 (JMLR 21), section 2.2: the rules on pages; its rules on lines are an edit of the text;
    `fineweb`  the filters that made FineWeb, by its published code (datatrove, examples/fineweb.py): Gopher's, C4's and
-              its own, over words with punctuation apart (`kernels/word_pieces.py`) and behind C4's edit of lines;
+              its own, over words with punctuation apart (`kernels/word_pieces.py`) and after C4's edit of lines;
    `fineweb_paper`  Penedo et al. 2024 (arXiv:2406.17557), section 3.6: its own rules as the paper states them;
 2. the same presets for text without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), where
    more than a tenth of a text's characters are so written: `UNSPACED`, by language `UNSPACED_LANGUAGES`; for other text
@@ -196,7 +196,7 @@ DECLARATION: Mapping[str, tuple[int, float, int]] = {
 and the stop words that a text as long as Gopher's shortest is sure to have.
 
 One text in every language, so a bound moves as the language does. The stop words are the most, up to Gopher's 2, that
-so many words drawn at the Declaration's rates have with a probability of at least 0.9. Penedo et al. 2025
+this many words drawn at the Declaration's rates have with a probability of at least 0.9. Penedo et al. 2025
 (arXiv:2506.20920, section 4.3) fit bounds to each language in the same spirit, on reference corpora."""
 ENGLISH = (1747, 5.09)
 """Words of the Declaration in English, and their mean length."""

@@ -151,7 +151,7 @@ def _meet(slot, at, weight, symbols, near, met, count):  # type: ignore[no-untyp
 def _count_near(joined, merged, symbols, weights, near, met):  # type: ignore[no-untyped-def]
     """Count a token's pairs by its neighbour.
 
-    The token is at `joined`. `near` has a row for each id before the token, then one for each behind it.
+    The token is at `joined`. `near` has a row for each id before the token, then one for each after it.
     Return how many it meets.
     """
     count = 0
@@ -237,7 +237,7 @@ def _merges(symbols, weights, tokens, known, least):  # type: ignore[no-untyped-
         if len(joined) < pairs[pair, _SIZE]:
             joined = np.zeros(2 * pairs[pair, _SIZE], np.int64)
         made = joined[: _join(pair, merged, symbols, weights, pairs, places, joined)]
-        if not new:  # a token of two ways: its pairs are counted anew
+        if not new:  # a token of two ways: its pairs are counted again
             made = np.flatnonzero(symbols[:, _SYMBOL] == merged)
         count = _count_near(made, merged, symbols, weights, near, met)
         pairs, places = _with_room(pairs, used + count), _with_places(places, filled + 2 * len(made))

@@ -54,7 +54,7 @@ class FastTextModel:
     kept: npt.NDArray[np.uint64]
     """A bit for each bucket of n-grams: whether it was kept when the model was pruned. It fits a core's cache."""
     grams_before: npt.NDArray[np.int32]
-    """The row of the first kept bucket at or behind each 64th: rows of n-grams are in the order of their buckets."""
+    """The row of the first kept bucket at or after each 64th: rows of n-grams are in the order of their buckets."""
     children: npt.NDArray[np.int64]
     """[2 x labels - 1, 2], the Huffman tree; -1 for a leaf."""
     shortest: int

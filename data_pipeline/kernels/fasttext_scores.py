@@ -236,7 +236,7 @@ def _hide(  # type: ignore[no-untyped-def]
             for k in range(len(label)):
                 is_label = is_label and data[first + k] == label[k]
             if is_label:
-                continue  # the library takes it for a label of the line
+                continue  # the library treats it as a label of the line
             number = _find(data, first, size, h, table, word_bytes, ends)
             if number == end_of_line and number >= 0:
                 break  # a text that spells the end of a line ends there

@@ -9,7 +9,7 @@ A character is folded by itself, by a table, so that the kernel is one look-up p
 Of what is left, letters, digits and marks belong to words; apostrophes and characters that are not seen (soft hyphen,
 joiners) are passed over, so that "don't", "don’t" and "dont" are one word; everything else parts words. A character of
 a script without spaces (Han, kana, Thai ...) is a word by itself. A backslash parts words together with an `n`, `r` or
-`t` behind it, and `\uXXXX` is the character of that number: so a text and its form in JSON (RFC 8259) have the same
+`t` after it, and `\uXXXX` is the character of that number: so a text and its form in JSON (RFC 8259) have the same
 words. A word is known by a 64-bit hash: FNV-1a over its code points, mixed.
 
 Two measures say how much a text says. Its *letters*: of each word the letters, a Han character as two, digits not at
@@ -141,7 +141,7 @@ def _hexadecimal(data, i):  # type: ignore[no-untyped-def]
 def fold_words(data, start, end, table, several, words, spans):  # type: ignore[no-untyped-def]
     """Write each word of `data[start:end]` into `words`.
 
-    `spans` gets the first byte of each, the byte behind it, and its measures. Bytes are counted from `start`. Return
+    `spans` gets the first byte of each, the byte after it, and its measures. Bytes are counted from `start`. Return
     the number of words, at most (end - start) // 2 + 1.
     """
     basis, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)

@@ -107,7 +107,7 @@ def _word_end(data, eights, i, end, classes):  # type: ignore[no-untyped-def]
         short = _contraction(data, i, end)
         if short:
             return i + short
-    if point == _BLANK and j < end:  # it begins the word behind it
+    if point == _BLANK and j < end:  # it begins the word after it
         point, width = decode(data, j, end)
         if not classes[point] & SPACE:
             kind = classes[point]

@@ -128,7 +128,7 @@ def _hashes(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], 
 
 @part
 def _citation_end(data, i, end):  # type: ignore[no-untyped-def]
-    """The place behind the citation that begins at `i`, or `i`."""
+    """The place after the citation that begins at `i`, or `i`."""
     j = i + 1
     while j < end and 48 <= byte_at(data, j) <= 57:
         j += 1

@@ -7,7 +7,7 @@ Without such scripts and marks these are the words of `re.findall(r"\w+", text.l
 
 **Shingles.** A shingle is a run of `ngram` words; a text of fewer words, but at least one, has one shingle: all of
 them. A text without words has none. So texts that differ in case, punctuation or white space alone have similarity 1,
-and numbers count as what they are. A shingle is known by 64 bits: two different ones are taken for one with a
+and numbers count as what they are. A shingle is known by 64 bits: two different ones are treated as one with a
 probability of 2^-64 per pair.
 
 **Signatures.** One hash of a shingle names one of the `bands * rows` bins and a value in it; a bin keeps its least.

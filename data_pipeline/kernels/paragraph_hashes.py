@@ -1,7 +1,7 @@
 """Paragraphs and lines with a 128-bit hash of their words.
 
 A *line* ends at LF; a *paragraph* is a run of lines that are not blank. Of each, leading, trailing and repeated ASCII
-white space does not count. Two hashes of 64 bits are taken for equality: among 10^10 units the chance of one false
+white space does not count. Two hashes of 64 bits are treated as equality: among 10^10 units the chance of one false
 match is below 10^-18.
 """
 
@@ -20,7 +20,7 @@ PARAGRAPH, LINE = 0, 1
 class Units:
     """The paragraphs and lines of some texts, in order.
 
-    A paragraph comes behind its lines.
+    A paragraph comes after its lines.
     """
 
     row: npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Units:
     start: npt.NDArray[np.int64]
     """First byte within the text."""
     end: npt.NDArray[np.int64]
-    """Byte behind its last, the line end left out."""
+    """Byte after its last, the line end left out."""
     high: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
 
@@ -81,7 +81,7 @@ def _find(data, offsets, min_paragraph, min_line, row, kind, start, end, high, l
     count = 0
     for text in range(len(offsets) - 1):
         first, last = offsets[text], offsets[text + 1]
-        opened = closed = int64(-1)  # the paragraph that is being read: its first byte, and one behind its last
+        opened = closed = int64(-1)  # the paragraph that is being read: its first byte, and one after its last
         i = first
         while i <= last:
             j = i

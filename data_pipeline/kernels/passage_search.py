@@ -14,7 +14,7 @@ whole. The share of words that meet, with gaps, is the measure of Touvron et al.
 
 A run that occurs in more than COMMON places of the passages ("which of the following") would cost as many
 comparisons each time. There only the first COMMON places are compared, and then those where as many words more meet,
-again if they are at most that many, and so on: 4, 8, 16 ... words. A passage too short to give so many words is
+again if they are at most that many, and so on: 4, 8, 16 ... words. A passage too short to give this many words is
 compared by its beginning, so that a verbatim one is always found.
 
 Words are compared by 64-bit hashes. The index takes some 40 bytes per word of the passages; its bitmap 4 MiB at most.
@@ -52,7 +52,7 @@ class Passages:
 
     words: Words
     limits: Integers
-    """A row per passage: index of its first word, index behind its last word, `errors`, `band`, `part`."""
+    """A row per passage: index of its first word, index after its last word, `errors`, `band`, `part`."""
     owners: Integers
     """A row per word: the passages that a seed which begins here belongs to, one that encloses no other, and one that
     encloses others; -1 where there is none."""
@@ -80,7 +80,7 @@ class Index:
 def _extend(keys: Words, words: Words, at: Integers, count: int) -> Words:
     """The hashes of longer runs.
 
-    Each is extended by `count` words from `at` on, behind those that `keys` are of.
+    Each is extended by `count` words from `at` on, after those that `keys` are of.
     """
     for k in range(count):
         keys = keys * np.uint64(_FACTOR) + words[at + k]
@@ -312,7 +312,7 @@ def search(
     """Matches in n texts: (text, passage, matching words, first byte, end).
 
     They are in the order of the texts, then of the seeds in them. Bytes are counted from the text's own first one. A
-    passage that was found is looked for again behind the place.
+    passage that was found is looked for again after the place.
     """
     passages = index.passages
     capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1

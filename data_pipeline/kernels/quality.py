@@ -17,14 +17,14 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
 - `line_punctuation_share`: lines that end in a terminal of any script, an ellipsis or a closing quotation mark.
   `short_line_share`: lines of at most 30 code points. Both of all lines. `newline_ratio`: LF characters per word.
 - `sentences`: a sentence has a letter. It ends at a terminal beyond ASCII (。, ؟, ।), whatever follows; at `.`, `!` or
-  `?`, with closing marks behind it or none, before white space or the line's end, but a full stop not where a small
+  `?`, with closing marks after it or none, before white space or the line's end, but a full stop not where a small
   letter follows in the line (Unicode annex 29, rule SB8); and with a line that `line_punctuation_share` counts. A
   title without punctuation is not a sentence; an abbreviation before a capital counts as an end.
 - `has_lorem_ipsum`, `has_javascript_line`, `has_policy_line`: 1 where the text has the phrase, or one of
   `POLICY_PHRASES`, anywhere, whatever the case of its ASCII letters; `has_curly_bracket`: where it has "{".
 
 Everything is float64: in float32, thresholds such as 0.3 changed verdicts. Words and lines are compared by 64-bit
-hashes, which are taken for equality; n-grams exactly, as pairs of a shorter n-gram and a word.
+hashes, which are treated as equality; n-grams exactly, as pairs of a shorter n-gram and a word.
 
 Price: one pass over the bytes, one over the words, then for n = 2, 3 ... over those n-grams alone whose two parts each
 occur twice: no other can, and soon none is left. Memory: 70 to 95 bytes per word of the longest text.

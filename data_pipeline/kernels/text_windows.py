@@ -17,7 +17,7 @@ def spread_windows(
     """Start, end and text of evenly spread windows, in order.
 
     A text of up to `whole` characters is one window. A longer one is cut into `windows` stretches of equal bytes, each
-    with a window of up to `characters` characters at its start, or behind the first blank near it.
+    with a window of up to `characters` characters at its start, or after the first blank near it.
     """
     count = len(offsets) - 1
     starts, ends, texts = (np.zeros(windows * count, np.int64) for _ in range(3))
@@ -49,7 +49,7 @@ def _spread(data, offsets, whole, windows, characters, starts, ends, texts):  # 
 
 @njit(inline="always")
 def _aligned(data, i, last):  # type: ignore[no-untyped-def]
-    """Start of the first character at or behind byte `i`."""
+    """Start of the first character at or after byte `i`."""
     while i < last and data[i] & 0xC0 == 0x80:
         i += 1
     return i

@@ -6,8 +6,8 @@ follows spaCy's published rules for English without its list of exceptions: 1 or
 A run between white space is cut so:
 
 - each opening or closing mark of `AFFIXES`, each symbol (So) and each currency sign is a piece; a run of full stops is
-  one. But = and § do not close, + % and currency signs only behind a digit, and + does not open before one. A full stop
-  stays before a letter (".com"), with a single letter ("J."), behind letters parted by stops ("a.m."), behind a lone
+  one. But = and § do not close, + % and currency signs only after a digit, and + does not open before one. A full stop
+  stays before a letter (".com"), with a single letter ("J."), after letters parted by stops ("a.m."), after a lone
   capital ("USA." loses its stop, "Ph.D." does not) and in `TITLES`; 's and its like stay whole;
 - what is left is cut at ellipses, at one hyphen or dash, or two or three equal ones, before a letter, at a hyphen
   between digits, at a comma between letters, at one of :<>=/ before a letter, at one of +*^ between digits, at a full
@@ -18,7 +18,7 @@ Features, where they differ from those of the same name in `kernels/quality.py`:
 - `words`, `mean_word_length`: of pieces that are not marks alone; every other feature counts all pieces;
 - `top_n_gram_share`, `duplicate_n_gram_share`: shares of all characters of the text, white space too. An n-gram counts
   with the blanks between its pieces for the first, the first of equally frequent ones counts; 0 if none occurs twice.
-  For the second, the search goes on behind a repeated n-gram, so that what is left of a longer repeat does not count;
+  For the second, the search goes on after a repeated n-gram, so that what is left of a longer repeat does not count;
 - `sentences`: pieces that are one terminal end them, and so does each line;
 - `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is not one.
 
@@ -103,7 +103,7 @@ def is_affix(mark: str) -> bool:
 
 @inlined
 def _closes(points, kinds, first, mark):  # type: ignore[no-untyped-def]
-    """Return whether the affix is cut off behind what precedes it."""
+    """Return whether the affix is cut off after what precedes it."""
     if points[mark] in (61, 167):  # = §
         return False
     if points[mark] in (_PLUS, 37, 36, 163, 165, 0x20AC):  # + % $ £ ¥ €

@@ -5,11 +5,11 @@ whose combining marks (Arabic, Hebrew, Devanagari ...) occur inside the run. Wit
 rule follows Unicode annex 29 as far as it goes without a dictionary:
 
 - each Han ideograph and each Hiragana character is a word; a run of Katakana is one;
-- Thai, Lao, Khmer and Burmese: a letter with the marks and vowels behind it is a word (a grapheme cluster), a Thai or
+- Thai, Lao, Khmer and Burmese: a letter with the marks and vowels after it is a word (a grapheme cluster), a Thai or
   Lao vowel that is written before its consonant begins one with it (Unicode's Logical_Order_Exception), and a Khmer
   coeng or Burmese virama ties the next consonant to the one before: roughly a syllable, two or three to a real word;
 - Tibetan: a syllable, which a tsheg or shad ends, as the Ethiopic wordspace ends a word;
-- a letter or digit of any other script behind one of these begins a word; punctuation and marks belong to the word
+- a letter or digit of any other script after one of these begins a word; punctuation and marks belong to the word
   before them, as they do in "dog.", and where there is none to the next.
 
 So a word of such a text is shorter than one of another: thresholds on words have to be chosen for it.
@@ -35,7 +35,7 @@ from governance.kernels.compiled import inlined, part
 
 TERMINAL = 16  # ends a sentence
 LINE_END = 32  # a line that ends so ends properly: a terminal, an ellipsis, or a closing quotation mark
-CLOSER = 64  # may occur between a terminal and the white space behind it
+CLOSER = 64  # may occur between a terminal and the white space after it
 LOWER = 128  # str.islower()
 
 JOINS, PLAIN, UNIT, KATAKANA, LEADING, STACKER, TIBETAN, TSHEG = range(8)
@@ -233,7 +233,7 @@ def any_word(data, i, end, kinds, open_sentence):  # type: ignore[no-untyped-def
     """The word from `i` on, by code points.
 
     Returns its end, its code points, how many are of a script without spaces, whether one is a letter, the kind of the
-    last, how many sentences end within it at a terminal beyond ASCII, and whether one is open behind it: a sentence is
+    last, how many sentences end within it at a terminal beyond ASCII, and whether one is open after it: a sentence is
     open from its first letter on.
     """
     characters = unspaced = ends = 0

@@ -21,7 +21,7 @@ class Draw:
         return choices[self.below(len(choices))]
 
     def text(self, length: int, alphabet: str = "0123456789") -> str:
-        """A text of so many letters of the alphabet."""
+        """A text of this many letters of the alphabet."""
         return "".join(alphabet[self.below(len(alphabet))] for _ in range(length))
 
     def filled(self, *patterns: str) -> str:

@@ -175,7 +175,7 @@ def _is_named(kind: str, before: str, after: str) -> bool:
 
 
 def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detection | None:
-    """A national number with a letter behind or before.
+    """A national number with a letter after or before.
 
     Examples are 131052-308T, 12345678-Z, X-1234567-L and AB 12 34 56 C.
     """

@@ -120,7 +120,7 @@ def is_card(digits: str) -> bool:
 def _in_a_series(run: DigitRun, first: int, last: int) -> bool:
     """Return whether more groups of four come before or after.
 
-    Such a run is a table of years, not a card. A group behind another sign (the full stop of a sentence) is not of it.
+    Such a run is a table of years, not a card. A group after another sign (the full stop of a sentence) is not of it.
     """
     sign = run.between[first].strip()
     before = first > 0 and run.ends[first - 1] - run.starts[first - 1] == 4 == run.ends[first] - run.starts[first]

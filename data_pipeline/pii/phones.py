@@ -219,7 +219,7 @@ def _is_international(digits: str, part: Slice) -> bool:
 def _is_short_international(code: str, national: int, part: Slice) -> bool:
     """Return whether it is a small country's number.
 
-    Its country code is a group of its own behind a "+" (+376 712 345): +376712345 may as well be an amount.
+    Its country code is a group of its own after a "+" (+376 712 345): +376712345 may as well be an amount.
     """
     return (
         "+" in part.prefix

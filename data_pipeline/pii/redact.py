@@ -64,7 +64,7 @@ class PiiConfig(Section):
     finder: FinderConfig | None = None
     """A model that finds names and places; without one they are not sought."""
     canary_bytes: int = Field(default=8 << 20, ge=0)
-    """One canary of each type is planted into a shard at its start and after each so many bytes of text; 0: none."""
+    """One canary of each type is planted into a shard at its start, then once per this many bytes of text; 0: none."""
     seed: int = Field(default=0, ge=0)
     """Chooses the canaries and their places."""
 

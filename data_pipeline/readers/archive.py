@@ -7,7 +7,7 @@ is ever run. A zip inside a zip is unpacked to a nameless temporary file (in mem
 
 A member that unpacks to absurdly more than it takes (`streams.is_bomb`), or with which the archive as a whole would, is
 not opened: reading it raises `TornStream("decompression_bomb")`. In a tar, which is one stream, the bound holds for the
-stream, and for the place of the next member: behind it there is one last member, of the archive's own name, that cannot
+stream, and for the place of the next member: after it there is one last member, of the archive's own name, that cannot
 be read.
 """
 
@@ -203,7 +203,7 @@ def _tar_members(path: Path, patterns: tuple[str, ...]) -> Iterator[Member]:
                         yield _broken(name, info.size, "decompression_bomb")
                     else:
                         yield Member(name, info.size, _tar_opener(archive, info))
-                # The library would look for the next header there, in steps of 10 KiB, however far behind the end.
+                # The library would look for the next header there, in steps of 10 KiB, however far after the end.
                 if is_bomb(packed, archive.offset):
                     raise TornStream("decompression_bomb")
     except TornStream as error:

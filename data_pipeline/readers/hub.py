@@ -221,7 +221,7 @@ def _place(source: HubSource) -> HubPlace:
 def _belongs(name: str, source: HubSource) -> bool:
     """Return whether a file holds rows of the split.
 
-    It is named after the split (`train.parquet`, `train-00000-of-00002.parquet`, also with a digest behind that), or
+    It is named after the split (`train.parquet`, `train-00000-of-00002.parquet`, also with a digest after that), or
     is in a folder named after it, unless the file is named after another.
     """
     if not name.endswith(".parquet"):

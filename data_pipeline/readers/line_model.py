@@ -78,7 +78,7 @@ def read_weights(found: Mapping[str, Any]) -> LineWeights:
 def word_table(words: Mapping[str, float]) -> tuple[Integers, Floats]:
     """A hash table of words, and their weights.
 
-    An empty place holds 0. A word is at the place of its hash's last bits, or behind it (`page_features.word_sum`).
+    An empty place holds 0. A word is at the place of its hash's last bits, or after it (`page_features.word_sum`).
     """
     size = 1 << (4 * len(words) + 1).bit_length()
     hashes, weights = np.zeros(size, np.int64), np.zeros(size, np.float64)

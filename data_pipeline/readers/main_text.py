@@ -117,7 +117,7 @@ def _selectors(page: str, bits: int) -> list[str] | None:
 def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
     """Set a mark inside each link and container of pages in UTF-8.
 
-    It is put behind the opening tag, and before the closing one. With the pages come the bits of `find_tags`.
+    It is put after the opening tag, and before the closing one. With the pages come the bits of `find_tags`.
     """
     joined = b"".join((*pages, bytes(16)))
     data, ends = np.frombuffer(joined, np.uint8), np.cumsum([*map(len, pages)], dtype=np.int64)

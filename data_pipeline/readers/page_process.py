@@ -53,8 +53,8 @@ MEMORY_PER_BYTE = 80
 """As many more for each of the page's."""
 _PDF_SECONDS, _PDF_SECONDS_PER_MIB, _PDF_SECONDS_AT_MOST = 10.0, 10.0, 120.0
 _PDF_MEMORY_BYTES, _PDF_MEMORY_PER_BYTE = 512 << 20, 8
-_SMALL_BYTES = 64 << 10  # pages of up to so many are read together: 64 of them stay far within the bounds of one
-_TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
+_SMALL_BYTES = 64 << 10  # pages of up to this many are read together: 64 of them stay far within the bounds of one
+_TIRED_BYTES = 128 << 20  # a child that keeps this much more than at its start gives way to another
 _KEPT_BYTES = 16 << 20
 _PIPE_BYTES = 1 << 18  # several pages pass at once, so that neither process wakes the other for each
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -145,7 +145,7 @@ class _Compact:
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The values of the struct at `at`, which moves behind it.
+        """The values of the struct at `at`, which moves after it.
 
         Raises:
             IndexError: it does not end within the data.

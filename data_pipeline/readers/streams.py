@@ -4,7 +4,7 @@ The packed forms are .gz, .zst, .xz, .bz2 and .lz4.
 
 Promise: memory stays level whatever the file's size, and a torn file yields everything before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
-takes a missing end for the end.
+treats a missing end as the end.
 
 A stream that unpacks to more than `BOMB_BYTES` and to more than `BOMB_RATIO` times what went in is torn there, as
 `decompression_bomb`. Prose packs 3 to 6 times and repetitive logs up to 100 times; a bomb is built near deflate's
@@ -322,7 +322,7 @@ def lines(pieces: Iterable[bytes], *, whole: bool = True, quote: bytes = b"") ->
 
     The ends are taken off, and so is a byte-order mark at the start of a `whole` file.
 
-    A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can recognise it. The number of
+    A line above `MAX_RECORD_BYTES` is cut just after that bound, so that the reader can recognise it. The number of
     its quotation marks stays odd or even.
 
     Raises:

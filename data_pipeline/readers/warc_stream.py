@@ -109,7 +109,7 @@ class _DamagedError(Exception):
 
 
 _Unpack = Callable[[IO[bytes], int], Iterator[tuple[bytes, int]]]
-"""Yields the pieces of the member that begins at an offset, the last one with the offset behind the member, others
+"""Yields the pieces of the member that begins at an offset, the last one with the offset after the member, others
 with 0; raises `_DamagedError`."""
 
 
@@ -199,7 +199,7 @@ def _only_record(data: bytes, place: int) -> RawRecord | None:
 
 
 def _length_of_record(data: bytes, end: int) -> int | None:
-    """The stated length of the block behind a header.
+    """The stated length of the block after a header.
 
     The header ends at `end`. The result is None if that is not one header.
     """

@@ -238,7 +238,7 @@ def longest_spans(occurs: Occurs, reaches: Reaches, length: int, least: int) -> 
             found.append((start, end))
             if end == length:
                 break
-            after = end + 2 - least  # the next one ends behind this one
+            after = end + 2 - least  # the next one ends after this one
             if occurs(after - 1, end + 1):
                 after = _first(occurs, start + 1, after - 1, end + 1)
         start = after

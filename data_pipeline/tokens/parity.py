@@ -78,7 +78,7 @@ def compare(reference: Engine, other: Engine, texts: Iterable[str]) -> Compared:
 def once_each(engine: Engine, pieces: Sequence[bytes]) -> Engine:
     """The engine, which encodes equal stretches between words once.
 
-    It is for a vocabulary that may be cut at spaces: a space or line end behind another character is a border, and no
+    It is for a vocabulary that may be cut at spaces: a space or line end after another character is a border, and no
     id depends on what is across it (`encoder.segments`). So the distinct stretches are encoded in a row, which is
     parted again by the bytes of its ids, `pieces`.
     """

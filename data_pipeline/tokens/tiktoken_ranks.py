@@ -57,7 +57,7 @@ def from_ranks(data: bytes, pattern: str, special_tokens: Sequence[str]) -> str:
     Args:
         data: the file.
         pattern: a name of PATTERNS, or a regular expression as tiktoken takes it.
-        special_tokens: those that the encoding does not have get the ids behind its largest.
+        special_tokens: those that the encoding does not have get the ids after its largest.
 
     Raises:
         ValueError: a line is not such a pair, a token or a byte is missing or named twice; or no pattern is given.
@@ -69,7 +69,7 @@ def from_ranks(data: bytes, pattern: str, special_tokens: Sequence[str]) -> str:
         )
     ranks = _read_ranks(data)
     expression, special = PATTERNS.get(pattern, (_for_oniguruma(pattern), {}))
-    # The named encodings begin their special tokens at the first id without a rank, or one behind it. Another
+    # The named encodings begin their special tokens at the first id without a rank, or one after it. Another
     # vocabulary with that pattern has none of them.
     taken = {*ranks.values()}
     free = next(index for index in count() if index not in taken)
@@ -114,7 +114,7 @@ def for_gigatoken(definition: str) -> tuple[str, bool]:
     """A `tokenizer.json` with tiktoken's patterns as gigatoken knows them.
 
     The second value is true where cl100k_base's rule for spaces that end a text was left out. Without it, such spaces
-    are parted behind their last line end: ids differ where a text ends with another space than a line end.
+    are parted after their last line end: ids differ where a text ends with another space than a line end.
     """
     if '"pretokenizers"' not in definition:
         return definition, False  # most have none, and reading them costs some 50 ms

@@ -87,7 +87,7 @@ class TokenizerConfig(Section):
     path: str = ""
     """A tokenizer to use instead of training one: a `tokenizer.json` of any kind, or tiktoken's ranks (`.tiktoken`).
     The first of `special_tokens` and `bos` must be special tokens of it; others that it does not have, such as those of
-    a chat, are added behind its last id."""
+    a chat, are added after its last id."""
     pattern: str = Field(default="", exclude_if=not_)
     """For tiktoken's ranks: "r50k_base", "p50k_base", "cl100k_base", "o200k_base", or the encoding's regular
     expression."""

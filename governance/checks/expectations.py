@@ -191,7 +191,7 @@ def _interval_expectation() -> Any:
         def configuration(self) -> Any:
             """The expectation as GX reads it.
 
-            GX looks at it some 70 times in a validation, and would build it anew each time.
+            GX looks at it some 70 times in a validation, and would rebuild it each time.
             """
             if self._known is None:
                 self._known = super().configuration

@@ -115,7 +115,7 @@ def exactly(table: pd.DataFrame) -> pd.DataFrame:
     """The table with integers beyond 2^53 as exact Python integers."""
     wide = [name for name in table.columns if table[name].ndim == 1 and table[name].dtype.kind in "iu"]
     rounded = [name for name in wide if beyond_exact(table[name])]
-    return table.astype(dict.fromkeys(rounded, object)) if rounded else table  # pandas makes every column anew
+    return table.astype(dict.fromkeys(rounded, object)) if rounded else table  # pandas makes every column again
 
 
 def values_of(gate: Gate, table: pd.DataFrame) -> int:

@@ -131,7 +131,7 @@ class _Walk:
         """The training of a checkpoint.
 
         A checkpoint that is gone has no record. Returns None where this root's artifact of that key has another digest:
-        the parent is in another root, or was made anew since.
+        the parent is in another root, or was made again since.
         """
         checkpoint = self.find(folder)
         if checkpoint is not None and checkpoint.digest != item.digest:

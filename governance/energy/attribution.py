@@ -9,8 +9,8 @@ or it did not (wasted). A trainer that writes marks into its measurement gets fi
     energy["step"] = 137                             steps done
     energy["checkpoint"] = 120                       step of the last checkpoint that is durable
 
-The work up to a durable checkpoint survives a kill; the work behind it is lost. When a later attempt resumes from an
-earlier checkpoint, everything behind that one was rolled back, and is wasted too. Boundaries are those of the
+The work up to a durable checkpoint survives a kill; the work after it is lost. When a later attempt resumes from an
+earlier checkpoint, everything after that one was rolled back, and is wasted too. Boundaries are those of the
 samples, so each is late by at most one sample interval.
 
 A training needs one start-up. An attempt that goes on from a checkpoint needs another one, until its first step, and
@@ -63,7 +63,7 @@ class EnergyPiece:
     outcome: Outcome
     cause: str
     unseen_seconds: float = 0.0
-    """At its end a kill lost at most the energy of so many seconds."""
+    """At its end a kill lost at most the energy of this many seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Sum:
     unmeasured_seconds: float
     """Time in which another run's meter had the node, so that nothing is known here."""
     unseen_seconds: float
-    """Kills lost at most the energy of so many seconds; it is in no figure."""
+    """Kills lost at most the energy of this many seconds; it is in no figure."""
     methods: tuple[str, ...]
 
 

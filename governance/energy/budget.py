@@ -108,7 +108,7 @@ class Keeper(Budget):
             self._watch = before
 
     def look(self, ahead_seconds: float) -> None:
-        """Check between two shards that so many more seconds fit.
+        """Check between two shards that this many more seconds fit.
 
         Finished shards are kept in any case.
 

@@ -13,7 +13,7 @@
 A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
 several times: the number that agrees best with the mean power so far is taken. `detail` counts each of these cases, and
 `low` and `high` reach from what is certain to what `MAX_WATTS` allow. Indistinguishable: a reset
-within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
+within a gap so long that the counter may have wrapped in it is treated as a wrap, an error of at most one range of the
 counter; a glitch that looks like a reset adds at most what `MAX_WATTS` allow in its interval.
 """
 

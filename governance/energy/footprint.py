@@ -13,7 +13,7 @@
 E is in kWh. Low, central and high multiply low, central and high of each term: a band of scenarios, no confidence
 interval. A factor without bounds adds nothing to the band.
 
-A factor that is not set makes its figures unknown, and they name what to set; nothing is taken for zero. Two are not
+A factor that is not set makes its figures unknown, and they name what to set; nothing is treated as zero. Two are not
 unknown, for they have a least value: a PUE is at least 1, and embodied carbon is above 0. Without them carbon, water
 and SCI are marked "at least" and have no upper bound. Without a contract the market-based figure is that of the grid's
 average, the last method in the Scope 2 Guidance's hierarchy.

@@ -49,7 +49,7 @@ def open_hwmon(hwmon: Path = HWMON) -> Meters | None:
                 count = Counter(functools.partial(whole_number, energy), None, time.monotonic)
                 found.append(Metered(f"socket {name.removeprefix('Esocket')}", "hwmon", count, BOARD_ALLOWANCE_PERCENT))
         except (OSError, ValueError):
-            return None  # one socket without the others would be taken for the whole
+            return None  # one socket without the others would be mistaken for the whole
     return Meters(found) if found else None
 
 

@@ -52,7 +52,7 @@ def read_intensity(path: Path) -> IntensitySeries:
 
     Raises:
         ConfigError: the file cannot be read, a column is missing, or a row (named by its line) has a time that is not
-            ISO 8601 or has no offset, a figure that is not a number from 0 upwards, or is not one step behind the row
+            ISO 8601 or has no offset, a figure that is not a number from 0 upwards, or is not one step after the row
             before it.
     """
     try:
@@ -109,7 +109,7 @@ def _grams(text: str | None, where: str) -> float:
 
 
 def _follows(time: datetime, before: list[datetime], where: str) -> None:
-    """Raise unless `time` is one step behind the last."""
+    """Raise unless `time` is one step after the last."""
     if time <= before[-1]:
         raise ConfigError(f"{where}: {time.isoformat()} is not after {before[-1].isoformat()}; sort the rows by time.")
     if len(before) == 1 and time - before[0] > _LONGEST_STEP:

@@ -88,7 +88,7 @@ class Interval:
     cause: str
     samples: tuple[EnergySample, ...]
     unseen_seconds: float = 0.0
-    """A kill lost at most the energy of so many seconds."""
+    """A kill lost at most the energy of this many seconds."""
     before_seconds: float = 0.0
     """So long its process had run without a meter when it began."""
 
@@ -231,7 +231,7 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
     Those of one host are in the order of their lines, whatever its clock shows.
 
     `alive(line)` is whether the process that wrote a line still runs; by default this host's processes are looked
-    up, and another host's is taken for alive while its last line is younger than a minute.
+    up, and another host's counts as alive while its last line is younger than a minute.
 
     Raises:
         ManifestError: a file is not a ledger of this schema.

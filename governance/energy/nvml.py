@@ -82,7 +82,7 @@ def open_nvml(job_gpus: str | None = None) -> tuple[Nvml | None, str]:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
         named = [int(word) for word in (job_gpus or "").split(",") if word.isdecimal()]
-        # Where Slurm constrains devices, NVML sees the job's alone and numbers them anew.
+        # Where Slurm constrains devices, NVML sees the job's alone and renumbers them.
         numbers = named if named and len(named) < count and max(named) < count else range(count)
         return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in numbers]) if count else None), ""
     except pynvml.NVMLError as error:

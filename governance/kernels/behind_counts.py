@@ -1,6 +1,6 @@
 """Terms and sampled sentences behind the counts of mentions.
 
-A priority is 63 bits of a hash of the document's id; bit 63 is set for a long sentence, so it ranks behind. The
+A priority is 63 bits of a hash of the document's id; bit 63 is set for a long sentence, so it ranks after. The
 least priority of a document counts. Promise: what is kept is the least of all that came, in any order.
 """
 

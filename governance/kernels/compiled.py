@@ -5,7 +5,7 @@ built from functions of another file would go on running the old ones after an u
 the kernel's folder, and of this one, is part of the cache's key.
 
 On a new machine all workers meet the same kernels first. One process compiles each and the others wait for it: as many
-compilations as workers would share the cores and each would take so much longer.
+compilations as workers would share the cores and each would take this much longer.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class MentionSums(NamedTuple):
     pairs: Integers
     """(64, groups, categories): sentences that mention the group and hold the category."""
     scores: Integers
-    """(64, groups + 1, instruments, SCORES); behind the groups those that mention nobody."""
+    """(64, groups + 1, instruments, SCORES); after the groups those that mention nobody."""
     named: Integers
     """(identity terms, 1 + cells): mentions, and mentions in sentences of each cell."""
     beside: Integers
@@ -165,9 +165,9 @@ class TextMentions(NamedTuple):
     events: Integers
     """Rows of (text, as its place in `rows`, group, mentions, sentences with a mention), for each group mentioned."""
     examples: Integers
-    """Rows of (text, group, cell, first byte, behind the last): sentences that were kept, some no longer."""
+    """Rows of (text, group, cell, first byte, after the last): sentences that were kept, some no longer."""
     spans: Integers
-    """Rows of (text, group, first byte, behind the last) of each sentence that mentions a group; empty unless
+    """Rows of (text, group, first byte, after the last) of each sentence that mentions a group; empty unless
     requested."""
 
 

@@ -10,12 +10,12 @@ A *sentence* has a word, and ends
 - at a terminal beyond ASCII (。 ؟ । ...), whatever follows;
 - at `.`, `!`, `?` or `…`, with more of them and closing marks behind, before white space or the end of the text; but at
   full stops and ellipses not where a small letter follows (Unicode annex 29, rule SB8), and not at a single full stop
-  behind a word of one letter ("J. Doe", "U.S. law"; Latin, Greek, Cyrillic, Armenian) or one of `ABBREVIATIONS`.
+  after a word of one letter ("J. Doe", "U.S. law"; Latin, Greek, Cyrillic, Armenian) or one of `ABBREVIATIONS`.
 
-So "She took plan B. He left." is taken for one sentence, a German "3. Mai" for two. A heading without punctuation ends
+So "She took plan B. He left." is treated as one sentence, a German "3. Mai" for two. A heading without punctuation ends
 at its blank line; a single line end parts nothing, since many texts break their lines within sentences.
 
-A word is known by a 64-bit hash of its folded code points, and equal hashes are taken for equal words: with 10^4 listed
+A word is known by a 64-bit hash of its folded code points, and equal hashes count as equal words: with 10^4 listed
 words the chance that a given other word is mistaken for one is below 10^-15.
 """
 
@@ -210,7 +210,7 @@ def _unspaced(data, span, tables, listed, hits, counts):  # type: ignore[no-unty
         counts: hits, place of the first word, sentence.
 
     Returns:
-        The number of hits, the place behind the last word, the byte behind it, and whether a mark of punctuation
+        The number of hits, the place after the last word, the byte after it, and whether a mark of punctuation
         follows.
     """
     points, signs, several, _ = tables
@@ -247,12 +247,12 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
     Args:
         data: UTF-8 bytes in NFC; the text is `data[start:end]`.
         start: its first byte.
-        end: behind its last.
+        end: after its last.
         tables: of `word_tables`.
         listed: an open-addressing table: the hashes of words (0: empty), and their numbers.
         hits: three arrays to write to: number of the word, its place, and which sentence of the text it is in. Words
             that may form one phrase have places in succession.
-        ends: to write to: the byte behind each sentence.
+        ends: to write to: the byte after each sentence.
 
     Returns:
         The hits, words and sentences of the text. Those beyond the end of the arrays are counted and not

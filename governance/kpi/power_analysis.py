@@ -69,7 +69,7 @@ def split(groups: int, file: KpiFile) -> tuple[int, int]:
 
 
 def power_of(kpi: Kpi, file: KpiFile, groups: int, effect: float) -> float:
-    """Probability that so many groups find a change of this size."""
+    """Probability that this many groups find a change of this size."""
     import warnings
 
     from statsmodels.stats.power import TTestIndPower, TTestPower
@@ -138,7 +138,7 @@ def _first(enough: Callable[[int], bool]) -> int | None:
 
 
 def detectable(kpi: Kpi, file: KpiFile, groups: int) -> float | None:
-    """Effect that so many groups find with the planned power.
+    """Effect that this many groups find with the planned power.
 
     Returns None where not even the largest possible effect would be found.
     """

@@ -54,7 +54,7 @@ class RayPool:
 
     def __init__(self, root: Path) -> None:
         self.width = 1
-        """Processor cores of the cluster, by its last message; so many tasks run at a time."""
+        """Processor cores of the cluster, by its last message; this many tasks run at a time."""
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[Any]] = {}
         self._lost = ""

@@ -28,7 +28,7 @@ from governance.receipts.verify_receipt import NOTHING, STUB_BITS, bits_of, cut_
 
 NODE_BYTES = 24
 LEAF_BYTES = 20
-_BUCKET_BITS = 6  # so many levels of the tree, at least, are made again for a proof
+_BUCKET_BITS = 6  # this many levels of the tree, at least, are made again for a proof
 _AT_ONCE = 1 << 10  # buckets
 _BLIND = b"leaf"  # with secret and tag, one block of SHA-256
 
@@ -161,7 +161,7 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
 
 
 def depth_of(names: int) -> int:
-    """Levels below the root that are kept for so many names."""
+    """Levels below the root that are kept for this many names."""
     return max(0, names.bit_length() - 1 - _BUCKET_BITS)
 
 

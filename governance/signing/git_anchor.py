@@ -86,5 +86,5 @@ def anchor_faults(head: str, entries: Sequence[JournalEntry]) -> list[str]:
     if number not in lines:
         return [f"had line {number} when the head {head[:24]}… was noted; it has {len(entries)} now: lines are gone"]
     if lines[number] != digest:
-        return [f"line {number}: is not the one whose head {head[:24]}… was noted: the journal was written anew"]
+        return [f"line {number}: is not the one whose head {head[:24]}… was noted: the journal was rewritten"]
     return []

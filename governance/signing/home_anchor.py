@@ -5,7 +5,7 @@
                            "time": "2026-01-01T00:00:00Z"}}, "given_up": []}
 
 `<state>` is `$XDG_STATE_HOME`, else `~/.local/state`. A journal is known by its first line, so a root may be moved,
-copied or reached by another name; one that was made anew is another. Each place of a root has a head of its own,
+copied or reached by another name; one that was made again is another. Each place of a root has a head of its own,
 because copies diverge. A journal is *behind* when
 
 - its place has a head, and it lacks that line; or

@@ -240,7 +240,7 @@ class Journal:
     def state_begin(self, folder: Path, records: Sequence[str] = ()) -> None:
         """Announce the records that a training begins.
 
-        Where their folder was removed, state that they begin anew. It is called before the training's first line.
+        Where their folder was removed, state that they begin again. It is called before the training's first line.
         Nothing is stated where its files are as they were left.
 
         Raises:

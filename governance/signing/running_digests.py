@@ -9,9 +9,9 @@ after the last statement is unsigned.
 
 A file that does not continue what was stated last (it was altered, cut or replaced) is stated with `anew`, so the break
 itself is signed; `prefix_faults` then checks what was stated from there on, and reports the break as a fault until a
-training begins the file anew.
+training starts the file again.
 
-A training whose records were removed (most often with its folder) begins them anew. Before its first line it states so
+A training whose records were removed (most often with its folder) starts them again. Before its first line it states so
 (`Journal.state_begin`): 0 bytes, with `anew`, for each file that is gone. Such a beginning is a note, and what was
 stated before it no longer counts. It is stated only where none of the folder's files is left: with one of them there,
 the others were taken away.
@@ -172,7 +172,7 @@ class RunningDigests:
         return found
 
     def begun(self, folder: str, stated: Mapping[str, Prefix], signed: Sequence[str] = ()) -> list[Prefix]:
-        """Statements that the files of a folder begin anew.
+        """Statements that the files of a folder begin again.
 
         The lines of `signed` will be signed. The result is empty where one of the folder's files exists, or nothing was
         stated of any.
@@ -203,7 +203,7 @@ class RunningDigests:
         signed = last is not None and last.signed
         position = self._known.get(name) or self._start(name, signed)
         unlike = last is not None and last.bytes <= position.bytes and last.sha256 != position.hash.hexdigest()
-        if unlike or path.stat().st_size < position.bytes:  # it was cut or begun anew since, and has grown again
+        if unlike or path.stat().st_size < position.bytes:  # it was cut or started again since, and has grown again
             position = self._start(name, signed)
         remembered = position.bytes
         continues = _read_on(path, position, last, signers)

@@ -6,7 +6,7 @@
 
 A piece becomes a pair as `pair_rows.py` reads it. A text of n tokens loses max(1, round(share n)) of them, in
 max(1, round(lost / mean_length)) spans; where they lie follows from the row's random number and the piece's place in
-the row. So a text is corrupted anew each epoch, and alike on any number of ranks, in any micro batch and after a
+the row. So a text is corrupted again in each epoch, and alike on any number of ranks, in any micro batch and after a
 restart. Sizes of spans, and of what lies between them, are drawn uniformly from all that add up. As in T5 a text begins
 with what is kept and ends with a span, so one that loses a single span loses its end.
 """

@@ -97,7 +97,7 @@ class FixedOrder:
             parameter.register_post_accumulate_grad_hook(lambda held, name=name: self._take(name, held))
 
     def begin(self, micro_batches: int) -> None:
-        """Expect the gradients of so many micro batches, in the tree's order."""
+        """Expect the gradients of this many micro batches, in the tree's order."""
         self._sum = TreeSum(micro_batches)
 
     def backward(self, deepspeed: Any, objective: torch.Tensor) -> None:

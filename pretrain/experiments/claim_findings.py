@@ -226,10 +226,7 @@ def _loss(run: Run) -> float:
 
 
 def _gain(run: Run) -> float:
-    """Gain from context: loss at a row's beginning minus that behind.
-
-    The beginning is the first sixteenth; behind is the second half.
-    """
+    """Gain from context: loss of a row's first sixteenth minus that of its second half."""
     places = run["positions"]
     length = places[-1]["to"]
 

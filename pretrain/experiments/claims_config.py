@@ -41,7 +41,7 @@ class RecallConfig(Section):
     slots: int = Field(default=64, gt=1)
     """Facts of a row, each about another slot."""
     values: int = Field(default=4, gt=1)
-    """Values of a slot; a guess is right once in so many times."""
+    """Values of a slot; a guess is right once in this many times."""
     steps: int = Field(default=120, gt=0)
     """Optimizer steps: half of them on rows that grow, half on rows up to the longest."""
     batch_tokens: int = Field(default=4096, gt=0)

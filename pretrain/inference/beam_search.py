@@ -41,7 +41,7 @@ from pretrain.model.attention_rule import Attend
 
 Ids = Sequence[int]
 MORE_TOKENS = 50
-_WINDOW = 1_024  # sources that are sorted by length: so many are translated before the first is yielded
+_WINDOW = 1_024  # sources that are sorted by length: this many are translated before the first is yielded
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Memory:
         self.held = [layer.cross_attn.keys_and_values(memory) for layer in stack.layers]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forget all sources but these, and padding behind the longest."""
+        """Forget all sources but these, and padding after the longest."""
         self.seen = self.seen[rows]
         longest = int(self.seen.sum(1).max())
         self.seen = self.seen[:, :longest]

@@ -188,7 +188,7 @@ class _TextRows:
         return chosen[rows]
 
     def _advance(self, chosen: torch.Tensor) -> None:
-        # A row that has ended may be at the end of its context, behind which a learned position has no vector.
+        # A row that has ended may be at the end of its context, after which a learned position has no vector.
         places = [min(length + self.step, self.model.context) - 1 for length in self.lengths]
         positions = torch.tensor(places, dtype=torch.int32)[:, None]
         masks = next_masks(self.caches, self.time, self.padding, self.time - self.step + 1 - min(self.lengths))

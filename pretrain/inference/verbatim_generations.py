@@ -37,7 +37,7 @@ _RESAMPLES = 2000
 Continued = Callable[[Sequence[npt.NDArray[np.int64]]], list[str]]
 """Texts that follow prompts."""
 Passages = Callable[[str, int], list[tuple[int, int]]]
-"""Longest passages of a text, of at least so many characters, that the corpus holds: [start, end)."""
+"""Longest passages of a text, of at least this many characters, that the corpus holds: [start, end)."""
 
 
 class VerbatimConfig(Section):

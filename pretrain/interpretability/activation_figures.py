@@ -15,7 +15,7 @@ def activation_figures(model: Decoder, streams: Streams) -> list[dict[str, Any]]
     """Figures of the embedding and each block.
 
     `residual` is the stream after the block; `attention` and `feed_forward` are what its two parts computed, before the
-    norm that sandwich and reordered blocks put behind them; `inner` is the input of `down_proj`, and None with experts,
+    norm that sandwich and reordered blocks put after them; `inner` is the input of `down_proj`, and None with experts,
     where `experts` has the share of the tokens' choices of each expert.
     """
     found: list[dict[str, Any]] = []

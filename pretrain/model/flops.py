@@ -146,7 +146,7 @@ def _embeddings(config: ModelConfig, vocabulary_size: int) -> int:
 
 
 def _body(config: ModelConfig, vocabulary_size: int, experts: int) -> int:
-    """All but the look-ups, with so many experts in each layer.
+    """All but the look-ups, with this many experts in each layer.
 
     An untied output projection belongs to it.
     """

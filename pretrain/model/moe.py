@@ -77,7 +77,7 @@ class Experts(nn.Module):
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
 
     def _compute_counted(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """`_compute` for so many rows of each of this rank's experts."""
+        """`_compute` for this many rows of each of this rank's experts."""
         owners = torch.arange(len(counts), device=x.device).repeat_interleave(counts, output_size=len(x))
         return self._compute(x, counts.cumsum(0).to(torch.int32), owners)
 

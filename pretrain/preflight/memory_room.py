@@ -85,7 +85,7 @@ def suggestion(
     ranks = hardware.ranks or Ranks()
 
     def fitting(world_size: int, ladder: list[dict[str, object]]) -> dict[str, object] | None:
-        """The first changes of the ladder that fit on so many ranks."""
+        """The first changes of the ladder that fit on this many ranks."""
         there = Hardware(Ranks(0, world_size), hardware.device)
         changes: dict[str, object] = {}
         for change in ladder:

@@ -101,7 +101,7 @@ _BEFORE_AN_ERROR = re.compile(
     r"(?:ERROR|CRITICAL|FATAL)\b|(?:Error|Exception|Exit|Interrupt|\berror)(?:\(\w+\))?: "
     r"|^(?:[A-Za-z_]\w*\.)+[A-Z]\w*: "
 )
-"""Level of a log, or class of an exception: behind it the words of progress are part of a message."""
+"""Level of a log, or class of an exception: after it the words of progress are part of a message."""
 _ERROR = re.compile(
     r"(?i)error|exception|fail|(?-i:\bWARN\b)|fatal|killed|signal|abort|timed? ?out|cannot|can't|unable|refus|denied"
     r"|invalid|\bnot? |assert|corrupt|oom|\bnan\b|lost|unreach|crash|dead|exceed|full\b"

@@ -106,7 +106,7 @@ def _count(attempt: JobAttempt) -> int:
 
 
 def _placed(attempt: JobAttempt, each: int) -> list[str]:
-    """Words for `srun`: so many processes on each node of this try."""
+    """Words for `srun`: this many processes on each node of this try."""
     nodes = _count(attempt)
     words = [f"--nodes={nodes}", f"--ntasks={nodes * each}", f"--ntasks-per-node={each}"]
     return words + [f"--nodelist={','.join(attempt.chosen)}"] * bool(attempt.chosen)

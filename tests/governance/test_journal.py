@@ -246,7 +246,7 @@ def test_a_cut_journal_is_shown_by_its_head(tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     assert "lines are gone" in anchor_faults(head, whole(tmp_path))[0]
     open_it(tmp_path).state_artifact(manifest(7))
-    assert "written anew" in anchor_faults(head, whole(tmp_path))[0]
+    assert "was rewritten" in anchor_faults(head, whole(tmp_path))[0]
 
 
 def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeypatch, caplog):

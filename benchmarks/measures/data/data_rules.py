@@ -92,7 +92,7 @@ def removed_by_rules(
 
 
 def _features(text: str, left: str, counted: dict[str, Any]) -> dict[str, float]:
-    """Our features from given words; `left` is the text behind C4's step."""
+    """Our features from given words; `left` is the text after C4's step."""
     words = counted["words"]
     pieces = max(1, len(words))
     spoken = [word for word in words if not all(unicodedata.category(c)[0] in "PS" for c in word)]

@@ -287,7 +287,7 @@ _NOTICE = (
 
 
 def languages() -> list[Goal]:
-    """Novels and speeches behind 1,100 characters of an English notice: wrong answers, and texts a core-second."""
+    """Novels and speeches after 1,100 characters of an English notice: wrong answers, and texts a core-second."""
     import pyarrow as pa
 
     from data_pipeline.filters.language import identify

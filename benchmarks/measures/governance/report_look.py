@@ -117,7 +117,7 @@ class Browser:
         return dict(json.loads(layout))
 
     def printed(self, page: Path, sheet: Path) -> str:
-        """The text of a page on A4, a form feed behind each sheet."""
+        """The text of a page on A4, a form feed after each sheet."""
         self.run(f"--print-to-pdf={sheet}", "--no-pdf-header-footer", page.as_uri())
         words = ["pdftotext", "-layout", str(sheet), "-"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout

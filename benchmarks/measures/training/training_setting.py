@@ -96,7 +96,7 @@ def stream(rows: Any) -> np.ndarray:
 
 
 def batches_of(path: Path, steps: int) -> np.ndarray:
-    """uint16 [steps, rows, length + 1]: the tokens of the run's own first steps, each row with the token behind it."""
+    """uint16 [steps, rows, length + 1]: the tokens of the run's own first steps, each row with the token after it."""
     from assay.config import load_run
     from pretrain.data.sampler import sampler_of
 

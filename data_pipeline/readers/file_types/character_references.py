@@ -26,7 +26,7 @@ _ON_PURPOSE = re.compile(
 )
 _TAG = re.compile(r"<[A-Za-z/!]")
 _NAMES = name2codepoint.keys() | {"apos"}
-_CODE_LINES = 5  # one line in so many that ends as code does makes a text code
+_CODE_LINES = 5  # one line in this many that ends as code does makes a text code
 
 
 def decode_references(text: str) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ class TeacherSettings(Section):
     model: str = Field(min_length=1)
     """The teacher, as the endpoint names it."""
     answered_models: tuple[str, ...] = ()
-    """Shell patterns of the names under which it may answer; (): its own, also with a date or version behind it."""
+    """Shell patterns of the names under which it may answer; (): its own, also with a date or version after it."""
     terms: str = Field(min_length=1)
     """The teacher's licence or terms that allow training on its answers: an SPDX expression, a URL or a sentence."""
     key_variable: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")

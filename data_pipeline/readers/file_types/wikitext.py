@@ -224,7 +224,7 @@ def _without_quotes(line: str) -> str:
 
     Two apostrophes mark italics, three bold type, five both; the rest of a longer run, and one of a run of four, are
     text. Where both kinds of mark are odd, MediaWiki takes one of bold type for an apostrophe and one of italics
-    (`''Star'''s`): behind a word of one letter, else of more, else behind a blank.
+    (`''Star'''s`): after a word of one letter, else of more, else after a blank.
     """
     runs = [(found.start(), found.end()) for found in _QUOTES.finditer(line)]
     sizes = [end - start for start, end in runs]

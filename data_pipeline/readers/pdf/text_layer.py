@@ -87,7 +87,7 @@ def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
 
 
 def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
-    """Places of blanks within words, behind letters with their marks."""
+    """Places of blanks within words, after letters with their marks."""
     found = []
     before, behind = raw.FS_RECTF(), raw.FS_RECTF()
     astral = _astral(text)

@@ -35,7 +35,7 @@ _TAIL = 0.025
 ONE_SIDED = 0.04
 """Tail of a rate's bound where the other tail is empty."""
 MAX_RARER = 30.0
-"""Units of the rarer scores expected beyond which a mean of scores is taken for normal."""
+"""Units of the rarer scores expected beyond which a mean of scores is treated as normal."""
 _TURNS = 40  # halvings of theta
 
 

@@ -58,7 +58,7 @@ _SECOND = np.zeros(256, np.int32)
 for _words in _NOTICES:
     for _first in (chr(_words[0]), chr(_words[0]).upper()):
         _SECOND[ord(_first)] = _words[1] if len(_words) > 1 else -1
-_FIELD = 12  # bits of each count of a line's characters; so many characters are counted before the fields are emptied
+_FIELD = 12  # bits of each count of a line's characters; this many characters are counted before the fields are emptied
 _DIGIT, _UPPER, _COMMA, _STOP, _MARKED = (1 << _FIELD * place for place in range(5))
 _LETTERS, _COUNTED = np.zeros(256, np.int64), np.zeros(256, np.int64)
 """Lower case and 1 for letters below 256, else 0; counts of each code point."""

@@ -75,7 +75,7 @@ def _find_less(data, eights, start, end):  # type: ignore[no-untyped-def]
 def _read_name(data, eights, start):  # type: ignore[no-untyped-def]
     """Number of the name at a place, and where it ends.
 
-    Those sought are numbered behind the others; any other name has -1.
+    Those sought are numbered after the others; any other name has -1.
     """
     word = eights[start]
     ends, closes = word ^ _MORES, word ^ _SLASHES
@@ -136,7 +136,7 @@ def _spells_role(data, start, end):  # type: ignore[no-untyped-def]
 
 @part
 def _tag_end(data, start, end):  # type: ignore[no-untyped-def]
-    """Place behind the tag whose name ends at `start`, or -1."""
+    """Place after the tag whose name ends at `start`, or -1."""
     if start >= end or not (_SPACES[data[start]] or data[start] == _MORE):
         return -1
     for i in range(start, end):

@@ -44,10 +44,10 @@ from governance.kernels.compiled import kernel, part
 CONTEXT = 12
 """Scores that the second step sees of each line."""
 LONG, LIKELY, SURE = 100, 0.5, 1.0
-"""Scores above which a line of so many characters, and a shorter one, stays: most that is not main text is short."""
+"""Scores above which a line of this many characters, and a shorter one, stays: most that is not main text is short."""
 _CLIP = 5.0
 _EDGE = -2.0  # the score of what would be beyond the first and the last line
-_LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up to so many, and these on top
+_LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up to this many, and these on top
 
 
 MAX_LEAVES = 32

@@ -49,7 +49,7 @@ class Lexicon:
     others: Mapping[Words, tuple[tuple[int, int, int], ...]]
     """Term -> labels of `kernels/mentions.py`."""
     crossed: tuple[Crossed, ...] = ()
-    """The intersections, numbered behind the groups."""
+    """The intersections, numbered after the groups."""
 
     @property
     def everyone(self) -> tuple[Name, ...]:
