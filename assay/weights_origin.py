@@ -64,7 +64,7 @@ def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None)
         GateClosed: the journal of the parent's root does not state it, or no trusted key signed that journal; or the
             origin is not verified, and the policy demands it.
         MissingInput: the parent checkpoint, the folder of weights, or the teacher is missing.
-        CheckpointError: it is torn, or no checkpoint.
+        CheckpointError: it is torn, or not a checkpoint.
         ConfigError: the weights belong to another model.
     """
     recipe = pinned(run)

@@ -123,7 +123,7 @@ def interpret(arguments: Arguments) -> None:
     The values are stated in the journal by their digest.
 
     Raises:
-        ConfigError: there is neither a text nor `--prune-heads`, a text is empty or no Unicode, or `--rows` has
+        ConfigError: there is neither a text nor `--prune-heads`, a text is empty or not Unicode, or `--rows` has
             no `--prune-heads`.
     """
     from assay.training_recipe import training_rows

@@ -169,7 +169,7 @@ def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) 
 
     Raises:
         MissingInput: a pattern finds no file.
-        ManifestError: a file is torn or no text.
+        ManifestError: a file is torn, or is not text.
     """
     files: dict[str, list[LocalFile]] = {
         kind: [] for kind in ("domains", "urls", *(f"words/{code}" for code in config.words))

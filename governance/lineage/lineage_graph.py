@@ -42,7 +42,7 @@ class Node:
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Further facts from its statement."""
     manifest: Manifest | None = field(default=None, compare=False)
-    """None: it is a source or no artifact, or is not in the root (any more)."""
+    """None: it is a source, or not an artifact, or no longer in the root."""
     unstated: bool = field(default=False, compare=False)
     """Its root has a journal, which states nothing of it."""
 

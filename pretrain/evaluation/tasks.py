@@ -372,8 +372,8 @@ def own_records(task: TaskConfig, folder: Path) -> OwnRecords:
 
     Raises:
         MissingInput: there is no such module.
-        ConfigError: the function cannot be imported, raises, takes too long, yields nothing or no JSON object, or
-            yields other records when it is called again.
+        ConfigError: the function cannot be imported, raises, takes too long, yields nothing or no JSON objects,
+            or yields other records when it is called again.
     """
     where = f"evaluation.tasks, {task.name}"
     code = find_code(task.task, folder, f"{where}: task")
