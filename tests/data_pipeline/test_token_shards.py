@@ -165,7 +165,7 @@ def test_longer_files_missing_files_and_bad_documents_are_refused(tmp_path):
     path = tmp_path / "a.tokens"
     write_token_shard(path, documents([[1]]), 100, END)
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(ManifestError, match="torn"):
+    with pytest.raises(ManifestError, match="overlong"):
         TokenShard.open(path)
     with pytest.raises(MissingInput, match="absent"):
         TokenShard.open(tmp_path / "absent.tokens")
