@@ -35,7 +35,7 @@ class Failures:
 
     @property
     def lost(self) -> float:
-        """Share of the wall time that is not spent on steps of the run."""
+        """Share of the wall time not spent on steps of the run."""
         return 1.0 - self.work / self.wall
 
 

@@ -226,7 +226,10 @@ def _loss(run: Run) -> float:
 
 
 def _gain(run: Run) -> float:
-    """Gain from context: loss of a row's first sixteenth minus that of its second half."""
+    """Gain from context along a row.
+
+    The loss of the row's first sixteenth minus the loss of its second half.
+    """
     places = run["positions"]
     length = places[-1]["to"]
 

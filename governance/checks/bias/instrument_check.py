@@ -78,7 +78,9 @@ def load_templates(path: Path | None = None) -> SentenceTemplates:
 def lexicon_scorers(
     lists: Mapping[str, Mapping[str, float]], identity: Collection[tuple[str, ...]]
 ) -> dict[str, Scorer]:
-    """Scorers that sum the weights of a list's terms, with repetitions; each text is split once.
+    """Scorers that sum the weights of a list's terms.
+
+    A term counts as often as it is repeated; each text is split once.
 
     Args:
         lists: name -> term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed
