@@ -8,6 +8,7 @@ only be read from the start: the head is copied, compressed as the file is. `ing
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import lzma
@@ -257,10 +258,13 @@ def _whole_pages(file: Path, size: int) -> Iterator[bytes]:
 
 def _whole_rows(file: Path, size: int) -> Iterator[bytes]:
     """About the first `size` bytes of a table, in whole rows."""
-    quotes = 0
-    for line in lines(_sound(file)):
+    quotes, rest = 0, b""
+    for number, line in enumerate(lines(_sound(file))):
+        if not number and line.startswith(codecs.BOM_UTF16_LE):
+            rest = b"\0"  # a line end has two bytes
         yield line + b"\n"
         size -= len(line) + 1
         quotes += line.count(b'"')
         if (size < 0 and quotes % 2 == 0) or size < -_WHOLE_BYTES:  # a quoted value may have line breaks
-            return
+            break
+    yield rest

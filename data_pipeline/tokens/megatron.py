@@ -190,7 +190,7 @@ def _check(indexed: MegatronIndex, size: int) -> None:
         return
     if int(lengths.min()) < 0 or int(pointers.min()) < 0 or bool((pointers % item).any()):
         raise ManifestError(f"{indexed.path}: has a negative length, or a sequence that begins within a token")
-    if int((pointers + lengths * item).max()) > size:
+    if int(pointers.max()) > size or int((pointers + lengths * item).max()) > size:  # a sum may overflow
         raise ManifestError(f"{indexed.path}: points beyond the {size} bytes of its .bin: the two are not of one pair")
 
 

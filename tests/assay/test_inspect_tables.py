@@ -18,10 +18,11 @@ import pytest
 
 from assay.cli import inspect_commands
 from assay.cli.surface import parser
-from assay.inspect import inspection
+from assay.inspect import inspection, sampling
 from assay.inspect.formats import fields_of, find_inputs, first_records
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import Inspection, InspectTable, as_page, as_text
+from assay.inspect.sampling import sample_files
 from governance.errors import MissingInput, StorageError, storage_errors
 
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
@@ -200,6 +201,20 @@ def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
         inspect_path(tmp_path / "pipe")
     (tmp_path / "two\nlines.txt").write_text("short")
     assert r"two\nlines.txt#0" in as_text(inspect_path(tmp_path / "two\nlines.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_sample_of_a_table_ends_with_a_whole_row(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 10_000)
+    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 1_000)
+    text = "id;text\n" + "".join(f"{n};{prose(n)}\n" for n in range(200))
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    [group] = find_inputs(tmp_path)[0]
+    read, partly = sample_files(group, 0.2, tmp_path / "copies")
+    sampled = read.files[0].read_bytes().decode(encoding)
+    assert partly
+    assert text.startswith(sampled)
+    assert (sampled[-1], 0.1 < len(sampled) / len(text) < 0.4) == ("\n", True)
 
 
 def test_files_without_text_do_not_count_for_a_sample(tmp_path):

@@ -144,6 +144,7 @@ def test_alien_and_torn_files_are_refused(tmp_path):
         (whole[:34] + struct.pack("<i", -1) + whole[38:], "negative length"),
         (whole[:42] + struct.pack("<q", 2) + whole[50:], "within a token"),
         (whole[:34] + struct.pack("<i", 900) + whole[38:], "points beyond"),
+        (whole[:42] + struct.pack("<q", 2**63 - 4) + whole[50:], "points beyond"),
     ):
         index.write_bytes(data)
         with pytest.raises(ManifestError, match=words):
