@@ -28,7 +28,14 @@ from typing import IO
 
 from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.sources import PackageSource
-from data_pipeline.readers.streams import BLOCK_BYTES, TornStream, is_bomb, open_source, unpacked_file
+from data_pipeline.readers.streams import (
+    BLOCK_BYTES,
+    TornStream,
+    end_at_machine_error,
+    is_bomb,
+    open_source,
+    unpacked_file,
+)
 from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, storage_errors
 
@@ -75,6 +82,7 @@ def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
             name = f"{again};{member.name}" if again else member.name
             yield replace(member, name=name, ordinal=ordinal)
     except (*_DAMAGE, TornStream) as error:
+        end_at_machine_error(error, path)
         raise MissingInput(
             f"{path}: cannot be read as an archive: {error}. Remove its folder, so that it is fetched again."
         ) from error
@@ -110,6 +118,7 @@ def read_blocks(member: Member) -> Iterator[bytes]:
 
     Raises:
         TornStream: it is damaged, encrypted, a bomb, or packed in a way that Python cannot unpack.
+        MissingInput: the device fails while it is read.
     """
     try:
         with member.open() as source:
@@ -118,6 +127,7 @@ def read_blocks(member: Member) -> Iterator[bytes]:
     except TornStream as error:
         raise TornStream(error.reason if error.reason in _OWN_FAULTS else "unreadable_member") from error
     except (*_DAMAGE, _ENCRYPTED) as error:
+        end_at_machine_error(error, Path(member.name))
         raise TornStream("unreadable_member") from error
 
 
@@ -188,7 +198,8 @@ def _inner_zip(
                 for item in inner.infolist():
                     if not _is_folder(item):
                         yield from _zip_member(inner, item, f"{name}/{item.filename}", allowance, depth + 1)
-    except (*_DAMAGE, _ENCRYPTED):
+    except (*_DAMAGE, _ENCRYPTED) as error:
+        end_at_machine_error(error, Path(name))
         yield _broken(name, info.file_size, "unreadable_member")
 
 

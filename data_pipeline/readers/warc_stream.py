@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from data_pipeline.readers.streams import TornStream, blocks, inflate_until_nonsense, is_bomb, open_source
+from data_pipeline.readers.streams import (
+    TornStream,
+    blocks,
+    end_at_machine_error,
+    inflate_until_nonsense,
+    is_bomb,
+    open_source,
+)
 
 MAX_BLOCK_BYTES = 64 << 20
 MAX_HEADER_BYTES = 64 << 10
@@ -70,11 +77,16 @@ def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:
     """The records of a file and its torn places, in order.
 
     Raises:
-        MissingInput: it cannot be opened.
+        MissingInput: it cannot be opened, or the device fails while it is read.
     """
-    if path.name.endswith(_ONE_STREAM):
-        yield from _of_stream(path)
-        return
+    try:
+        yield from _of_stream(path) if path.name.endswith(_ONE_STREAM) else _of_file(path)
+    except OSError as error:
+        end_at_machine_error(error, path)
+        raise
+
+
+def _of_file(path: Path) -> Iterator[RawRecord | TornRecord]:
     with open_source(path, _BUFFER_BYTES) as source:
         start = source.read(4)
         if start.startswith(_GZIP_MAGIC) or path.name.endswith(".gz"):

@@ -27,7 +27,7 @@ from data_pipeline.readers.archive import Member, members, read_blocks
 from data_pipeline.readers.opt_out import HostRules
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import WarcSource, WetSource
-from data_pipeline.readers.streams import PACKED, TornStream, open_source
+from data_pipeline.readers.streams import PACKED, TornStream, end_at_machine_error, open_source
 from data_pipeline.readers.warc_stream import RawRecord, raw_records
 from governance.errors import MissingInput, storage_errors
 from governance.files import sha256_file
@@ -106,7 +106,8 @@ def read_wacz(
                 yield from read_warc(Path(unpacked.name), name, source, rules=rules, passed=passed)
             if torn:
                 yield RecordFault(name, 0, torn, "")
-    except MissingInput as error:  # its directory is damaged
+    except MissingInput as error:  # its directory is damaged, or the device fails
+        end_at_machine_error(error.__cause__ or error, path)
         yield RecordFault(file, 0, "unreadable_member", sample(str(error.__cause__)))
     else:
         for member_name in digests:
