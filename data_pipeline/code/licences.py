@@ -30,7 +30,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 UNKNOWN = "NOASSERTION"
-LICENCE_RULES = 3
+LICENCE_RULES = 4
 """Version of the rules here, in the key of documents of source code."""
 HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18

@@ -6,8 +6,8 @@ passed over and counted: `empty_file`, `binary_file` (a zero byte in its first 8
 torn one is a fault after the members before the tear.
 
 The licence is that of the file's header, else that of the nearest licence file in its folder or above, within the same
-archive, else the source's own (`licences.py`). Text is UTF-8, or UTF-16 with a byte-order mark; anything else is a
-fault, `not_utf8`.
+archive, else the source's own (`licences.py`). A wheel's licence files count at their paths in its source tree. Text
+is UTF-8, or UTF-16 with a byte-order mark; anything else is a fault, `not_utf8`.
 
 Price: one pass over the files, two over an archive (the first one finds its licence files); a licence file is read
 by each shard that has files of its folder or below. Memory: one file, 64 MiB at most.
@@ -20,6 +20,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -37,7 +38,7 @@ from data_pipeline.code.licences import (
     licence_of_header,
 )
 from data_pipeline.documents import CODE_LANGUAGE
-from data_pipeline.readers.archive import Member, members, read_blocks
+from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.items import SourceFiles, SourceItem
 from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.record import Record, RecordFault, encodable, sample
@@ -47,6 +48,7 @@ from governance.errors import MissingInput
 
 BINARY_CHARACTERS = 8000  # bytes of a file, as git decides
 _BESIDE = "licence/"
+_WHEEL_LICENCE = re.compile(r"[^/]+\.dist-info/(licenses/)?")
 _LIBRARIES = ("Pygments", "license-expression", "licenseclassifier")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -96,10 +98,13 @@ class FolderLicences:
     """Licences of folders, from the licence files in them."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, dict[str, tuple[str, str]]] = {}
 
-    def add(self, file: str, pieces: Iterable[bytes]) -> None:
-        """Read a licence file, as far as it can be known."""
+    def add(self, file: str, pieces: Iterable[bytes], place: str = "") -> None:
+        """Read a licence file, as far as it can be known.
+
+        `place` is the path that it counts at, by default its own. Two different files at one place are a doubt.
+        """
         data = bytearray()
         try:
             for piece in pieces:
@@ -108,16 +113,18 @@ class FolderLicences:
                     break
         except TornStream:
             data.clear()
-        path = PurePosixPath(file)
-        self._folders.setdefault(str(path.parent), {})[path.name] = _known_file(bytes(data)) if data else UNKNOWN
+        path, licence = PurePosixPath(place or file), _known_file(bytes(data)) if data else UNKNOWN
+        there = self._folders.setdefault(str(path.parent), {})
+        other, _ = there.get(path.name, (licence, file))
+        there[path.name] = (licence if licence == other else UNKNOWN, file)
 
     def nearest(self, file: str) -> tuple[str, str]:
         """The licence of the nearest folder with licence files, and their names."""
         for folder in PurePosixPath(file).parents:
             if found := self._folders.get(str(folder)):
                 names = deciding_licence_file(sorted(found))
-                stated = list(dict.fromkeys(found[name] for name in names))
-                return joined(stated), ", ".join(str(folder / name) for name in names)
+                stated = list(dict.fromkeys(found[name][0] for name in names))
+                return joined(stated), ", ".join(found[name][1] for name in names)
         return "", ""
 
 
@@ -194,14 +201,24 @@ def _read_archive(source: CodeSource, archive: SourceItem, passed: Counter[str])
     with contextlib.suppress(MissingInput):  # a torn archive: the second pass reports it
         for member in members(archive.local, ("*",)):
             if is_licence_file(member.name):
-                licences.add(_name(archive, member), read_blocks(member))
+                place = _wheel_place(member.name) if archive.file.lower().endswith(".whl") else member.name
+                licences.add(_name(archive, member.name), read_blocks(member), _name(archive, place))
     try:
         for member in members(archive.local, ("*",)):
-            yield from _read_file(source, _name(archive, member), read_blocks(member), licences, passed)
+            yield from _read_file(source, _name(archive, member.name), read_blocks(member), licences, passed)
     except MissingInput as error:
         words = f"cannot be read as an archive: {error.__cause__}"
         yield RecordFault(archive.file, 0, "unreadable_member", sample(words))
 
 
-def _name(archive: SourceItem, member: Member) -> str:
-    return f"{archive.file}/{member.name}"
+def _wheel_place(name: str) -> str:
+    """Path at which a licence file of a wheel counts.
+
+    A wheel keeps the files of its source tree in its `.dist-info` folder (PEP 639: in `licenses` there).
+    """
+    found = _WHEEL_LICENCE.match(name)
+    return name[found.end() :] if found else name
+
+
+def _name(archive: SourceItem, member: str) -> str:
+    return f"{archive.file}/{member}"

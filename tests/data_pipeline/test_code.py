@@ -399,6 +399,28 @@ def test_an_archive_reads_as_its_folder_and_a_torn_one_is_counted(tmp_path, kind
     assert len(documents) == (0 if kind == "zip" else 3)  # a zip's list of members is at its end
 
 
+def test_licence_files_of_a_wheel_count_where_they_were_in_the_source_tree(tmp_path):
+    own = {"alpha/main.py": CODE, "alpha/vendored/x.py": CODE + "# x\n"}
+    info = "alpha-1.0.dist-info/"
+    wheels = {
+        "old.whl": {**own, info + "LICENSE": MIT},
+        "new.whl": {**own, info + "licenses/LICENSE": MIT, info + "licenses/alpha/vendored/COPYING": BSD},
+        "two.whl": {**own, info + "LICENSE": MIT, "LICENSE": BSD},
+        "not_a_wheel.zip": {**own, info + "LICENSE": MIT},
+    }
+    for name, files in wheels.items():
+        data = packed("zip", {file: text if isinstance(text, bytes) else text.encode() for file, text in files.items()})
+        write(tmp_path, {f"repos/{name}": data})
+    found = {document.file: document for document in read(tmp_path)[3]}
+    assert {file: document.licence for file, document in found.items()} == {
+        "old.whl/alpha/main.py": "MIT", "old.whl/alpha/vendored/x.py": "MIT",
+        "new.whl/alpha/main.py": "MIT", "new.whl/alpha/vendored/x.py": "BSD-2-Clause",
+        "two.whl/alpha/main.py": UNKNOWN, "two.whl/alpha/vendored/x.py": UNKNOWN,
+        "not_a_wheel.zip/alpha/main.py": UNKNOWN, "not_a_wheel.zip/alpha/vendored/x.py": UNKNOWN,
+    }  # fmt: skip
+    assert json.loads(found["new.whl/alpha/main.py"].columns)["licence_from"] == f"new.whl/{info}licenses/LICENSE"
+
+
 def test_an_archive_that_tears_within_a_member_is_one_torn_file(tmp_path):
     whole = packed(
         "tar.gz", {"main.py": CODE.encode(), "noise.py": random.Random(0).randbytes(3_000_000).hex().encode()}
