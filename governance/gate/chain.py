@@ -70,11 +70,11 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal) -> Non
 def _committed(end: Manifest, root: Path, entries: Iterable[JournalEntry], stated: Stated) -> Manifest:
     """The manifest in the root, where another process made it again.
 
-    Both have stated their `run` blocks and the last one counts. A manifest that nobody stated is returned as it is, to
-    be refused.
+    Both have one digest and stated their `run` blocks, of which the last one counts. A manifest that nobody stated, or
+    whose last statement has another digest, is returned as it is, to be refused.
     """
     last, mine = stated.get(end.path), (end.digest, end.seal)
-    if last is None or last.seal == end.seal:
+    if last is None or last.seal == end.seal or last.subjects[end.path] != end.digest:
         return end
     if mine not in ((entry.subjects.get(end.path), entry.seal) for entry in entries if entry.states_files):
         return end

@@ -81,3 +81,15 @@ def test_an_artifact_that_another_process_made_again_is_accepted_and_a_restored_
         write_manifest(there, yard.root)
         with pytest.raises(GateClosed, match="its energy, times or host were altered"):
             require_chain((held,), yard.root, journal)
+
+
+def test_an_artifact_that_another_process_made_with_other_content_is_refused(yard):
+    """The chain of the other one is intact, but it is not the one that the caller holds and uses."""
+    journal = yard.gate().journal
+    mine, other = (yard.audit.model_copy(update={"stats": {**yard.audit.stats, "made": number}}) for number in (1, 2))
+    for made in (mine, other):
+        journal.state_artifact(made)
+        write_manifest(made, yard.root)
+    with pytest.raises(GateClosed, match="states digest"):
+        require_chain((mine,), yard.root, journal)
+    require_chain((other,), yard.root, journal)
