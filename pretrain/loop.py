@@ -232,10 +232,11 @@ def _measure_teacher(context: TrainContext) -> dict[str, Any]:
     assert context.distillation is not None, "a teacher belongs to a distillation"
     stats: dict[str, Any] = {"teacher": context.distillation.teacher.facts(context.train_rows.vocabulary_size)}
     if (rows := context.validation_rows) is not None:
-        context.heartbeat.beat("validation of the teacher", long=True)
+        passing = partial(context.heartbeat.beat, "validation of the teacher", long=True)
+        passing()
         measured = context.distillation.loss_of_teacher(
             rows, context.settings.engine.micro_batch_size, context.device, context.checkpoints.gather,
-            (context.ranks.rank, context.ranks.world_size),
+            (context.ranks.rank, context.ranks.world_size), passing,
         )  # fmt: skip
         stats |= {"teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
     return stats

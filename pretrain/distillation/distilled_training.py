@@ -19,6 +19,7 @@ from pretrain.config.training import TrainRecipe
 from pretrain.data.dataset import Rows, altered_shards, refuse_altered, watch_shards
 from pretrain.distillation.drawn_logits import find_draws, open_draws
 from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
+from pretrain.evaluation.loglikelihood import NatsOf
 from pretrain.evaluation.validation import Measurement, measure, nats_with, placed
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pretrain.distillation.student import Student
     from pretrain.engine.engine import Weight
+    from pretrain.model.decoder import Batch
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,19 @@ class Distillation:
         device: torch.device,
         gather: Callable[[Any], list[Any]],
         place: tuple[int, int],
+        passing: Callable[[], None] = lambda: None,
     ) -> Measurement:
         """The teacher's validation loss, on the rows of the student's.
 
-        It leaves no memory of the device taken. Collective over `place` (rank, ranks).
+        It leaves no memory of the device taken, nor a peak of it. Collective over `place` (rank, ranks). `passing` is
+        called before each pass.
         """
         import torch
 
         most = self.recipe.train.validation_rows
-        nats_of = nats_with(self._placed_teacher(rows.vocabulary_size, device), self.recipe.train.precision)
+        teacher = self._placed_teacher(rows.vocabulary_size, device)
+        nats_of = _noted(nats_with(teacher, self.recipe.train.precision), passing)
+        del teacher
 
         def add_up(sums: list[Any]) -> list[Any]:
             return [sum(values) for values in zip(*gather(sums), strict=True)]
@@ -127,7 +133,16 @@ class Distillation:
         del nats_of
         if device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
         return found
+
+
+def _noted(nats_of: NatsOf, passing: Callable[[], None]) -> NatsOf:
+    def noted(batch: Batch) -> torch.Tensor:
+        passing()
+        return nats_of(batch)
+
+    return noted
 
 
 def distillation_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Distillation | None:
