@@ -16,7 +16,6 @@ by each shard that has files of its folder or below. Memory: one file, 64 MiB at
 from __future__ import annotations
 
 import codecs
-import contextlib
 import functools
 import importlib.metadata
 import json
@@ -43,7 +42,7 @@ from data_pipeline.readers.items import SourceFiles, SourceItem
 from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.record import Record, RecordFault, encodable, sample
 from data_pipeline.readers.sources import CodeSource, Source, is_code_archive, licence_lists
-from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, byte_range
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, byte_range, end_at_machine_error
 from governance.errors import MissingInput
 
 BINARY_CHARACTERS = 8000  # bytes of a file, as git decides
@@ -198,15 +197,18 @@ def _record(source: CodeSource, file: str, text: str, language: str, licences: F
 
 def _read_archive(source: CodeSource, archive: SourceItem, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     licences = FolderLicences()
-    with contextlib.suppress(MissingInput):  # a torn archive: the second pass reports it
+    try:
         for member in members(archive.local, ("*",)):
             if is_licence_file(member.name):
                 place = _wheel_place(member.name) if archive.file.lower().endswith(".whl") else member.name
                 licences.add(_name(archive, member.name), read_blocks(member), _name(archive, place))
+    except MissingInput as error:  # a torn archive: the second pass reports it
+        end_at_machine_error(error.__cause__ or error, archive.local)
     try:
         for member in members(archive.local, ("*",)):
             yield from _read_file(source, _name(archive, member.name), read_blocks(member), licences, passed)
     except MissingInput as error:
+        end_at_machine_error(error.__cause__ or error, archive.local)
         words = f"cannot be read as an archive: {error.__cause__}"
         yield RecordFault(archive.file, 0, "unreadable_member", sample(words))
 

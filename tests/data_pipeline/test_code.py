@@ -39,6 +39,7 @@ from data_pipeline.prepare import stage_names
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.stage import Runtime
+from tests.data_pipeline.test_more_formats import Failing
 
 
 def licence_text(package, name):
@@ -431,6 +432,17 @@ def test_an_archive_that_tears_within_a_member_is_one_torn_file(tmp_path):
     assert "truncated" in faults[1]["sample"]
     assert "Remove its folder" not in faults[1]["sample"]
     assert made.stats["torn_files"] == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_failing_device_is_not_damage_of_an_archive_of_code(tmp_path, monkeypatch, kind):
+    noise = random.Random(0).randbytes(9000).hex().encode()
+    write(tmp_path, {f"repos/alpha.{kind}": packed(kind, {"LICENSE": MIT.encode(), "a.py": noise, "b.py": noise})})
+    monkeypatch.setattr(
+        "data_pipeline.readers.archive.open_source", lambda path, *_: io.BufferedReader(Failing(path), 512)
+    )
+    with pytest.raises(MissingInput, match="Input/output error"):
+        read(tmp_path)
 
 
 SECRET = "ghp_" + "a1B2" * 9
