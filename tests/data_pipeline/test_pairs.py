@@ -96,6 +96,11 @@ def test_a_message_with_a_line_of_another_format_is_one_fault(tmp_path, line):
     assert read(tmp_path, {"de.po": text}) == ([("One", "Eins"), ("Four", "Vier")], [(5, "not_po")], {})
 
 
+def test_the_name_of_a_domain_costs_no_message(tmp_path):
+    text = 'domain "a"\nmsgid "One"\nmsgstr "Eins"\n\ndomain "b"\nmsgid "Two"\nmsgstr "Zwei"\n'
+    assert read(tmp_path, {"de.po": text}) == ([("One", "Eins"), ("Two", "Zwei")], [], {})
+
+
 @pytest.mark.parametrize("torn", ['msgid "\xfc"', 'msgstr "\xfc"', '"\xfc"'])
 def test_a_message_with_a_line_that_is_no_text_is_left_out_whole(tmp_path, torn):
     lines = ['msgid "One"', 'msgstr "Eins"', 'msgid "Two"', 'msgstr "Zwei "', '"drei"', 'msgid "Four"', 'msgstr "Vier"']

@@ -229,13 +229,13 @@ def _is_fuzzy(comment: str, before: bool) -> bool:
 def _parts_of(line: bytes, text: str) -> tuple[str, str] | None:
     """Keyword, "" without one, and string of a line; None of comments.
 
-    The result is None of an empty line, too. The keyword of a line of another format is `not_po`.
+    The result is None of an empty line or a `domain`, too. The keyword of a line of another format is `not_po`.
     """
     if found := _PO_LINE.fullmatch(text):
         return found[1] or "", found[2]
     if len(line) > MAX_RECORD_BYTES:  # it was cut
         return text[:20].partition('"')[0].strip(), ""
-    return (_ALIEN, "") if text and not text.startswith("#") else None
+    return (_ALIEN, "") if text and not text.startswith(("#", "domain ")) else None
 
 
 def _fault_of(line: bytes, size: int, keyword: str, *, whole: bool) -> str:
