@@ -201,6 +201,23 @@ def test_orc_rows_become_documents_and_damage_is_counted(tmp_path, packed):
         assert ([fault[1] for fault in faults], stats["torn_files"]) == (["unreadable_rows"], 1)
 
 
+@pytest.mark.parametrize("kind", ["arrow", "orc"])
+def test_a_map_among_the_kept_columns_costs_no_row(tmp_path, kind):
+    maps = pa.array([[("a", "x")], None, [], [("b", "y"), ("c", None)]], pa.map_(pa.string(), pa.string()))
+    table = pa.table({"text": list("abcd"), "facts": maps})
+    if kind == "orc":
+        pa.orc.write_table(table, tmp_path / "x.orc")
+    else:
+        with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as file:
+            file.write_table(table)
+    documents, faults, _ = made(tmp_path, type=kind, paths=["x.*"], columns=["facts"])
+    assert ([json.loads(one.columns)["facts"] for one in documents], faults) == (
+        [[["a", "x"]], None, [], [["b", "y"], ["c", None]]], [],
+    )  # fmt: skip
+    sliced = [arrow_files._bytes(maps.slice(place, 1)) for place in range(4)]
+    assert sliced[3] > sliced[0] > sliced[2]
+
+
 def test_long_rows_of_an_orc_file_are_read_few_at_a_time(tmp_path, monkeypatch):
     taken = []
     read = arrow_files.read_batch

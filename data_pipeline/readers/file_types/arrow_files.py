@@ -170,7 +170,10 @@ def _bytes(array: Any) -> int:
         return size + int(pc.sum(pc.binary_length(array)).as_py() or 0)
     if types.is_list_view(kind) or types.is_large_list_view(kind):  # ranges of the values may overlap
         return size + _bytes_of_ranges(array)
-    if types.is_nested(kind) and hasattr(array, "flatten"):  # lists and maps
+    if types.is_map(kind):  # has no `flatten`
+        begin, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return size + _bytes(array.values.slice(begin, end - begin))
+    if types.is_nested(kind) and hasattr(array, "flatten"):  # lists
         return size + _bytes(array.flatten())
     if types.is_run_end_encoded(kind):
         return size + count * _bytes(array.values)
