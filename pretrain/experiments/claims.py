@@ -40,7 +40,7 @@ from pretrain.experiments.claims_config import (
 from pretrain.experiments.claims_page import claims_page
 from pretrain.experiments.experiment_report import write_report
 
-LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 7
+LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 8
 """One for each artifact: a change of the report's words remakes no training."""
 _LOSSES, _TIMES = "losses.json", "times.json"
 _TIMED_STEPS = 2

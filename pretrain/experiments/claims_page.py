@@ -40,9 +40,9 @@ def _with_interval(found: Found | None, write: Callable[[float], str] = compact)
     return f"{write(found['mean'])} [{write(found['low'])},\u00a0{write(found['high'])}]"
 
 
-def _not_negative(found: Found | None) -> Found | None:
-    """An interval of a time, rate or energy, cut at 0."""
-    return found and {**found, "low": max(0.0, found["low"])}
+def _within(found: Found | None, highest: float = math.inf) -> Found | None:
+    """An interval of a time, rate, energy or share, within bounds."""
+    return found and {**found, "low": max(0.0, found["low"]), "high": min(highest, found["high"])}
 
 
 def _short(value: float) -> str:
@@ -174,8 +174,8 @@ def _models(found: Found) -> Html:
 def _figures(found: Found) -> Html:
     rows = [
         [_name(row, _several(found)), number(row["budget"]), _with_interval(row["loss"], _short),
-         _with_interval(_not_negative(row["tokens_per_second"])), _with_interval(_not_negative(row["seconds"])),
-         _with_interval(_not_negative(row["joules"]), energy)]
+         _with_interval(_within(row["tokens_per_second"])), _with_interval(_within(row["seconds"])),
+         _with_interval(_within(row["joules"]), energy)]
         for row in found["figures"]
     ]  # fmt: skip
     head = ["model", "tokens", "loss, nats per token", "tokens a second", "seconds", "energy"]
@@ -253,7 +253,7 @@ def _recall(found: Found) -> Html | None:
             NAMES[row["architecture"]],
             number(at["distance"]),
             number(at["asked"]),
-            _with_interval(at["recall"], _percent),
+            _with_interval(_within(at["recall"], 1.0), _percent),
         ]
         for row in found["recall"]
         for at in row["rows"]
@@ -281,6 +281,16 @@ def _law(architecture: str) -> str:
     return f"at the longest above {'all' if architecture == 'transformer' else 'the same network'} without attention"
 
 
+def _at_an_end(found: Found) -> str:
+    """Note on models whose best rate is the lowest or highest tried."""
+    rates = found["method"]["config"]["learning_rates"]
+    chosen, notes = [row["learning_rate"] for row in found["models"]], []
+    for end, words in ((max(rates), "highest"), (min(rates), "lowest")):
+        if count := chosen.count(end):
+            notes.append(f" The {words} rate is best for {count} of {len(chosen)} models; one beyond it may be better.")
+    return "".join(notes)
+
+
 def _method(found: Found) -> Html:
     config = found["method"]["config"]
     recall, rates = config["recall"], ", ".join(f"{rate:g}" for rate in config["learning_rates"])
@@ -291,7 +301,7 @@ def _method(found: Found) -> Html:
         f"the CPU. Each budget is a training of its own. A row is one stream for every model: neither attention nor "
         f"state ends at a document's end.",
         f"Rates: for each model the one of {rates} with the lowest validation loss at {config['budgets'][0]:,} tokens, "
-        f"on a seed that no result uses."
+        f"on a seed that no result uses.{_at_an_end(found)}"
         if len(config["learning_rates"]) > 1
         else f"Every model learns at the rate {rates}.",
         "Matched parameters count the tied embedding once. Matched FLOPs are those of forward and backward per token "

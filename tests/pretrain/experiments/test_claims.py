@@ -225,7 +225,7 @@ def test_the_bytes_of_a_report_are_those_of_its_version():
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
     page = re.sub(r"<style>.*?</style>", "", claims_page(found), flags=re.DOTALL)  # the look is all reports'
     digest = sha256_bytes(json.dumps(rounded, sort_keys=True).encode() + page.encode())[:16]
-    assert (REPORT_VERSION, digest) == (7, "fec949fb05a52da0")
+    assert (REPORT_VERSION, digest) == (8, "e20b0482ae32ffb0")
 
 
 def test_sizes_are_related_to_the_transformer_wherever_it_is_named():
@@ -240,13 +240,26 @@ def test_sizes_are_related_to_the_transformer_wherever_it_is_named():
     assert ratios[2] == ["1.000", "1.000"] != ratios[0]
 
 
+def test_a_rate_at_the_end_of_those_tried_is_noted():
+    found = findings_of(lambda s: (3.0, 200.0 + s, 10.0), lambda s: (3.2, 100.0, 10.0))
+    found["method"]["config"]["learning_rates"] = [0.001, 0.003, 0.01]
+    assert "The highest rate is best for 2 of 2 models; one beyond it may be better." in claims_page(found)
+    found["models"] = [
+        {**row, "learning_rate": rate} for row, rate in zip(found["models"], (0.001, 0.003), strict=True)
+    ]
+    page = claims_page(found)
+    assert "The lowest rate is best for 1 of 2 models" in page
+    assert "The highest rate" not in page
+
+
 def test_recall_is_drawn_over_the_logarithm_of_the_distance():
     found = findings_of(lambda s: (3.0, 200.0 + s, 10.0), lambda s: (3.2, 100.0, 10.0))
-    about = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 5}
+    about = {"mean": 0.5, "low": -0.1, "high": 1.1, "n": 5}
     rows = [{"distance": distance, "asked": 9, "recall": about} for distance in (4, 8, 64)]
     found["recall"] = [{"architecture": "lstm", "rows": rows, "slope": about, "follows_law": 5, "seeds": 5}]
     drawn = claims_page(found).partition("<b>Recall by distance")[2].partition("</figure>")[0]
     assert re.findall(r"([\d.]+) [\d.]+h", drawn) == ["0.0", "250.0", "1000.0"]
+    assert claims_page(found).count("50.0 % [0.0 %,\u00a0100.0 %]") == 3
 
 
 def test_no_interval_of_a_time_begins_below_zero():
