@@ -39,7 +39,7 @@ def test_every_step_of_a_first_run_has_a_time_that_grows_with_its_work(expected,
     more = expected("train.steps=100")
     assert more["clean"] > few["clean"]
     assert more["train"] == few["train"]
-    assert re.search(r"first run: roughly \d+:\d\d:\d\d for the whole of it, \d", caplog.text)
+    assert re.search(r"first run: roughly \d+:\d\d:\d\d in all, \d", caplog.text)
 
 
 def test_others_on_the_cores_make_a_step_longer(expected, monkeypatch):
