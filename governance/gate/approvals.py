@@ -112,9 +112,12 @@ def _rule(ours: Gate, theirs: Gate) -> bool:
 
     Between two bounds a change may open either side.
 
-    `whole_ci` has no place in the order: what a bound cuts is inconclusive there, passed or failed elsewhere.
+    `whole_ci` has no place in the order: what a bound cuts is inconclusive there, passed or failed elsewhere. Nor has a
+    value without an interval, which `point` alone judges, where the gate lets through what is not judged.
     """
     if "whole_ci" in (ours.rule, theirs.rule):
+        return True
+    if theirs.rule == "point" and (ours.max_missing > 0 or ours.on_inconclusive == "show"):
         return True
     rise = _STRICTNESS[ours.rule] - _STRICTNESS[theirs.rule]
     if theirs.min is not None and theirs.max is not None:
@@ -128,7 +131,8 @@ _LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
     "values": _values,
     "rule": _rule,
     "mostly": lambda ours, theirs: ours.mostly < theirs.mostly,
-    "min_rows": lambda ours, theirs: ours.min_rows < theirs.min_rows,
+    # more makes a failure inconclusive, and where that is shown alone, nothing closes the gate
+    "min_rows": lambda ours, theirs: ours.min_rows < theirs.min_rows or ours.on_inconclusive == "show",
     "max_missing": lambda ours, theirs: ours.max_missing > theirs.max_missing,
     "severity": lambda ours, theirs: ours.severity == "warning",
     "on_inconclusive": lambda ours, theirs: ours.on_inconclusive == "show",

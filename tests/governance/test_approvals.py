@@ -2,8 +2,10 @@
 
 import datetime
 
+import pandas as pd
 import pytest
 
+from governance.checks.expectations import run_suite
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.gate.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
@@ -118,6 +120,34 @@ def test_against_a_maximum_the_ends_of_an_interval_are_exchanged():
     for other in ("lower_ci", "point", "upper_ci"):
         assert policy_differences(rules("whole_ci"), rules(other))[0].loosened
         assert policy_differences(rules(other), rules("whole_ci"))[0].loosened
+
+
+@pytest.mark.parametrize(
+    ("gate", "table", "changes"),
+    [
+        ({"on_inconclusive": "show"}, {}, {"min_rows": 100}),
+        ({"on_inconclusive": "show"}, {"lower": [None], "upper": [None]}, {"rule": "lower_ci"}),
+        ({"max_missing": 0.5}, {"lower": [None, 0.9], "upper": [None, 1.0]}, {"rule": "lower_ci"}),
+    ],
+)
+def test_a_change_by_which_a_failure_no_longer_closes_needs_approval(gate, table, changes):
+    """Each of these turns a failure into an inconclusive result that is only shown, or into a pass."""
+    parent, child = with_gate(INTERVAL, min_n=1, **gate), with_gate(INTERVAL, min_n=1, **gate, **changes)
+    rows = len(table.get("lower", [0]))
+    frame = pd.DataFrame(
+        {"value": [0.5, 0.95][:rows], "lower": [0.4, 0.9][:rows], "upper": [0.6, 1.0][:rows], "n": [40] * rows, **table}
+    )
+
+    def closes(policy):
+        of_gate = [one for one in policy.gates() if one.id == "i.v"]
+        others = [CheckResult(one.id, "t", "pass", 1.0, 1, 0, "") for one in policy.gates() if one.id != "i.v"]
+        results = [*run_suite(frame, of_gate, "t"), *others]
+        return decide(policy, results, "c" * 64, datetime.date(2027, 1, 2)).decision not in ("PASS", "WAIVED")
+
+    assert closes(parent)
+    assert not closes(child)
+    [difference] = policy_differences(child, parent)
+    assert difference.loosened, difference.text()
 
 
 def test_an_equal_policy_differs_in_nothing():
