@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import not_
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError, near_path
 from governance.files import sha256_bytes
-from governance.gate.gate_expectations import NEEDS, Expectation
+from governance.gate.gate_expectations import NEEDS, Expectation, Needs
 from governance.signing.dsse import key_id, public_key
 
 Suite = Literal[
@@ -105,10 +105,8 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: min {self.min:g} is above max {self.max:g}; nothing could pass")
         if needs.column != bool(self.column):
             raise ValueError(f"gate {self.id}: {self.expectation} needs {'a' if needs.column else 'no'} column")
-        for field, given in (("quantile", self.quantile is not None), ("regex", bool(self.regex))):
-            if given != (needs.field == field):
-                owners = ", ".join(name for name, one in NEEDS.items() if one.field == field)
-                raise ValueError(f"gate {self.id}: `{field}` belongs to {owners}, and only there")
+        if needs.field in ("quantile", "regex") and getattr(self, needs.field) in (None, ""):
+            raise ValueError(f"gate {self.id}: {self.expectation} needs `{needs.field}`")
         if needs.field == "values" and not self.values and self.suite != "licences":
             raise ValueError(f"gate {self.id}: {self.expectation} needs values")
         return self
@@ -122,10 +120,31 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: `sha256` and `seconds` belong to a custom class, and only there")
         if self.column and "column" in self.kwargs:
             raise ValueError(f"gate {self.id}: names a column twice, in `column` and in `kwargs`")
+        if self.mostly != 1 and "mostly" in self.kwargs:
+            raise ValueError(f"gate {self.id}: has `mostly` twice, of its own and in `kwargs`")
         try:
             canonical_json(self.kwargs)
         except (TypeError, ValueError) as error:
             raise ValueError(f"gate {self.id}: kwargs hold a value that JSON has no form for: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _reads_its_fields(self) -> Gate:
+        """Raise for a field that the expectation would ignore.
+
+        Those of `gx` are checked in `_named`.
+        """
+        reads: tuple[tuple[str, bool, Callable[[Needs], bool]], ...] = (
+            ("min` and `max", self.min is not None or self.max is not None, lambda one: one.bounds),
+            ("quantile", self.quantile is not None, lambda one: one.field == "quantile"),
+            ("regex", bool(self.regex), lambda one: one.field == "regex"),
+            ("values", bool(self.values), lambda one: one.field == "values"),
+            ("mostly", self.mostly != 1, lambda one: one.judges in ("rows", "intervals", "named")),
+        )
+        for field, given, read in reads if self.expectation != "gx" else ():
+            if given and not read(NEEDS[self.expectation]):
+                owners = ", ".join(name for name, one in NEEDS.items() if read(one))
+                raise ValueError(f"gate {self.id}: only {owners} read `{field}`; remove it here")
         return self
 
     @model_validator(mode="after")

@@ -112,6 +112,12 @@ def test_open_only_when_every_critical_gate_passed_everywhere(results):
     assert (decision == "PASS") == bool(sound)
 
 
+_PLAIN = {
+    "id": "a.b", "suite": "sources", "gx": "expect_column_values_to_not_be_null",
+    "kwargs": {"column": "x", "mostly": 0.5}, "owner": "data", "why": "because it matters",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -121,6 +127,12 @@ def test_open_only_when_every_critical_gate_passed_everywhere(results):
         ({"gate": [rule("a.b", where={"": "x"})]}, "without a name"),
         ({"gate": [rule("a.b", rule="lower_ci")]}, "belong to interval_between"),
         ({"gate": [rule("a.b", min_n=9)]}, "belong to interval_between"),
+        ({"gate": [rule("a.b", expectation="not_null", max=0.9)]}, "read `min` and `max`; remove"),
+        ({"gate": [rule("a.b", values=["MIT"])]}, "only in_set, columns_present read `values`"),
+        ({"gate": [rule("a.b", regex="a")]}, "only match_regex read `regex`"),
+        ({"gate": [rule("a.b", expectation="mean_between", mostly=0.9)]}, "read `mostly`; remove"),
+        ({"gate": [rule("a.b", expectation="row_count_between", column="", mostly=0.9)]}, "read `mostly`; remove"),
+        ({"gate": [{**_PLAIN, "mostly": 0.9}]}, "has `mostly` twice"),
         ({"gate": [rule("a.b", expectation="interval_between")]}, "needs no column"),
         ({"gate": [rule("a.b", expectation="interval_between", column="", max=None)]}, "needs min, max or both"),
         ({"gate": [rule("a.b"), rule("a.b")]}, "unique"),
