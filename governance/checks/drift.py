@@ -35,7 +35,8 @@ import pyarrow as pa
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_json
 from governance.manifest import Manifest
-from governance.signing.dsse import open_envelope, sign, statement
+from governance.signing.dsse import open_envelope, refuse_expired, sign, statement
+from governance.stage import now
 
 PREDICATE_TYPE = "urn:assay:drift-reference:1"
 ALL = "(all)"
@@ -186,14 +187,20 @@ def _on(bins: npt.NDArray[np.int64], part: Mapping[str, Any]) -> npt.NDArray[np.
 def write_reference(path: Path, sketch: Sketch, tokens: Manifest, clean: Manifest, key: Any) -> None:
     """Sign a corpus' sketch and write it.
 
+    It states its time, without which the certificate of a job's key covers no signature.
+
     Args:
         path: file to write.
         sketch: of the kept rows of `clean`.
         tokens: the encoded corpus that passed the gate, subject of the statement.
         clean: the artifact whose features were sketched.
         key: Ed25519 private key of the signer.
+
+    Raises:
+        ConfigError: the certificate of the key does not hold now.
     """
-    predicate = {"clean": {"path": clean.path, "digest": clean.digest}, "sketch": sketch}
+    refuse_expired(key, moment := now())
+    predicate = {"clean": {"path": clean.path, "digest": clean.digest}, "sketch": sketch, "signed_at": moment}
     write_json(path, sign(statement({tokens.path: tokens.digest}, PREDICATE_TYPE, predicate), key))
 
 

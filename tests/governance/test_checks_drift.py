@@ -24,8 +24,8 @@ from governance.checks.drift import (
     write_reference,
 )
 from governance.config import canonical_json
-from governance.errors import ManifestError
-from governance.signing.dsse import create_key, private_key, public_key, public_path
+from governance.errors import ConfigError, ManifestError
+from governance.signing.dsse import create_job_key, create_key, private_key, public_key, public_path
 from tests.manifests import manifest_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -151,6 +151,20 @@ def signed(tmp_path):
 def test_a_reference_comes_back(signed):
     path, key = signed
     assert read_reference(path, [key]) == sketch_of(table([1.0, 2.0]))
+
+
+def test_the_key_of_a_job_signs_one_too(tmp_path):
+    root, job, path = tmp_path / "root.pem", tmp_path / "job.pem", tmp_path / "reference.json"
+    create_key(root)
+    create_job_key(job, private_key(root), "nightly", 1)
+    sketch, made = sketch_of(table([1.0, 2.0])), [manifest_of(s) for s in ("encode", "clean")]
+    write_reference(path, sketch, *made, private_key(job))
+    assert read_reference(path, [public_key(public_path(root))]) == sketch
+    (tmp_path / "old").mkdir()
+    create_job_key(tmp_path / "old" / "job.pem", private_key(root), "nightly", -1)
+    with pytest.raises(ConfigError, match="the certificate of the key 'nightly' holds"):
+        write_reference(tmp_path / "other.json", sketch, *made, private_key(tmp_path / "old" / "job.pem"))
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_nobody_else_signs_one_and_nobody_alters_one(signed, tmp_path):
