@@ -264,16 +264,18 @@ def test_every_stage_has_a_start_and_an_end_in_the_events(run, evidence):
     assert [row["success"] for row in results] == [row["status"] == "pass" for row in evidence.at("checks")]
 
 
+SHAPE = {
+    "num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "feed_forward": "relu", "intermediate_size": 256, "norm": "layernorm", "norm_position": "post",
+    "position_embedding": "sinusoidal", "max_position_embeddings": 128,
+}  # fmt: skip
+
+
 def test_a_model_is_called_by_its_kind():
-    shape = {
-        "num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "feed_forward": "relu", "intermediate_size": 256, "norm": "layernorm", "norm_position": "post",
-        "position_embedding": "sinusoidal", "max_position_embeddings": 128,
-    }  # fmt: skip
-    assert architecture(shape).startswith("decoder-only Transformer: 6 layers of width 64; ")
-    pairs = architecture({**shape, "encoder_layers": 1})
+    assert architecture(SHAPE).startswith("decoder-only Transformer: 6 layers of width 64; ")
+    pairs = architecture({**SHAPE, "encoder_layers": 1})
     assert pairs.startswith("encoder-decoder Transformer: 1 layer of the encoder, 6 of the decoder, of width 64; ")
-    assert architecture({**shape, "num_labels": 3}).endswith("; a head of 3 labels in place of the tokens'")
+    assert architecture({**SHAPE, "num_labels": 3}).endswith("; a head of 3 labels in place of the tokens'")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from governance.reports.documents.all_documents import document_texts
 from governance.reports.documents.corpus_documents import PURPOSES, training_data_disclosure
 from governance.reports.documents.evidence import TO_COMPLETE
 from governance.reports.documents.model_documents import sci_for_ai
+from governance.reports.facts.stage_counts import source_outcome
 from governance.stage_order import CORPUS_STAGES
 from tests.governance.test_documents import FLOPS_PER_TOKEN, changed, evidence, run  # noqa: F401 (fixtures)
 
@@ -32,7 +33,9 @@ def test_croissant_states_provenance_and_use_conditions(evidence):  # noqa: F811
         return list(graph.objects(subject, rdflib.URIRef(term)))
 
     labels = {str(objects(entity, f"{PROV}label")[0]) for entity in objects(dataset, f"{PROV}wasDerivedFrom")}
-    assert labels == {f"source {row['name']} ({row['kind']}): {row['fate']}" for row in evidence.found["sources"]}
+    assert labels == {
+        f"source {row['name']} ({row['kind']}): {source_outcome(row)}" for row in evidence.found["sources"]
+    }
     made = objects(dataset, f"{PROV}wasGeneratedBy")
     digests = {row["stage"]: row["digest"] for row in evidence.found["lineage"]}
     stages = [row["stage"] for row in evidence.found["funnel"]]

@@ -10,8 +10,9 @@ from governance.reports.documents.all_documents import document_texts
 from governance.reports.documents.corpus_documents import training_content
 from governance.reports.documents.corpus_facts import finding_text, findings
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
+from governance.reports.documents.model_documents import metadata_block, model_card, model_documentation
 from governance.reports.facts.stage_counts import stage_tables
-from tests.governance.test_documents import changed, evidence, run  # noqa: F401
+from tests.governance.test_documents import SHAPE, changed, evidence, run  # noqa: F401
 
 CARD, CONTENT = "model_card.md", "training_content.md"
 
@@ -100,13 +101,41 @@ def test_domains_dates_and_parents_that_evidence_has_are_filled_in(texts, eviden
     assert texts[CONTENT].count(TO_COMPLETE) < document_texts(changed(evidence, bias={}))[CONTENT].count(TO_COMPLETE)
 
 
-def test_a_model_that_was_made_from_another_names_it(evidence):  # noqa: F811
-    parent = Input(stage="checkpoint", digest="ab" * 32, path="checkpoint/0123456789abcdef/manifest.json")
+@pytest.mark.parametrize(
+    ("stage", "path"), [("checkpoint", "checkpoint/0123456789abcdef/manifest.json"), ("file", "Qwen2.5-0.5B")]
+)
+def test_a_model_that_was_made_from_another_names_it(evidence, stage, path):  # noqa: F811
+    """A folder of weights, of the hub or exported, is an input without a stage of ours."""
+    parent = Input(stage=stage, digest="ab" * 32, path=path)
     train = evidence.model.model_copy(update={"inputs": (*evidence.model.inputs, parent)})
-    made = Evidence(evidence.found, {**evidence.artifacts, "train": train}, evidence.root)
-    content = training_content(made)
-    assert "checkpoint/0123456789abcdef/manifest.json (SHA-256 abababababababab" in content
-    assert "random weights" not in content
+    carbon = {"value": 9.0, "low": 9.0, "high": 9.0, "unit": "g CO2e", "factors": [], "needs": []}
+    known = changed(evidence, energy__footprint__figures__carbon_location=carbon)
+    made = Evidence(known.found, {**evidence.artifacts, "train": train}, evidence.root)
+    for write in (model_card, training_content, model_documentation):
+        text = write(made)
+        assert f"{path} (SHA-256 abababababababab" in text
+        assert "random weights" not in text
+    assert f"training_type: {TO_COMPLETE}" in metadata_block(made)
+    assert "training_type: pre-training" in metadata_block(known)
+
+
+def test_a_classifier_is_said_to_predict_labels(evidence):  # noqa: F811
+    encode = evidence.artifacts["encode"]
+    classes = {**encode.config, "classification": {"label": "tone", "labels": ["good", "bad"]}}
+    labelled = {**evidence.artifacts, "encode": encode.model_copy(update={"config": classes})}
+    config = {**evidence.at("training.config"), "model": {**SHAPE, "num_labels": 2}}
+    found = changed(evidence, training__config=config).found
+    texts = document_texts(Evidence(found, labelled, evidence.root))
+    form = texts["model_documentation.md"]
+    assert "| output modalities | labels of texts |" in form
+    assert "| objective | prediction of a text's label |" in form
+    assert "| labels | column tone: good, bad |" in texts["datasheet.md"]
+    assert "documents of text, with labels (column tone: good, bad)" in texts["training_data_disclosure.md"]
+    [card] = [part["modelCard"] for part in json.loads(texts["cyclonedx.json"])["components"] if "modelCard" in part]
+    assert card["modelParameters"]["approach"] == {"type": "supervised"}
+    assert card["modelParameters"]["task"] == "text-classification"
+    plain = document_texts(evidence)["model_documentation.md"]
+    assert "| objective | prediction of the next token |" in plain
 
 
 def test_no_address_is_invented(texts):
@@ -118,3 +147,29 @@ def test_no_address_is_invented(texts):
 def test_a_finding_against_sentences_without_a_group_says_so():
     worded = finding_text("tone", row("sentiment_gap", "danish", -0.2, -0.3, -0.1, against="nobody"))
     assert "danish against sentences that mention no group: -0.2" in worded
+
+
+def test_a_source_without_an_allowed_licence_that_is_in_the_corpus_is_stated(evidence):  # noqa: F811
+    """A waived gate, or one that only warns, lets it through: the forms must not say that it was refused."""
+    first, *rest = evidence.at("sources")
+    gone = {**first, "name": "gone", "fate": "refused: licence", "documents_kept": 0}
+    held = {**first, "name": "held", "fate": "refused: licence", "documents_kept": 7}
+    texts = document_texts(changed(evidence, sources=[gone, held, *rest]))
+    [refused] = [line for line in texts[CONTENT].splitlines() if line.startswith("| sources refused for their licence")]
+    assert refused == "| sources refused for their licence | gone | `sources` |"
+    kind = f"held ({first['kind']})"
+    for name, words in (
+        ("training_data_disclosure.md", "| 1. sources |"),
+        ("model_documentation.md", "| sources kept |"),
+    ):
+        [line] = [line for line in texts[name].splitlines() if line.startswith(words)]
+        assert kind.replace("_", "\\_") in line
+        assert "gone" not in line
+    [data] = [part for part in json.loads(texts["cyclonedx.json"])["components"] if part["type"] == "data"]
+    assert "held" in {row["name"] for row in data["data"]}
+    assert "not allowed, but in the corpus" in texts["datasheet.md"]
+    labels = {row["prov:label"] for row in json.loads(texts["croissant.json"])["prov:wasDerivedFrom"]}
+    assert {
+        f"source {kind}: not allowed, but in the corpus",
+        f"source gone ({first['kind']}): refused: licence",
+    } <= labels

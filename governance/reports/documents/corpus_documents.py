@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from governance.reports.documents.corpus_facts import personal_findings, shares_of
+from governance.reports.documents.corpus_facts import labels, personal_findings, shares_of
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, joined
 from governance.reports.documents.markdown import filled, table
-from governance.reports.facts.stage_counts import licence_words, removals
+from governance.reports.facts.stage_counts import licence_words, removals, source_outcome
 from governance.reports.html.markup import number, share, size
 
 
@@ -58,7 +58,7 @@ def sources(evidence: Evidence) -> str:
             number(row["documents_in"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),
-            row["fate"],
+            source_outcome(row),
         ]
         for row in evidence.found["sources"]
     ]
@@ -77,7 +77,7 @@ def training_content(evidence: Evidence) -> str:
         evidence,
         sources=sources(evidence),
         countries=", ".join(f"{row['group']} {share(row['value'])}" for row in countries),
-        refused=[row["name"] for row in evidence.found["sources"] if row["fate"] == "refused: licence"],
+        refused=[row["name"] for row in evidence.refused],
         removed=partial(_removed, evidence),
         token_range=token_range,
         statuses=lambda counts: ", ".join(f"{count} {status}" for status, count in counts.items()),
@@ -107,6 +107,9 @@ PURPOSES = {
 """Purpose of each step that passes documents on."""
 
 
+_PLAIN = "documents of text, without labels"
+
+
 def training_data_disclosure(evidence: Evidence) -> str:
     """The twelve items of AB 2013."""
     train = next((row for row in evidence.found["lineage"] if row["stage"] == "train"), None)
@@ -119,6 +122,7 @@ def training_data_disclosure(evidence: Evidence) -> str:
         kinds=joined(sorted({f"{row['name']} ({row['kind']})" for row in evidence.kept})),
         removed=partial(_removed, evidence),
         personal="; ".join(personal_findings(evidence)) or None,
+        kind=f"documents of text, with labels ({named})" if (named := labels(evidence)) else _PLAIN,
         steps=[
             [
                 row["stage"],

@@ -123,9 +123,14 @@ def years(evidence: Evidence, name: str) -> Field:
 
 
 def parents(evidence: Evidence, name: str) -> Field:
-    """Parent models, by the inputs of the training."""
+    """Parent models and teachers, by the inputs of the training."""
     if evidence.model is None:
         return Field(name, None)
-    found = [item for item in evidence.model.inputs if item.stage in ("train", "checkpoint")]
-    names = [f"{item.path} (SHA-256 {item.digest[:16]}...)" for item in found]
+    names = [f"{visible(item.path)} (SHA-256 {item.digest[:16]}...)" for item in evidence.parents]
     return Field(name, ", ".join(names) or "none: trained from random weights", "lineage")
+
+
+def labels(evidence: Evidence) -> str | None:
+    """Labels of the documents that a classifier learns; None without."""
+    found = evidence.artifacts["encode"].config.get("classification") if "encode" in evidence.artifacts else None
+    return visible(f"column {found['label']}: {', '.join(found['labels'])}") if found else None

@@ -25,6 +25,7 @@ from governance.reports.documents.corpus_facts import (
     synthetic,
 )
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
+from governance.reports.facts.stage_counts import source_outcome
 from governance.reports.html.markup import visible
 
 RAI = "http://mlcommons.org/croissant/RAI/1.0"
@@ -108,7 +109,7 @@ def _provenance(evidence: Evidence) -> Values:
         "prov:wasDerivedFrom": [
             {
                 "@type": "prov:Entity",
-                "prov:label": visible(f"source {row['name']} ({row['kind']}): {row['fate']}"),
+                "prov:label": visible(f"source {row['name']} ({row['kind']}): {source_outcome(row)}"),
             }
             for row in evidence.found["sources"]
         ],

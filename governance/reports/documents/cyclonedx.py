@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from governance.manifest import Manifest
-from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
+from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture, task_of
 from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import visible
 
@@ -49,9 +49,11 @@ def _property(name: str, value: str) -> Values:
 
 def _model(evidence: Evidence, model: Manifest) -> Values:
     shape = evidence.at("training.config.model")
+    task = task_of(shape or {})
+    approach = {"text-generation": "self-supervised", "text-classification": "supervised"}.get(task)  # of pairs, either
     parameters: Values = {
-        "approach": {"type": "self-supervised"},
-        "task": "text-generation",
+        **({"approach": {"type": approach}} if approach else {}),
+        "task": task,
         "architectureFamily": "transformer",
         "inputs": [{"format": "text"}],
         "outputs": [{"format": "text"}],

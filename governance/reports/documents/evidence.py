@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.errors import MissingInput
-from governance.manifest import Manifest
+from governance.manifest import SOURCES, Input, Manifest
 from governance.reports.html.markup import number
 
 TO_COMPLETE = "to be completed by a person"
@@ -76,6 +76,12 @@ class Evidence:
         return self.artifacts.get("train")
 
     @property
+    def parents(self) -> list[Input]:
+        """Models from which the training began or learned, folders of weights included."""
+        made_from = self.model.made_from if self.model is not None else ()
+        return [item for item in made_from if item.stage in ("train", "checkpoint", *SOURCES)]
+
+    @property
     def corpus(self) -> Manifest:
         """The last document artifact before the tokenizer.
 
@@ -95,8 +101,13 @@ class Evidence:
 
     @property
     def kept(self) -> list[Mapping[str, Any]]:
-        """Sources with kept documents."""
-        return [row for row in self.found["sources"] if row["fate"] == "kept"]
+        """Sources with documents in the corpus, whatever their licence."""
+        return [row for row in self.found["sources"] if row["documents_kept"]]
+
+    @property
+    def refused(self) -> list[Mapping[str, Any]]:
+        """Sources without an allowed licence and without kept documents."""
+        return [row for row in self.found["sources"] if row["fate"] == "refused: licence" and not row["documents_kept"]]
 
     @property
     def licences(self) -> list[str]:
@@ -177,6 +188,13 @@ def architecture(config: Mapping[str, Any]) -> str:
     if labels := config.get("num_labels"):
         parts.append(f"a head of {labels} labels in place of the tokens'")
     return f"{'encoder-decoder' if encoders else 'decoder-only'} Transformer: {'; '.join(parts)}"
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """A model's task, as the Hugging Face Hub names it."""
+    if config.get("num_labels"):
+        return "text-classification"
+    return "text2text-generation" if config.get("encoder_layers") else "text-generation"
 
 
 def joined(values: Sequence[str]) -> str | None:

@@ -22,7 +22,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from governance.reports.documents.corpus_facts import findings
-from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, ancestry_text, joined, kilowatt_hours
+from governance.reports.documents.evidence import (
+    TO_COMPLETE,
+    Evidence,
+    Field,
+    ancestry_text,
+    joined,
+    kilowatt_hours,
+    task_of,
+)
 from governance.reports.documents.markdown import filled, rows
 from governance.reports.html.markup import compact, duration, number, visible
 
@@ -82,13 +90,11 @@ def metadata_block(evidence: Evidence) -> str:
             "emissions": float(carbon["value"]),
             "source": f"{'; '.join(evidence.at('energy.total.methods'))}; location-based, failed attempts included:"
             f" {evidence.footprint('carbon_location')}",
-            "training_type": "pre-training",
+            "training_type": TO_COMPLETE if evidence.parents else "pre-training",
             "geographical_location": evidence.at("energy.footprint.country") or TO_COMPLETE,
             "hardware_used": hardware(evidence) or TO_COMPLETE,
         }
-    shape = evidence.at("training.config.model") or {}
-    task_type = "text2text-generation" if shape.get("encoder_layers") else "text-generation"
-    task_type = "text-classification" if shape.get("num_labels") else task_type
+    task_type = task_of(evidence.at("training.config.model") or {})
     results = [
         EvalResult(task_type, "local", visible(task), measure, value)
         for task, measure, value in _task_measures(evidence)
@@ -185,12 +191,15 @@ def scientific(value: float) -> str:
 def model_documentation(evidence: Evidence) -> str:
     """The form; the run must have a training."""
     seconds = (evidence.training_energy or {}).get("seconds")
+    classifies = bool(evidence.at("training.config.model.num_labels"))
     joules = evidence.at("energy.total.joules")
     text = None if joules is None else f"{joules / 3.6e9:.3g} MWh"
     return filled(
         "model_documentation",
         evidence,
         parameters=lambda count: f"{number(count)} ({count:.1e})",
+        output="labels of texts" if classifies else "text",
+        objective=_objective(evidence),
         kinds=joined(sorted({f"{row['name']} ({row['kind']})" for row in evidence.kept})),
         filters=joined([row["stage"] for row in evidence.found["funnel"]]),
         lasted=None if seconds is None else duration(seconds),
@@ -198,6 +207,15 @@ def model_documentation(evidence: Evidence) -> str:
         computation=rows(*computation_fields(evidence)),
         megawatt_hours=Field("energy of the run, in MWh", text, "energy.total.joules"),
     )
+
+
+def _objective(evidence: Evidence) -> str:
+    """Training objective in words."""
+    if evidence.at("training.config.model.num_labels"):
+        return "prediction of a text's label"
+    of = " of the target" if evidence.at("training.config.model.encoder_layers") else ""
+    teacher = ", and of a teacher's distribution of it" if evidence.at("training.config.train.distillation") else ""
+    return f"prediction of the next token{of}{teacher}"
 
 
 _UNITS = {"10^15 FLOP": 1e15, "10^9 training tokens": 1e9, "10^9 parameters": 1e9}

@@ -81,7 +81,7 @@ def _model(evidence: Evidence, model: Manifest) -> Values:
     package["ai_metric"] = [_entry(name, repr(value)) for name, value in figures.items() if value is not None]
     counted = {"parameters": "training.stats.parameters", "tokens": "summary.tokens_trained", "flops": "training.flops"}
     counts = [f"{name} {evidence.at(path)}" for name, path in counted.items() if evidence.at(path) is not None]
-    package["ai_informationAboutTraining"] = f"pre-training: {', '.join(counts) or TO_COMPLETE}"
+    package["ai_informationAboutTraining"] = f"training: {', '.join(counts) or TO_COMPLETE}"
     package["ai_informationAboutApplication"] = TO_COMPLETE
     package["ai_limitation"] = TO_COMPLETE
     parts = [("train", evidence.at("training.config.train")), ("optim", evidence.at("training.config.optim"))]

@@ -37,6 +37,12 @@ def licence_words(licences: Mapping[str, int]) -> str:
     return ", ".join(f"{licence} ({number(licences[licence])})" for licence in order[:_LICENCES_SHOWN]) + more
 
 
+def source_outcome(row: Mapping[str, Any]) -> str:
+    """Outcome of a source, even of one the policy refuses."""
+    refused = row["fate"] != "kept" and row["documents_kept"]
+    return "not allowed, but in the corpus" if refused else str(row["fate"])
+
+
 def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
     """The tables, in the order of the stages."""
     tables = {

@@ -7,7 +7,14 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, came_in, licence_words, removals, removed_in
+from governance.reports.facts.stage_counts import (
+    COPIES_BY_QUALITY,
+    came_in,
+    licence_words,
+    removals,
+    removed_in,
+    source_outcome,
+)
 from governance.reports.facts.synthetic_facts import energy_words
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -264,7 +271,7 @@ def sources(facts: Mapping[str, Any]) -> Html:
             number(row["documents_in"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),
-            tag("span", _fate(row), class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
+            tag("span", source_outcome(row), class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
         ]
         for row in order
     ]
@@ -299,12 +306,6 @@ def synthetic(facts: Mapping[str, Any]) -> Html | None:
     head = ["source", "teacher", "terms", "documents", "tokens", "share of tokens", "prompt tokens", "answer tokens"]
     citation = cite(facts, "/synthetic")
     return table("Synthetic text", [*head, "teacher's energy"], lines, numeric=range(3, 8), citation=citation, shown=5)
-
-
-def _fate(row: Mapping[str, Any]) -> str:
-    """Outcome of a source, even of one the policy refuses."""
-    refused = row["fate"] != "kept" and row["documents_kept"]
-    return "not allowed, but in the corpus" if refused else str(row["fate"])
 
 
 def checks(facts: Mapping[str, Any]) -> Html:
