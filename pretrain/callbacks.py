@@ -49,6 +49,15 @@ class OwnCallback:
         return {"function": self.config.function, "sha256": self.sha256, **counts}
 
 
+def most_seconds(configs: Sequence[CallbackConfig], tasks: int) -> float:
+    """Most seconds of all calls after one step.
+
+    `tasks` is the number of evaluation tasks, each an event.
+    """
+    calls = {"step": 1, "evaluation": 1 + tasks, "checkpoint": 2, "end": 1}  # a save may end while the next begins
+    return sum(config.seconds * sum(calls[event] for event in set(config.events)) for config in configs)
+
+
 class Callbacks:
     """Functions of this rank, and events that they have not seen yet."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.hooks import UNKNOWN_ENERGY
 from governance.provenance import provenance
-from pretrain.callbacks import Callbacks
+from pretrain.callbacks import Callbacks, most_seconds
 from pretrain.config.training import Settings, TrainRecipe
 from pretrain.distributed.layout import Layout, layout_of
 from pretrain.distributed.preemption import StopRequested
@@ -84,6 +84,8 @@ class TrainContext:
     """The policy's energy budget."""
     callbacks: Callbacks = field(default_factory=Callbacks)
     """Own functions that see the events; none on other ranks than the first."""
+    measured: set[str] = field(default_factory=set)
+    """Kinds of measurements that this attempt has made; the first of each may compile."""
     engine: Engine = field(init=False)
     saver: Saver = field(init=False)
     meter: LoopMeter = field(init=False)
@@ -112,6 +114,11 @@ class TrainContext:
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """Sum each value over all ranks, on the host; collective."""
         return add_up(self.summands(values), HOST)
+
+    @property
+    def callback_seconds(self) -> float:
+        """Seconds that the first rank's callbacks may take after a step."""
+        return most_seconds(self.recipe.train.callbacks, len(self.recipe.evaluation.tasks))
 
     @property
     def compiles(self) -> bool:

@@ -163,7 +163,8 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
     hung = partial(_report_hang, context)
     # The two `as` below fill in fields of the context.
-    with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
+    limits = context.settings.engine, hung, context.callback_seconds
+    with watch_hangs(reports, *limits) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
         if context.settings.nudge:
@@ -392,7 +393,7 @@ def _validate(context: TrainContext, state: TrainState, saved_step: int) -> Trai
     if (rows := context.validation_rows) is None:
         return state
     recipe, engine, layout = context.recipe, context.settings.engine, context.layout
-    nats_of = _nats_function(context, state, saved_step, f"validation of step {state.step}")
+    nats_of = _nats_function(context, state, saved_step, "validation")
     with context.meter.aside(EVALUATION) as seconds:
         measured = measure(
             nats_of, rows, recipe.train.validation_rows, engine.micro_batch_size,
@@ -400,6 +401,7 @@ def _validate(context: TrainContext, state: TrainState, saved_step: int) -> Trai
         )  # fmt: skip
         values = asdict(measured)
         context.record("validation", state.step, **values, seconds=seconds())
+    context.measured.add("validation")
     get_logger(__name__).info(
         "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
         state.step, measured.loss, measured.bits_per_byte,
@@ -412,13 +414,14 @@ def _score_tasks(context: TrainContext, state: TrainState, saved_step: int) -> T
     """Measure the scores of `[evaluation]`'s tasks, if there are any; as `_validate`."""
     if (suite := context.suite) is None:
         return state
-    nats_of = _nats_function(context, state, saved_step, f"tasks of step {state.step}")
+    nats_of = _nats_function(context, state, saved_step, "tasks")
     # A batch of this size is known to fit.
     tokens = context.settings.engine.micro_batch_size * context.recipe.train.sequence_length
     data_rank, data_ranks = context.layout.data_rank, context.layout.data_ranks
     with context.meter.aside(EVALUATION):
         passes = Passes(tokens, data_rank, data_ranks, context.sum_over_ranks, context.compiles)
         scores = [{"step": state.step, **row} for row in evaluate_tasks(suite, nats_of, passes)]
+    context.measured.add("tasks")
     for row in scores:
         context.record("task", **row)
         get_logger(__name__).info("train: step %d, %s", state.step, figures_line(row))
@@ -427,16 +430,17 @@ def _score_tasks(context: TrainContext, state: TrainState, saved_step: int) -> T
 
 
 def _nats_function(
-    context: TrainContext, state: TrainState, saved_step: int, activity: str
+    context: TrainContext, state: TrainState, saved_step: int, kind: str
 ) -> Callable[[Batch], torch.Tensor]:
     """Forward pass (batch -> nats per position) that honours a stop request.
 
-    `activity` names the measurement in reports of hangs.
+    `kind` names the measurement in reports of hangs; the first of a kind in an attempt may compile.
     """
+    compiles = kind not in context.measured
 
     def nats_of(batch: Batch) -> torch.Tensor:
         # Every rank makes the same number of passes, so all of them reach this collective.
-        context.heartbeat.beat(activity, long=not state.validations)
+        context.heartbeat.beat(f"{kind} of step {state.step}", long=compiles)
         if _must_stop(context, StepSums(*_stop_summands(context)).over_ranks()):
             _save_and_stop(context, state, saved_step)
         return context.engine.forward(batch)[1]

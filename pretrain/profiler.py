@@ -46,11 +46,12 @@ class Profile:
 
     def __init__(self, context: TrainContext, step: int, aside: Aside, beat: Callable[[str], None]) -> None:
         config = context.settings.profile
-        requested = bool(config.from_step) and context.ranks.rank in config.ranks
         self._context, self._aside, self._beat = context, aside, beat
-        self._last = min(config.from_step + config.steps - 1, context.recipe.train.steps) if requested else 0
+        self._last = min(config.from_step + config.steps - 1, context.recipe.train.steps) if config.from_step else 0
         self._first = max(config.from_step, step + 1)
-        self._start = max(config.from_step - config.warmup, step + 1) if self._first <= self._last else 0
+        self._comes = self._first <= self._last
+        requested = self._comes and context.ranks.rank in config.ranks
+        self._start = max(config.from_step - config.warmup, step + 1) if requested else 0
         self._torch: Any = None
 
     def begin(self, step: int) -> None:
@@ -64,16 +65,19 @@ class Profile:
 
     def end(self, step: int) -> None:
         """Close the step; after the last of the window, write the results."""
+        ends = self._comes and step == self._last
+        if ends:  # on every rank: a hang is blamed on the rank with fewer heartbeats
+            self._beat(f"profile of step {step}")
         if self._torch is not None:
             with self._guarded():
-                if step < self._last:
+                if ends:
+                    with self._aside(IDLE):
+                        self._write()
+                        self._torch = None
+                else:
                     self._torch.step()
-                    return
-                self._beat(f"profile of step {step}")
-                with self._aside(IDLE):
-                    self._write()
-                    self._torch = None
-                self._beat(f"after the profile of step {step}")
+        if ends:
+            self._beat(f"after the profile of step {step}")
 
     def close(self) -> None:
         """Stop a profiler whose window is unfinished, and discard its results."""

@@ -70,12 +70,20 @@ class Rank:
             self.ended = time.monotonic()
 
     @property
+    def blocked(self) -> bool:
+        """Return whether the timer in C ended it.
+
+        A foreign library held the interpreter then, so no thread of Python could act.
+        """
+        return bool(self.ended) and self.child.returncode == 1 and self.output.timed_out
+
+    @property
     def status(self) -> int:
         """Return code, as `Popen.returncode`.
 
-        For a stuck rank it is that of the ranks that it hung.
+        For a stuck or blocked rank it is that of the ranks that it hung.
         """
-        return HUNG if self.stuck else self.child.returncode
+        return HUNG if self.stuck or self.blocked else self.child.returncode
 
     @property
     def failed(self) -> bool:
@@ -95,6 +103,8 @@ class Rank:
         status = self.status
         if self.stuck:
             how = "is stuck: it neither wrote its stacks nor ended while the others waited for it, and was killed"
+        elif self.blocked:
+            how = "hung inside a foreign library, which held the interpreter"
         elif status < 0:
             name = signal.Signals(-status).name
             more = " (by the kernel, for lack of memory, or by a kill)" if name == "SIGKILL" else ""
@@ -186,10 +196,10 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
                 _send(ranks[-1:], request)
         _wait(ranks)
     culprit = min((rank for rank in ranks if rank.failed), key=_blame, default=None)
-    silent = [rank for rank in ranks if not rank.ended]
+    silent = [rank for rank in ranks if not rank.ended or rank.blocked]
     if culprit is not None and culprit.status == HUNG and silent:
         culprit = silent[0]
-        culprit.stuck = True
+        culprit.stuck = not culprit.ended
     return culprit, signals
 
 
@@ -256,7 +266,7 @@ def _blame(rank: Rank) -> tuple[int, float]:
 
     Peers of a killed rank fail with a traceback of their collectives, or abort: they come last.
     """
-    status = rank.child.returncode
+    status = rank.status
     if status == HUNG or (status < 0 and status != -signal.SIGABRT):
         return 0, rank.ended
     return (2 if rank.crashed else 1), rank.ended
@@ -286,6 +296,8 @@ def _free_port() -> int:
 _LINES = 20
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK = "Traceback (most recent call last)"
+_TIMED_OUT = re.compile(r"Timeout \(\d+:\d\d:\d\d[.\d]*\)!$")
+"""First line of faulthandler's timer, see `watchdog.py`."""
 
 
 class RankOutput:
@@ -296,6 +308,7 @@ class RankOutput:
         """Descriptor that the child writes to."""
         self.traceback = False
         """True where it wrote a traceback of Python: an error without an explanation."""
+        self._timed_out = False
         self._reading = reading
         self._kept: collections.deque[str] = collections.deque(maxlen=_LINES)
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
@@ -305,6 +318,15 @@ class RankOutput:
         """The last lines, without colours."""
         self._thread.join(1.0)  # the end of the pipe is read once the child is gone
         return list(self._kept)
+
+    @property
+    def timed_out(self) -> bool:
+        """Return whether the interpreter's timer wrote the stacks.
+
+        It is known once the child has ended.
+        """
+        self._thread.join(1.0)
+        return self._timed_out
 
     def follow(self) -> None:
         """Begin to read, once the child has its own copy of `end`."""
@@ -336,6 +358,7 @@ class RankOutput:
         for line in lines:
             if plain := _COLOURS.sub("", line).rstrip():
                 self.traceback = self.traceback or _TRACEBACK in plain
+                self._timed_out = self._timed_out or _TIMED_OUT.match(plain) is not None
                 self._kept.append(plain)
 
 

@@ -14,7 +14,8 @@ On CUDA the ranks also write torch's flight recorder (the last collectives) to `
 `torch.distributed.flight_recorder.fr_trace` reads; elsewhere they do so if `TORCH_FR_BUFFER_SIZE` is set.
 
 The first step, which compiles, and a save have a long limit; later steps have a short one, but never less than twenty
-times the slowest measured step. Price: a beat is one assignment; the thread wakes once a second.
+times the slowest measured step. Both include the time that callbacks may take, because the other ranks wait for the
+first one meanwhile. Price: a beat is one assignment; the thread wakes once a second.
 
 A main thread that never releases the interpreter's lock (a hang inside a foreign library) stops this thread too. For
 that case the interpreter's own timer in C is set again at each check; it writes to standard error and ends with 1.
@@ -54,11 +55,11 @@ class Heartbeat:
     A beat is one assignment, so the watching thread never reads half of one.
     """
 
-    def __init__(self, first_limit: float, limit: float) -> None:
-        self._first, self._limit = first_limit, limit
-        self._short = first_limit  # until the first step is done
+    def __init__(self, first_limit: float, limit: float, more: float = 0.0) -> None:
+        self._first, self._limit, self._more = first_limit and first_limit + more, limit, more
+        self._short = self._first  # until the first step is done
         self._slowest, self._stepped = 0.0, False
-        self._last = (time.monotonic(), "start", first_limit, 0)
+        self._last = (time.monotonic(), "start", self._first, 0)
 
     def beat(self, what: str, *, long: bool = False) -> None:
         """Record the activity that begins now; every rank makes the same beats.
@@ -74,7 +75,7 @@ class Heartbeat:
         """
         self._slowest = max(self._slowest, seconds if self._stepped else 0.0)
         self._stepped = True
-        self._short = max(self._limit, _SLOWEST_STEPS * self._slowest) if self._limit else 0.0
+        self._short = max(self._limit, _SLOWEST_STEPS * self._slowest) + self._more if self._limit else 0.0
         self.beat(f"step {step} was done")
 
     def last(self) -> tuple[float, str, float]:
@@ -104,13 +105,17 @@ class HangReports:
 
 @contextlib.contextmanager
 def watch_hangs(
-    reports: HangReports, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
+    reports: HangReports,
+    config: EngineConfig,
+    hung: Callable[[float], None] = lambda silent: None,
+    callback_seconds: float = 0.0,
 ) -> Iterator[Heartbeat]:
     """Yield a heartbeat; a silence beyond its limit ends the process.
 
-    `hung` is called first, with the seconds of that silence.
+    `hung` is called first, with the seconds of that silence. `callback_seconds` are those that the first rank's
+    callbacks may take after a step.
     """
-    heartbeat = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds)
+    heartbeat = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds, callback_seconds)
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(heartbeat, reports, ended, hung), daemon=True, name="watchdog")
     thread.start()

@@ -24,7 +24,7 @@ import math
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,8 +78,7 @@ def open_record(
         yield lambda event, step, **values: None, attempt
         return
     one_at_a_time = threading.Lock()
-    before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
-    reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
+    reached = _reached(earlier)
     sign: SignLine | None = None
     mirrors: list[_GuardedMirror] = []
     exit_code = 0
@@ -114,6 +113,19 @@ def open_record(
             one.start()
         for one in closing:
             one.join()
+
+
+def _reached(lines: Sequence[Mapping[str, Any]]) -> int:
+    """The step that the record has reached.
+
+    An attempt that starts goes back to its checkpoint's step, and its event "start" states how far; one that ends
+    before its start changes nothing.
+    """
+    reached = 0
+    for line in lines:
+        if line.get("event") in ("start", "step"):
+            reached = line["step"]
+    return reached
 
 
 def _exit_code_of(error: BaseException) -> int:

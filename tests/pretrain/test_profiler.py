@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
@@ -105,6 +106,30 @@ def test_steps_outside_the_window_never_touch_the_profiler(tmp_path, run_trainin
     for number, config in enumerate((ProfileConfig(), ProfileConfig(from_step=2, ranks=(1,)),
                                      ProfileConfig(from_step=7))):  # fmt: skip
         run_training(tmp_path / str(number), profile=config, **LENGTH)
+
+
+@pytest.mark.parametrize("fault", [None, "_open", "_write"])
+def test_every_rank_makes_the_same_heartbeats(monkeypatch, fault):
+    """Their number shows which rank a hang is to blame on."""
+    session = SimpleNamespace(start=lambda: None, step=lambda: None, stop=lambda: None)
+    made = {"_open": lambda self: session, "_write": lambda self: None}
+    for name, function in made.items():
+        monkeypatch.setattr(profiler.Profile, name, (lambda self: 1 // 0) if name == fault else function)
+    beats = []
+    for rank in (0, 1):
+        context = SimpleNamespace(
+            settings=SimpleNamespace(profile=ProfileConfig(from_step=3, steps=2)), ranks=SimpleNamespace(rank=rank),
+            recipe=SimpleNamespace(train=SimpleNamespace(steps=6)), device=torch.device("cpu"),
+        )  # fmt: skip
+        of_rank = []
+        with profiler.open_profile(context, 0, lambda phase: contextlib.nullcontext(), of_rank.append) as profile:
+            for step in range(1, 7):
+                profile.begin(step)
+                of_rank.append(f"step {step}")
+                profile.end(step)
+        beats.append(of_rank)
+    assert beats[0] == beats[1]
+    assert "profile of step 4" in beats[1]
 
 
 def test_a_window_that_is_cut_short_is_stopped(tmp_path, run_training, at_step):

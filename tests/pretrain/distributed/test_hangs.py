@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from pretrain.config.training import EngineConfig
-from pretrain.distributed.watchdog import HangReports, culprit, watch_hangs
+from pretrain import loop
+from pretrain.config.training import CallbackConfig, EngineConfig
+from pretrain.distributed.watchdog import HangReports, Heartbeat, culprit, watch_hangs
 from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain.planted_faults import launch_two
 
@@ -30,6 +31,57 @@ def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
     ) as heart:
         heart.stepped(1, 1.0)
         assert heart.last()[2] == 0
+
+
+def test_the_limits_leave_room_for_callbacks(tmp_path, run_training, monkeypatch):
+    """The other ranks wait for the first one's, which may take longer than a step."""
+    limits = []
+
+    def watched(*given, plain=loop.watch_hangs):
+        limits.append(given[-1])
+        return plain(*given)
+
+    monkeypatch.setattr(loop, "watch_hangs", watched)
+    (tmp_path / "slow_hook.py").write_text("def see(values):\n    pass\n")
+    hook = CallbackConfig(function="slow_hook:see", events=("step", "evaluation", "checkpoint"), seconds=100)
+    run_training(tmp_path, folder=tmp_path, callbacks=(hook,), steps=1, warmup_steps=0, decay_steps=0)
+    assert limits == [100 * (1 + 1 + 2)]  # a save may end while the next one begins
+    config = EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)
+    with watch_hangs(HangReports(tmp_path), config, callback_seconds=400) as heart:
+        assert heart.last()[2] == 1300
+        heart.stepped(1, 1.0)
+        assert heart.last()[2] == 405
+    with watch_hangs(
+        HangReports(tmp_path), EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0), callback_seconds=9
+    ) as heart:
+        heart.stepped(1, 1.0)
+        assert heart.last()[2] == 0
+
+
+def test_the_first_validation_of_each_attempt_may_compile(tmp_path, run_training, at_step, monkeypatch):
+    beats = []
+
+    def noted(self, what, *, long=False, plain=Heartbeat.beat):
+        beats.append((what, long))
+        plain(self, what, long=long)
+
+    class Killed(Exception):
+        pass
+
+    def kill():
+        raise Killed
+
+    monkeypatch.setattr(Heartbeat, "beat", noted)
+    at_step(6, kill)
+    with pytest.raises(Killed):
+        run_training(tmp_path)
+    first = [long for what, long in beats if what == "validation of step 4"]
+    beats.clear()
+    run_training(tmp_path)
+    second, third = ([long for what, long in beats if what == f"validation of step {step}"] for step in (8, 10))
+    assert len(first) == len(second) > 1
+    assert set(first) == set(second) == {True}
+    assert set(third) == {False}
 
 
 def test_a_hang_that_keeps_the_interpreter_to_itself_is_ended_too(tmp_path):

@@ -126,6 +126,19 @@ def test_the_rank_that_made_no_progress_is_named_after_a_hang(pretend, caplog, t
     assert "is stuck" in named.getMessage()
 
 
+def test_a_rank_whose_interpreter_is_blocked_counts_as_hung(pretend, caplog):
+    """The timer in C ends it with 1, and without a traceback."""
+    blocked = (
+        "import ctypes, faulthandler; faulthandler.dump_traceback_later(0.2, exit=True); ctypes.PyDLL(None).sleep(60)"
+    )
+    steps = iter([(3, 0), (5, 0)])
+    assert pretend(f"sys.exit({launcher.HUNG})", blocked, restarts=1, progress_of=lambda: next(steps)) == (70, 2)
+    assert [line.getMessage().partition(" (pid")[0] for line in caplog.records if "hung" in line.getMessage()] == [
+        "rank 1", "rank 1"
+    ]  # fmt: skip
+    assert pretend(blocked, restarts=0) == (70, 3)
+
+
 def test_ranks_end_when_their_launcher_is_killed(tmp_path):
     """A rank gets SIGTERM, and saves and leaves as for a scheduler."""
     line = (

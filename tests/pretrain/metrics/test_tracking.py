@@ -52,6 +52,17 @@ def _environment(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
+def test_steps_that_are_computed_again_are_counted_once(tmp_path):
+    """Also after an attempt that hung before its start, or that computed nothing after it."""
+    attempts = [["start 0", "step 1", "step 2", "step 3"], ["hang 0"], ["start 1"], ["start 1", "step 2"], ["start 2"]]
+    for lines in attempts:
+        with open_record(tmp_path, TrackingConfig(mode="disabled"), ABOUT, writes=True) as (record, _):
+            for event, _, step in (line.partition(" ") for line in lines):
+                record(event, int(step))
+    starts = [line for line in read_lines(tmp_path / METRICS_FILE) if line["event"] == "start"]
+    assert [(line["attempt"], line["rolled_back"]) for line in starts] == [(1, 0), (3, 2), (4, 0), (5, 0)]
+
+
 def test_lines_are_the_record_and_attempts_count(tmp_path):
     config = TrackingConfig(mode="disabled")
     for expected in (1, 2):
