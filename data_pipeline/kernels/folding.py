@@ -142,7 +142,7 @@ def fold_words(data, start, end, table, several, words, spans):  # type: ignore[
     """Write each word of `data[start:end]` into `words`.
 
     `spans` gets the first byte of each, the byte after it, and its measures. Bytes are counted from `start`. Return
-    the number of words, at most (end - start) // 2 + 1.
+    the number of words, for which `most_words` is the room.
     """
     basis, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)
     h = basis
@@ -206,6 +206,14 @@ def fold_words(data, start, end, table, several, words, spans):  # type: ignore[
     return count
 
 
+def most_words(size: int) -> int:
+    """The most words that a text of `size` bytes may have.
+
+    A character that is a word by itself may take two bytes ("½"), and part a word of one byte from the next: "a½a½".
+    """
+    return 2 * size // 3 + 1
+
+
 @njit(cache=True, nogil=True)
 def _all_words(data, offsets, table, several, capacity, out, measures):  # type: ignore[no-untyped-def]
     words = np.empty(capacity, np.uint64)
@@ -231,8 +239,8 @@ def word_hashes(
 
     For each text there are its number of words, its length in tenths, its letters and its numbers.
     """
-    capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
-    words = np.empty(int((np.diff(offsets) // 2 + 1).sum()), np.uint64)
+    capacity = most_words(int(np.diff(offsets).max(initial=0)))
+    words = np.empty(most_words(int(offsets[-1] - offsets[0])) + len(offsets), np.uint64)
     measures = np.zeros((len(offsets) - 1, 4), np.int64)
     filled = _all_words(data, offsets, *folding(), capacity, words, measures)
     return words[:filled].copy(), measures

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, njit, uint64
 
-from data_pipeline.kernels.folding import fold_words, folding
+from data_pipeline.kernels.folding import fold_words, folding, most_words
 from governance.kernels.compiled import kernel
 
 SEED_WORDS = 4
@@ -315,7 +315,7 @@ def search(
     passage that was found is looked for again after the place.
     """
     passages = index.passages
-    capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
+    capacity = most_words(int(np.diff(offsets).max(initial=0)))
     return np.asarray(
         _search(
             data, offsets, *folding(), capacity, run_words,

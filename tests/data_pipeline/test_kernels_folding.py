@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.folding import fold, fold_words, folding, word_hashes
+from data_pipeline.kernels.folding import fold, fold_words, folding, most_words, word_hashes
 from governance.kernels.buffers import UNSPACED_RANGES, text_buffers
 
 MASK = (1 << 64) - 1
@@ -115,9 +115,11 @@ def hash_of(word):
     ]
 )
 @example(["\\ud83d\\ude42x", "x\\u", "\\", "e\u0301 é", "ö\u00adl", "1 2 3 x1"])
+@example(["1½x¼1½"])  # more words than half its bytes
 def test_words_and_measures_equal_the_reference(texts):
     words, measures = word_hashes(*text_buffers(pa.array(texts, pa.large_string())))
     plain = [words_of(text) for text in texts]
+    assert all(len(part) <= most_words(len(text.encode())) for part, text in zip(plain, texts, strict=True))
     assert words.tolist() == [hash_of(word[0]) for part in plain for word in part]
     assert measures.tolist() == [
         [len(part), sum(w[3] for w in part), sum(w[4] for w in part), sum(w[4] == 0 for w in part)] for part in plain
@@ -130,7 +132,8 @@ def test_words_and_measures_equal_the_reference(texts):
 def test_spans_are_those_of_the_words(before, text):
     data = np.frombuffer((before + text).encode(), np.uint8)
     start = len(before.encode())
-    words, spans = np.empty(len(data) // 2 + 1, np.uint64), np.empty((len(data) // 2 + 1, 3), np.int32)
+    room = most_words(len(data))
+    words, spans = np.empty(room, np.uint64), np.empty((room, 3), np.int32)
     count = fold_words(data, start, len(data), *folding(), words, spans)
     plain = words_of(text)
     assert [tuple(span) for span in spans[:count, :2].tolist()] == [word[1:3] for word in plain]
