@@ -76,7 +76,7 @@ from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 10
+VERSION = 11
 
 
 class CleanConfig(Thresholds):

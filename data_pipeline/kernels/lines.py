@@ -51,7 +51,7 @@ LINE_REASONS = ("too_long_word", "no_terminal_punctuation", "too_few_words", "ja
 
 _CITATIONS = (b"edit]", b"citation needed]")
 _EDIT, _NEEDED = (np.frombuffer(citation, np.uint8) for citation in _CITATIONS)
-_ALONE, _KATAKANA, _SHARP_S = 1 << 24, 1 << 25, -1
+_ALONE, _KATAKANA = 1 << 24, 1 << 25
 _POINT = (1 << 24) - 1
 
 
@@ -91,13 +91,15 @@ def count_listed_words(
 
 
 @functools.cache
-def folded_words() -> npt.NDArray[np.int32]:
-    """Word table of code points.
+def folded_words() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Word table of code points (4.5 MB) and forms of several characters.
 
-    An entry of 0 separates words, any other is the folded form (4.5 MB). It has _ALONE where the character is a word by
-    itself, and _KATAKANA within Katakana; _SHARP_S is for "ß", which folds to "ss".
+    An entry of 0 separates words, one above 0 is the folded form. It has _ALONE where the character is a word by
+    itself, and _KATAKANA within Katakana. One of -1 - k is for a character that folds to several ("ß", "և", "İ"): then
+    `several[k]` characters follow at `k + 1`.
     """
     table = lower_case().copy()
+    several: list[int] = []
     kinds = code_point_classes()
     for point in range(0x1FB00):
         character = chr(point)
@@ -106,23 +108,26 @@ def folded_words() -> npt.NDArray[np.int32]:
             table[point] = 0
             continue
         folded = character.casefold()
-        table[point] = (ord(folded) if len(folded) == 1 else table[point]) | (_ALONE if category == "So" else 0)
+        if len(folded) > 1:
+            table[point] = -1 - len(several)
+            several += [len(folded), *map(ord, folded)]
+        else:
+            table[point] = ord(folded) | (_ALONE if category == "So" else 0)
     unspaced = (kinds & UNSPACED).astype(bool) & (table != 0)
     table[unspaced] |= _ALONE
     for first, last in (*KATAKANA_RANGES, (0x30FC, 0x30FC)):
         span = table[first : last + 1]
         table[first : last + 1] = np.where(span == 0, 0, span & ~_ALONE | _KATAKANA)
-    table[[ord("ß"), ord("ẞ")]] = _SHARP_S
     table[0x1FB00:0x20000] = table[0xE0000:] = 0
     table.flags.writeable = False
-    return table
+    return table, np.array(several, np.int32)
 
 
 def _hashes(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """Hashes of the folded words of n texts, with offsets."""
     data, offsets = text_buffers(texts)
     words, ends = np.empty(int(offsets[-1] - offsets[0]), np.uint64), np.zeros(len(offsets), np.int64)
-    _fold(data, offsets, folded_words(), words, ends)
+    _fold(data, offsets, *folded_words(), words, ends)
     return words[: ends[-1]], ends
 
 
@@ -257,7 +262,7 @@ def _edit(data, offsets, kinds, min_words, max_word_length, punctuated, out, end
 
 
 @kernel
-def _fold(data, offsets, table, words, ends):  # type: ignore[no-untyped-def]
+def _fold(data, offsets, table, several, words, ends):  # type: ignore[no-untyped-def]
     filled = 0
     for d in range(len(offsets) - 1):
         i, end = offsets[d], offsets[d + 1]
@@ -273,9 +278,11 @@ def _fold(data, offsets, table, words, ends):  # type: ignore[no-untyped-def]
                 filled += 1
                 h, size = uint64(0), 0
             before = inside
-            if entry == _SHARP_S:
-                h = add_chunk(add_chunk(h, uint64(115)), uint64(115))
-                size += 2
+            if entry < 0:
+                first = -1 - entry
+                for k in range(first + 1, first + 1 + several[first]):
+                    h = add_chunk(h, uint64(several[k]))
+                size += several[first]
             elif entry:
                 h = add_chunk(h, uint64(entry & _POINT))
                 size += 1

@@ -122,7 +122,7 @@ def _keeps_stop(points, kinds, first, stop):  # type: ignore[no-untyped-def]
         for t in range(len(_TITLES)):
             if points[first] == _TITLES[t, 0] and points[first + 1] == _TITLES[t, 1] and third == _TITLES[t, 2]:
                 return True
-    return before & _UPPER != 0 and not kinds[stop - 2] & _UPPER
+    return before & _UPPER != 0 and (stop - 1 == first or not kinds[stop - 2] & _UPPER)  # "Ⅷ" is a capital, no letter
 
 
 @inlined

@@ -208,6 +208,12 @@ def test_features_equal_the_reference(texts):
         assert count == number
 
 
+def test_no_memory_before_the_text_decides_about_a_first_word():
+    """A capital that is not a letter, with a full stop, begins a text; the room for texts varies."""
+    found = [measure_pieces(pa.array(["Ⅷ.", "B" * size]))[1][0] for size in range(300)]
+    assert set(found) == {1}
+
+
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
