@@ -24,7 +24,7 @@ import threading
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -335,11 +335,16 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The records of a training's file that have a step.
+    """The records of a training's file that have a step."""
+    return steps_among(read_lines(path))
+
+
+def steps_among(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """Those of a training's lines that are records with a step.
 
     Whoever may write to the folder can append lines of any form; those are left out.
     """
-    lines = (line for line in read_lines(path) if isinstance(line, dict))
+    lines = (line for line in values if isinstance(line, dict))
     return [line for line in lines if type(line.get("step")) is int and type(line.get("attempt", 1)) is int]
 
 

@@ -159,8 +159,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     Yield the state that training starts from.
     """
     folder = artifact_folder("train", context.checkpoints.train_key, context.checkpoints.root)
-    attempt = context.checkpoints.gather(context.attempt)[0]
-    reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
+    reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, context.attempt)
     hung = partial(_report_hang, context)
     # The two `as` below fill in fields of the context.
     limits = context.settings.engine, hung, context.callback_seconds

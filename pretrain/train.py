@@ -248,7 +248,8 @@ def _open_run(
             energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
             _refuse_unlike_ranks(gather(origin.key))  # before a rank keeps a lease in another folder
-            lease.follow(gather(lease.number)[0])
+            number, attempt = gather((lease.number, attempt))[0]
+            lease.follow(number)
             check_start(recipe, settings, hardware_of(ranks, device))
             train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
             if origin.parent is not None:

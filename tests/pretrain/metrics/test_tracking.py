@@ -21,6 +21,7 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.stragglers import spread
 from pretrain.loss_spikes import Diverged
+from pretrain.metrics import metrics_log
 from pretrain.metrics.events import chart_values, summary_of
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
@@ -78,7 +79,8 @@ def test_lines_are_the_record_and_attempts_count(tmp_path):
     assert "NaN" not in (tmp_path / METRICS_FILE).read_text()  # strict readers take each line
 
 
-def test_other_ranks_write_nothing(tmp_path):
+def test_other_ranks_write_nothing_and_do_not_read_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_log, "read_lines", lambda path: pytest.fail("it was read"))
     with open_record(tmp_path, TrackingConfig(), ABOUT, writes=False) as (record, _):
         record("step", 1, loss=0.5)
     assert not (tmp_path / METRICS_FILE).exists()
