@@ -250,6 +250,17 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         assert len(output) == count - (count > 8)  # wasted energy is no longer unknown
 
 
+def test_documents_without_a_copy_are_removed_by_the_mixture_alone(runs):
+    """`encode` and `pack` count them, too, and removed nothing."""
+    found = found_of(runs / "a")
+    found["summary"].update(documents_in=20, documents_kept=8)
+    found["funnel"] = [
+        {"stage": stage, "by_source": {}, "removed": {"mix_quota": 12}} for stage in ("mix", "encode", "pack")
+    ]
+    [cut] = [one for one in first_look(found) if "of the documents were removed" in one["what"]]
+    assert cut["detail"] == "12 of them by mix: mix quota"
+
+
 def test_many_results_are_reported_gate_by_gate_and_none_that_failed_is_lost(runs):
     found = found_of(runs / "a")
     row = {"gate": "tokens.parity", "status": "pass", "observed": 0.25, "rows": 7, "unexpected": 0, "detail": "",

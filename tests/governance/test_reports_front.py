@@ -8,7 +8,9 @@ import pytest
 from governance.energy.factors import Factor, Factors
 from governance.reports.facts.problems import first_look
 from governance.reports.facts.report_facts import summary
+from governance.reports.html.markup import size
 from governance.reports.report import report
+from governance.reports.sections.energy_sections import grams
 from governance.reports.sections.model_words import family, model_line, parameters
 from governance.reports.sections.page_one import front, meaning, reasons, rules, signer
 from governance.stage import Runtime
@@ -163,7 +165,13 @@ def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
 def test_a_model_is_named_by_its_kind_and_size():
     assert family({"model": {"moe": {"experts": 8}}}) == "Mixture-of-experts Transformer decoder"
     assert family({}) == "Transformer decoder"
+    assert family({"model": {"encoder_layers": 2}}) == "Transformer encoder-decoder"
+    assert family({"model": {"num_labels": 3}}) == "Transformer decoder with a head of 3 labels"
     sizes = (None, 999, 2_361_024, 7_000_000_000)
     assert [parameters(size) for size in sizes] == [
         "unknown parameters", "999 parameters", "2.36 M parameters", "7 B parameters"]  # fmt: skip
+    assert parameters(999_900_000) == "1000 M parameters"
+    assert [size(value) for value in (999, 12_345_678, 999_700)] == ["999 B", "12.3 MB", "1000 kB"]
+    figures = [grams(value) for value in (0.00012, 999.7, 999_700, 1_234e9)]
+    assert figures == ["0.00012 g", "1000 g", "1000 kg", "1,234,000 t"]
     assert model_line({"training": None}) == ""

@@ -160,14 +160,17 @@ THRESHOLDS = (
 METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of the steps that count"
 
 
+_CONTINUED = ", those of the parent run included, which it continues"
+
+
 def computation_fields(evidence: Evidence) -> list[Field]:
     """FLOP per token and in total, against legal thresholds."""
-    total = evidence.at("training.flops")
+    total, continued = evidence.at("training.flops"), evidence.at("training.stats.continued")
     fields = [
         evidence.field("FLOP per token, forward and backward", "training.flops_per_token", scientific),
         evidence.field("tokens trained on", "summary.tokens_trained"),
         evidence.field("FLOP of the training", "training.flops", scientific),
-        Field("method", METHOD if total is not None else None),
+        Field("method", None if total is None else f"{METHOD}{_CONTINUED if continued else ''}"),
     ]
     for threshold in THRESHOLDS:
         name = f"threshold of {threshold.flop:.0e} FLOP: {threshold.meaning} ({threshold.source})"

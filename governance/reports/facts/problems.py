@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from governance.gate.explanation import counted
-from governance.reports.facts.stage_counts import licence_words
+from governance.reports.facts.stage_counts import licence_words, removals
 from governance.reports.html.markup import chance, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, spaced, written
@@ -252,7 +252,7 @@ def _cut(facts: Mapping[str, Any]) -> Iterator[Finding]:
     came, kept = summary["documents_in"], summary["documents_kept"]
     if not came or kept is None or 1 - kept / came < _CUT_SHARE:
         return
-    reasons = [(count, reason, row["stage"]) for row in facts["funnel"] for reason, count in row["removed"].items()]
+    reasons = [(count, reason, row["stage"]) for row, reason, count in removals(facts["funnel"])]
     count, reason, stage = max(reasons, default=(0, "", ""))
     samples = [item["examples"].get(reason, []) for item in facts["removed"] if item["stage"] == stage]
     example = next((row["text"] for rows in samples for row in rows if row["text"]), "")

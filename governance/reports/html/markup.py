@@ -183,7 +183,7 @@ def _scaled(value: float, step: float, units: Sequence[str]) -> str:
     while abs(value) >= step and index < len(units) - 1:
         value /= step
         index += 1
-    return f"{value:,.0f} {units[index]}" if index == 0 else f"{value:,.3g} {units[index]}"
+    return f"{value:,.0f} {units[index]}" if index == 0 else f"{decimal(value)} {units[index]}"
 
 
 def size(value: int | None) -> str:

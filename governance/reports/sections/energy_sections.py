@@ -288,8 +288,8 @@ def grams(value: float | None) -> str:
         return UNKNOWN
     for limit, unit in ((1e6, "t"), (1e3, "kg")):
         if abs(value) >= limit:
-            return f"{value / limit:,.3g} {unit}"
-    return f"{value:.3g} g"
+            return f"{decimal(value / limit)} {unit}"
+    return f"{decimal(value) if abs(value) >= 1 else f'{value:.3g}'} g"
 
 
 def _unit_writer(unit: str) -> Callable[[float | None], str]:

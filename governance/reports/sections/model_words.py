@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from governance.reports.html.markup import UNKNOWN, Child, compact, digest, number
+from governance.reports.html.markup import UNKNOWN, Child, compact, decimal, digest, number
 
 MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/training/attempts")
 """Places in report.json of these facts."""
@@ -37,8 +37,10 @@ def unverified_origin(facts: Mapping[str, Any]) -> str:
 
 def family(config: Mapping[str, Any]) -> str:
     """The kind of model."""
-    experts = (config.get("model") or {}).get("moe")
-    return "Mixture-of-experts Transformer decoder" if experts else "Transformer decoder"
+    model = config.get("model") or {}
+    kind = "Transformer encoder-decoder" if model.get("encoder_layers") else "Transformer decoder"
+    head = f" with a head of {model['num_labels']} labels" if model.get("num_labels") else ""
+    return f"{'Mixture-of-experts ' if model.get('moe') else ''}{kind}{head}"
 
 
 def parameters(count: int | None) -> str:
@@ -47,7 +49,7 @@ def parameters(count: int | None) -> str:
         return "unknown parameters"
     for limit, unit in ((10**9, "B"), (10**6, "M")):
         if count >= limit:
-            return f"{count / limit:,.3g} {unit} parameters"
+            return f"{decimal(count / limit)} {unit} parameters"
     return f"{count:,} parameters"
 
 
