@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,14 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys
-from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, read_groups, rows_by_group, write_table
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    KEPT_COLUMNS,
+    number_of,
+    read_groups,
+    rows_by_group,
+    write_table,
+)
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.files import atomic_path
@@ -46,6 +54,7 @@ ATTRIBUTES = ("length", "source_order", "licence", "url")  # criteria that every
 MAX_KEPT_PER_BAND = 64  # comparisons of one document within one band
 MAX_TEXTS_PER_ADDRESS = 16  # an address with more texts than this is a collection, not a page
 DECISIONS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
 _REASONS = ("", "exact_duplicate", "url_duplicate", "near_duplicate")
 _OF_EARLIER = "duplicate_of_earlier"
 _TEXT = pa.schema([DOCUMENT_SCHEMA.field("text")])
@@ -184,8 +193,13 @@ class Corpus:
 def _from_the_highest(values: Sequence[Any]) -> Integers:
     """Ranks of values, the highest first.
 
-    Numbers come before texts, and None comes last.
+    Numbers come before texts, and None comes last. A text that is a number counts as one (all values of a CSV file are
+    text) unless other texts are ISO dates, of which it is the year.
     """
+    if not any(isinstance(value, str) and _DATE.match(value) for value in values):
+        values = [
+            number if isinstance(value, str) and (number := number_of(value)) is not None else value for value in values
+        ]
     numbers = sorted({value for value in values if isinstance(value, (int, float)) and value == value})
     texts = sorted({value for value in values if isinstance(value, str)})
     ranks: dict[Any, int] = {value: rank for rank, value in enumerate((*reversed(numbers), *reversed(texts)))}

@@ -174,7 +174,7 @@ def _nearest(  # type: ignore[no-untyped-def]
                 continue
             seen[other] = k
             theirs = sets[set_starts[text[other]] : set_ends[text[other]]]
-            if min(len(own), len(theirs)) < threshold * max(len(own), len(theirs)):
+            if min(len(own), len(theirs)) / max(1, len(own), len(theirs)) < threshold:  # rounded as `value` is
                 continue  # their sizes alone say that they are not near
             shared = shared_shingles(own, theirs)
             value = shared / max(1, len(own) + len(theirs) - shared)

@@ -282,15 +282,15 @@ def test_who_stays_is_a_matter_of_order(tmp_path, prefer, stays):
     assert {"first", "long", "licensed", "addressed"} - set(found) == {stays}
 
 
-KEPT = {"old": {"date": "2023-12-31", "score": 0.9, "ns": 2**63 + 1}, "none": {"date": None, "ns": None},
-        "new": {"date": "2024-01-02", "score": 3, "ns": 1.5, "kept": 10**400},
-        "best": {"date": "2024-01-02", "score": 10.5, "ns": 2**63}}  # fmt: skip
+KEPT = {"old": {"date": "2023-12-31", "score": 0.9, "ns": 2**63 + 1, "text": "9.5"}, "none": {"date": None, "ns": None},
+        "new": {"date": "2024-01-02", "score": 3, "ns": 1.5, "kept": 10**400, "text": "3", "year": "2023"},
+        "best": {"date": "2024-01-02", "score": 10.5, "ns": 2**63, "text": "10", "year": "2023-05"}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("prefer", "stays"),
     [(("date",), "new"), (("date", "score"), "best"), (("score", "date"), "best"), (("m",), "old"), (("ns",), "old"),
-     (("kept",), "new")],
+     (("kept",), "new"), (("text",), "best"), (("year",), "best")],
 )  # fmt: skip
 def test_the_newest_or_best_copy_stays(tmp_path, prefer, stays):
     """Kept columns and scores of classifiers; a document without a value ranks last."""

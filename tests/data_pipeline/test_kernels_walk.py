@@ -48,6 +48,12 @@ def test_the_walk_keeps_its_promise(data):
             assert values[a, b] < 0.7
 
 
+def test_a_pair_exactly_as_similar_as_the_threshold_is_near():
+    """Products of these shares and sizes are rounded up: .55 * 20 is above 11."""
+    for threshold, shared, whole in ((0.55, 11, 20), (0.56, 14, 25), (0.8, 4, 5)):
+        assert walked([[0], [0]], [set(range(whole)), set(range(shared))], threshold)[0].tolist() == [KEPT, NEAR]
+
+
 def test_a_crowded_band_is_cut_and_counted():
     apart = walked([[0]] * 20, [{i} for i in range(20)], limit=4)
     assert len(apart[4]) == 0 + 1 + 2 + 3 + 16 * 4
