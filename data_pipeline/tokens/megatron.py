@@ -14,7 +14,8 @@ The `.bin` is the tokens of all sequences end to end. The `.idx`, little-endian,
 Written: one sequence per document, end-of-document token included; uint16 while ids fit, else int32 (the format has no
 uint32). The promise: export, then import, gives the same tokens and the same borders of documents. What the format has
 no place for is lost: identities, groups and UTF-8 bytes of the documents; an imported document is `<name>#<number>` of
-0 bytes, of the source `<name>` and an undetermined language.
+0 bytes, of the source `<name>` and an undetermined language. Lost, with a warning, are the marks of the tokens that are
+predicted in chats and pairs, and labels.
 
 Price: one pass, a block of tokens in memory to export, a shard to import. Nothing of Megatron is needed.
 """
@@ -36,6 +37,7 @@ from governance.config import Section
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.file_digests import Digests, is_unchanged
 from governance.files import atomic_file
+from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -87,6 +89,11 @@ def export_megatron(tokens: Manifest, role: str, prefix: Path, root: Path) -> tu
     shards = [TokenShard.open(path) for path in tokens.files(role, root)]
     if not shards:
         raise PipelineError(f"{tokens.folder}: has no token shards of {role!r} to export; roles are train, validation")
+    if any(shard.answers is not None or shard.labels is not None for shard in shards):
+        get_logger(__name__).warning(
+            "%s: the format has no place for answers, targets or labels; a training on the export predicts every token",
+            tokens.folder,
+        )
     code = 8 if all(shard.vocabulary_size <= 1 << 16 for shard in shards) else 4
     target, index = files_of(prefix)
     with atomic_file(target) as file:

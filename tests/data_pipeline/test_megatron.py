@@ -21,12 +21,13 @@ END = 0
 BODIES = st.lists(st.lists(st.integers(1, 90), max_size=9), max_size=8)
 
 
-def encoded(root, shards, vocabulary=100):
+def encoded(root, shards, vocabulary=100, answers=None):
     outputs = []
     for number, bodies in enumerate(shards):
         path = root / "encode" / ("e" * 16) / "train" / f"{number:05d}.tokens"
         documents = [
-            EncodedDocument(f"s/{number}#{place}", np.array([*body, END]), 3) for place, body in enumerate(bodies)
+            EncodedDocument(f"s/{number}#{place}", np.array([*body, END]), 3, answers=answers)
+            for place, body in enumerate(bodies)
         ]
         write_token_shard(path, documents, vocabulary, END)
         outputs.append(describe(path, root))
@@ -58,6 +59,14 @@ def plain_read(prefix):
         ],
         list(table),
     )
+
+
+def test_marks_of_answers_are_not_lost_in_silence(tmp_path, caplog):
+    export_megatron(encoded(tmp_path, [[[1, 2]]]), "train", tmp_path / "out" / "texts", tmp_path)
+    assert not caplog.messages
+    chats = encoded(tmp_path, [[[1, 2]]], answers=np.array([False, True, True]))
+    export_megatron(chats, "train", tmp_path / "out" / "chats", tmp_path)
+    assert "predicts every token" in caplog.text
 
 
 @settings(max_examples=60)
