@@ -78,7 +78,7 @@ from pretrain.metrics.run_identity import METRICS_FILE, MirrorTables, RunIdentit
 from pretrain.preflight.compatibility import check_start, check_together
 from pretrain.preflight.hardware import hardware_of
 
-VERSION = 3
+VERSION = 4
 STAGE = "train"
 
 

@@ -27,7 +27,7 @@ from pretrain.config.training import AdapterConfig
 from pretrain.finetuning.trained_parameters import DOWN, HEAD, UP
 from pretrain.model.flops import parameter_shapes
 
-VERSION = 1
+VERSION = 2
 STAGE = "base_weights"
 _FILE_BYTES = 1 << 30
 

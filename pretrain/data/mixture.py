@@ -174,7 +174,7 @@ class Mixture:
 
         Unsorted, one per reading.
         """
-        last = max((phase for phase in self.phases if phase.first <= stop), key=lambda phase: phase.first)
+        last = [phase for phase in self.phases if phase.first <= stop][-1]  # of two that begin alike the first is empty
         read = last.read(stop - last.first)
         found = [np.zeros(0, dtype=np.int64)]
         for owner, source in enumerate(self.sources):

@@ -366,12 +366,14 @@ def gemma(model: ModelConfig) -> Family | None:
         return None
     if model.attn_logit_softcapping and model.qk_norm:  # Gemma 3's code ignores the cap
         return None
+    if not float(model.query_pre_attn_scalar or 1).is_integer():  # `transformers` refuses the folder
+        return None
     scale = math.sqrt(model.hidden_size)
     standard = math.isclose(model.embedding_multiplier, scale, rel_tol=1e-6)
     tied, divisor = model.tie_word_embeddings, 1.0 if standard else scale / model.embedding_multiplier
     fields = llama_fields(model) | {
         "hidden_activation": _GATES[model.feed_forward],
-        "query_pre_attn_scalar": _as_integer(model.query_pre_attn_scalar or model.head_dim),
+        "query_pre_attn_scalar": int(model.query_pre_attn_scalar or model.head_dim),
         "attn_logit_softcapping": model.attn_logit_softcapping,
         "final_logit_softcapping": model.final_logit_softcapping,
         "sliding_window": model.sliding_window or model.max_position_embeddings,
@@ -397,11 +399,6 @@ def _gemma_3_fields(model: ModelConfig) -> dict[str, Any]:
     local = plain | {"rope_theta": model.rope_local_base_freq} if model.rope_local_base_freq else stretched
     parameters = {"full_attention": stretched, "sliding_attention": local}
     return {"model_type": "gemma3_text", "rope_parameters": parameters, "rope_scaling": None}
-
-
-def _as_integer(value: float) -> float | int:
-    """Whole numbers as integers, which `transformers` requires."""
-    return int(value) if float(value).is_integer() else value
 
 
 def gemma_tensors(names: Sequence[str], divisor: float = 1.0, separate_head: bool = False) -> list[ExportedTensor]:

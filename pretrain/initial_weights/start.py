@@ -4,8 +4,10 @@ Promise: the model computes the same logits as `transformers` (1e-5 in fp32 for 
 digest is in the keys of the run and its checkpoints; its path is not. Its licence and the facts of its card are in the
 manifests, and in the card that `assay export` writes.
 
-The token shards must come from the folder's tokenizer. Rows of the embedding for ids that no text has are dropped or
-zero, so that their number is Assay's (a multiple of 128).
+The token shards must come from the folder's tokenizer. So that the number of rows is Assay's (a multiple of 128), rows
+for ids that no text has are dropped, or added as the mean of the others: their probabilities together raise a loss by
+ln(1 + added rows / others) at most, since a mean logit is below that of the mean probability. Rows of zeros have logits
+of 0, which is above all others where a model's logits are low.
 """
 
 from __future__ import annotations
@@ -87,10 +89,8 @@ class InitialWeights:
             return torch.zeros(shape)
         part = tensor.invert(self.folder.read(tensor.name))[tensor.sources.index(name)]
         if name in _ROWS and part.shape[0] != shape[0]:
-            whole = part.new_zeros(shape)
-            rows = min(shape[0], part.shape[0])
-            whole[:rows] = part[:rows]
-            part = whole
+            known = part[: shape[0]]
+            part = torch.cat([known, known.mean(0, keepdim=True).expand(shape[0] - len(known), -1)])
         return part.contiguous()
 
     def check(self, vocabulary_size: int) -> None:
@@ -125,11 +125,28 @@ class InitialWeights:
                     f"{list(wanted)}. Fetch the folder again."
                 )
         known = used | ({_HEAD} if self.model.tie_word_embeddings else set())
+        self._refuse_head_of_its_own()
         if self.model.num_labels:
             known |= {tensor.name for tensor in tensors_of(str(self.folder.config["model_type"]), self.model, [_HEAD])}
         if other := sorted(name for name in self.folder.tensors if name not in known and not _PASSIVE.fullmatch(name)):
             raise CheckpointError(
                 f"{FIELD}: {self.folder.path} has a tensor that its config.json does not name: {other[0]}"
+            )
+
+    def _refuse_head_of_its_own(self) -> None:
+        """Raise where a tied folder has an output projection of its own.
+
+        `transformers` computes with that one.
+        """
+        import torch
+
+        if not self.model.tied or _HEAD not in self.folder.tensors:
+            return
+        table = self._tensors[_ROWS[0]].name
+        if not torch.equal(self.folder.read(_HEAD), self.folder.read(table)):
+            raise CheckpointError(
+                f"{FIELD}: {self.folder.path} has tie_word_embeddings = true in its config.json, and {_HEAD} differs "
+                f"from {table}. Set false there and in [model], or remove {_HEAD} from the folder."
             )
 
 

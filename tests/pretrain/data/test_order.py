@@ -207,6 +207,17 @@ def test_a_share_of_each_source_is_read_and_its_steps_are_found(owners, weights,
     assert order.steps_that_read(np.arange(5), last) == expected
 
 
+@settings(max_examples=60)
+@given(st.sets(st.integers(0, 19), min_size=1), st.integers(1, 9), st.integers(1, 20))
+def test_the_steps_that_read_contested_rows_are_those_that_did(late, batch, steps):
+    """Also where so few others are left that the run begins with contested rows."""
+    rows = SimpleNamespace(count=20, holding_sources=lambda names: np.array(sorted(late), dtype=np.int64))
+    order = sampler_of(rows, train_config(global_batch_size=batch, steps=steps, late_sources=("contested",)))
+    for row in range(20):
+        expected = [step for step in range(1, steps + 1) for read in order.rows(step) if read == row]
+        assert order.steps_that_read(np.array([row]), steps) == expected
+
+
 def test_a_share_needs_a_mixture_and_is_in_no_key_where_it_is_all():
     with pytest.raises(ValueError, match=r"source_share = 0\.5 is of the sources of train\.mixture"):
         train_config(source_share=0.5)

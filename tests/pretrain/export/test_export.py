@@ -62,6 +62,7 @@ MORE = {
     "olmo2_heads": {"norm_position": "reordered", "qk_norm": True, "qk_norm_whole": True, "num_key_value_heads": 4},
     "gemma2_whole": {**GEMMA_2, "num_hidden_layers": 3},
     "gemma2_rescaled": {**GEMMA_2, "embedding_multiplier": 2.0},
+    "gemma2_fraction": {**GEMMA_2, "query_pre_attn_scalar": 7.5},
     "gemma3_stretched": {**VARIANTS["gemma3"], "final_logit_softcapping": 8.0,
                          "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "local_base": {"sliding_window": 4, "full_attention_every": 2, "rope_local_base_freq": 100.0,

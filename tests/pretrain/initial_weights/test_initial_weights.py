@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -16,11 +17,12 @@ from governance.manifest import Input, read_manifest
 from governance.stage import Runtime
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of, tensors_of
 from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import FAMILIES, differences, read_model
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of, open_weights, parameter_shapes
-from pretrain.model.decoder import Decoder
+from pretrain.model.decoder import Batch, Decoder, single_documents
 from tests.manifests import manifest_of
 from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.export.test_export import EVERY, our_logits
@@ -134,7 +136,7 @@ def test_shards_are_read_by_their_index_and_in_bf16(tmp_path):
     for name, shape in parameter_shapes(whole.model, 201).items():
         expected = whole.weight(name, torch.Size(shape))
         assert torch.equal(shards.weight(name, torch.Size(shape)), expected)
-        assert torch.equal(half.weight(name, torch.Size(shape)), expected.bfloat16().float())
+        assert torch.equal(half.weight(name, torch.Size(shape))[:201], expected[:201].bfloat16().float())
     assert len({part.folder.digest for part in (whole, shards, half)}) == 3
 
 
@@ -257,6 +259,19 @@ def test_a_faulty_folder_is_refused_by_name(tmp_path, folder, fault, error, mess
         opened(tmp_path / "llama").check(VOCABULARY)
 
 
+def test_a_tied_folder_with_an_output_projection_of_its_own_is_refused(tmp_path):
+    """`transformers` computes with that projection; one that is a copy of the table is read."""
+    theirs = saved("llama", tmp_path, tie_word_embeddings=False)
+    _edit(tmp_path / "config.json", tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"and lm_head\.weight differs from model\.embed_tokens\.weight"):
+        opened(tmp_path).check(201)
+    with torch.no_grad():
+        theirs.lm_head.weight.copy_(theirs.model.embed_tokens.weight)
+    theirs.save_pretrained(tmp_path)
+    _edit(tmp_path / "config.json", tie_word_embeddings=True)
+    opened(tmp_path).check(201)
+
+
 @pytest.mark.parametrize(("name", "map_"), [("qwen2", "q_proj"), ("llama_attention_bias", "o_proj")])
 def test_a_bias_of_the_family_that_is_missing_is_refused(tmp_path, name, map_):
     from safetensors.torch import load_file, save_file
@@ -305,7 +320,23 @@ def test_too_few_rows_for_the_tokenizer_are_refused_and_others_fit(folder):
     table = "model.embed_tokens.weight"
     few, many = (weights.weight(table, torch.Size((rows, 32))) for rows in (128, 256))
     assert torch.equal(many[:128], few)
-    assert not many[VOCABULARY:].any()
+    assert torch.allclose(many[VOCABULARY:], many[:VOCABULARY].mean(0), atol=1e-6)
+
+
+def test_rows_that_fill_the_vocabulary_up_cost_no_more_than_their_share(tmp_path):
+    """Logits that are all low leave the loss of `transformers` as it is; rows of zeros would get all probability."""
+    theirs = saved("neox", tmp_path)
+    norm, ids = theirs.gpt_neox.final_layer_norm, torch.randint(0, 201, (2, 30))
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0], theirs.get_output_embeddings().weight[:, 0] = 0.0, 1.0, -30.0
+        expected = float(theirs(ids, labels=ids).loss)
+    theirs.save_pretrained(tmp_path)
+    ours = nats_with(decoder_of(opened(tmp_path), 201))
+    segments, positions = single_documents(ids)
+    targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        found = float(ours(Batch(ids, targets, segments, positions)).sum()) / 58
+    assert expected < found < expected + math.log(256 / 201)
 
 
 MODEL = {
