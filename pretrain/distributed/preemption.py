@@ -34,6 +34,12 @@ class StopNow(BaseException):
     No `except Exception` of a compiler or a reader swallows it.
     """
 
+    exit_code = Preempted.exit_code
+    """Status of the `Preempted` that it becomes in `watch_signals`.
+
+    Contexts within, such as the record's mirrors, see this exception.
+    """
+
 
 class StopRequested:
     """Flag that one of `SIGNALS` arrived; call it to read it."""

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from governance.errors import ConfigError, PipelineError
+from governance.errors import ConfigError
 from governance.files import append_line, read_lines, steps_among
 from governance.hooks import LineSigner, SignLine, sign_nothing
 from governance.log import get_logger
@@ -133,7 +133,7 @@ def _exit_code_of(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return error.exit_code if isinstance(error, PipelineError) else 1
+    return int(getattr(error, "exit_code", 1))  # of a `PipelineError`, and of a stop before the first step
 
 
 def require_mirrors(config: TrackingConfig) -> None:

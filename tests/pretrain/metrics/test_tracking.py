@@ -19,6 +19,7 @@ from governance.manifest import Input
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.distributed.preemption import StopNow
 from pretrain.distributed.stragglers import spread
 from pretrain.loss_spikes import Diverged
 from pretrain.metrics import metrics_log
@@ -179,6 +180,7 @@ def test_the_mirror_sees_the_same_numbers_under_the_lines_number(tmp_path, monke
     [
         (AlteredFile("a shard"), 65), (Diverged("loss"), 76), (BudgetReached("joules"), 71), (Preempted("SIGTERM"), 75),
         (RuntimeError("a defect"), 1), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (SystemExit("words"), 1),
+        (StopNow(), 75),  # a signal before the first step
     ],
 )  # fmt: skip
 def test_a_run_ends_at_wandb_with_the_exit_code_of_its_training(tmp_path, fake_wandb, error, code):
