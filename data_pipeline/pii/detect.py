@@ -6,6 +6,7 @@ findings that overlap, the type named first in `_RANKS` keeps its place.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -82,9 +83,10 @@ def joined(exact: Sequence[Detection], others: Sequence[Detection], text: str) -
     Where they overlap the exact ones keep their place, and what else the others cover is still theirs.
     """
     pieces: list[Detection] = []
+    starts, ends = [held.start for held in exact], [held.end for held in exact]
     for start, end, kind in others:
         at = start
-        for mark in (*(held for held in exact if held.start < end and start < held.end), Detection(end, end, "")):
+        for mark in (*exact[bisect_right(ends, start) : bisect_left(starts, end)], Detection(end, end, "")):
             if any(map(str.isalnum, text[at : mark.start])):
                 pieces.append(Detection(at, mark.start, kind))
             at = max(at, mark.end)

@@ -17,13 +17,14 @@ _TOP_LEVEL = r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f]"
 _LOCAL_BACKWARDS = re.compile(rf"[{_LETTERS}_%+\-'&.]{{1,65}}")  # read from the @ to the left
 _DOMAIN = re.compile(
     rf"(?:[{_LETTERS}](?:[{_LETTERS}\-]{{0,61}}[{_LETTERS}])?\.){{1,8}}"
-    rf"(?:xn--[a-z0-9\-]{{2,59}}|{_TOP_LEVEL}{{2,24}})(?![{_LETTERS}_]|-[{_LETTERS}])",
+    rf"(?:xn--[a-z0-9\-]{{2,59}}|{_TOP_LEVEL}{{2,24}})(?![{_LETTERS}]|[_\-][{_LETTERS}])",
     re.I,
 )
 _FILE_ENDINGS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "css", "js", "jsx", "ts", "tsx", "json", "html", "htm",
      "xml", "pdf", "txt", "csv", "gz", "zip")
 )  # fmt: skip
+_GENERIC = frozenset(("com", "org", "net", "edu", "gov", "info"))
 _SPELT_AT = re.compile(r"[\[(<{][ ]?(?:at|AT|@)[ ]?[\])>}][ ]?")
 _SPELT_DOT = r"(?:\.|[ ]?[\[(<{][ ]?(?:dot|DOT|\.)[ ]?[\])>}][ ]?|[ ](?:dot|DOT)[ ])"
 _SPELT_LOCAL = re.compile(rf"(?<![{WORD}.])[a-z0-9](?:[a-z0-9_+\-]{{1,40}}+|{_SPELT_DOT}){{0,6}}\Z", re.I)
@@ -32,8 +33,8 @@ _SPELT_DOMAIN = re.compile(
 )
 _BARE_AT = re.compile(r"[ ](?:at|AT)[ ]\Z")
 _SAYS_MAIL = re.compile(r"mail|contact|write|reach|schreib|correo|escrib|courriel|écri|kontakt|contatt|scriv", re.I)
-_AUTHORITY = re.compile(r"://[^\s/]*\Z")
-_REMOTE = re.compile(r":[\w~./]")
+_AUTHORITY = re.compile(r"://[^\s/?#,;|<>\"']*\Z")
+_REMOTE = re.compile(r":(?:[~./]|[\w.\-]+[/~])")
 _MARKED = re.compile(r"[0-9_.+\-]|\bdot\b", re.I)
 
 
@@ -42,7 +43,9 @@ def email_at(text: str, at: int) -> Iterator[Detection]:
     domain = _DOMAIN.match(text, at + 1, at + 256)
     if domain is None or (start := _local_start(text, at)) is None:
         return
-    if _is_address(text, start, domain):
+    if text.startswith("_", domain.end()):  # the marks of emphasis around it
+        start += len(text[start:at]) - len(text[start:at].lstrip("_"))
+    if start < at and _is_address(text, start, domain):
         yield Detection(start, domain.end(), "email")
 
 
@@ -86,8 +89,10 @@ def _local_start(text: str, at: int) -> int | None:
 
 
 def _is_address(text: str, start: int, domain: re.Match[str]) -> bool:
-    """Reject URL passwords, remote paths and file names with an `@`."""
-    if domain.group().rpartition(".")[2].lower() in _FILE_ENDINGS:
+    """Reject URL passwords, remote paths, file names with an `@` and products of matrices, `x@w.reshape(-1)`."""
+    last = domain.group().rpartition(".")[2].lower()
+    called = text.startswith("(", domain.end()) and len(last) > 2 and last not in _GENERIC
+    if last in _FILE_ENDINGS or called:
         return False
     return not _AUTHORITY.search(text[max(0, start - 64) : start]) and not _REMOTE.match(text, domain.end())
 

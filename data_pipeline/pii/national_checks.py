@@ -40,6 +40,7 @@ def by_library(name: str, shape: str = "") -> Callable[[str], bool]:
 
 
 us_ssn = by_library("us.ssn")
+us_itin = by_library("us.itin")
 br_cpf = by_library("br.cpf")
 uk_nhs = by_library("gb.nhs")
 # Sex, year, month (from 20 on: it was not known) and the key 97 - n mod 97 (INSEE).

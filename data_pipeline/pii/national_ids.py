@@ -71,6 +71,7 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("lv_personas_kods", checks.lv_personas_kods, "6-5", "11, 6 5"),
     ("hu_szemelyi", checks.hu_szemelyi, "1-6-4", "11, 1 6 4"),
     ("us_ssn", checks.us_ssn, "3-2-4", "9, 3 2 4, 3.2.4"),
+    ("us_ssn", checks.us_itin, "", "3-2-4, 9, 3 2 4"),  # the tax number of persons who have none
     ("dk_cpr", checks.is_danish_day, "", "10, 6-4, 6 4"),
     ("in_aadhaar", checks.in_aadhaar, "", "12, 4 4 4, 4-4-4"),
     ("uk_nhs", checks.uk_nhs, "", "10, 3 3 4, 3-3-4"),

@@ -15,6 +15,7 @@ Not found on purpose: digits glued to letters, decimals, dates, ranges of years,
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ _EXTENSION = re.compile(
 
 # A noun may precede the number by some words; a verb, which has other uses, only with nothing technical between.
 _SAYS_PHONE = re.compile(
-    r"(?:(?:phone|\btel\b|mobile\b|mobil\b|\bcell\b|\bfax|whatsapp|\bsms\b|hotline|helpline|contact|handy|voice ?mail"
+    r"(?:(?:phone|\bt[eé]l\b|\b(?:tlf|telf|tfno)\b|mobile\b|mobil\b|(?<!\.)\bcell\b"
+    r"|\bfax|whatsapp|\bsms\b|hotline|helpline|contact|handy|voice ?mail"
     r"|\bpager|toll.?free|viber|telegram|telefon|anruf|rückruf|durchwahl|erreichbar|móvil|teléfono|portable|téléphone"
     r"|celular|contato|telemóvel|cellulare|telefoon|mobiel|komórk|puhelin|\bτηλ|\bтел(?:ефон|\b)|звон[иоя]"
     r"|\bмоб(?:ильн|\b)"
@@ -39,7 +41,8 @@ _SAYS_PHONE = re.compile(
     r"|\bllam[ae]|mensajes? al?\b|appelez|appeler|joindre|\bligue"
     r"|\bligar|chiama|\bbellen|\bbel\b|ringa|zadzwoń)[^0-9=(<>|.\n\"]{0,24}"
     r"|(?:(?:my|her|his|our|your|their|mein|meine|seine|ihre|mon|son|notre|mi|su|meu|seu|mio|this|the)"
-    r" (?:\w{1,12} )?(?:number|nummer|numéro|número|numero)|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them)"
+    r" (?:\w{1,12} )?(?:number|nummer|numéro|número|numero)|\b(?:mob|ph|cel)\b"
+    r"|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them)"
     r")(?:\s(?:is|at|on|ist|es|est|è|é))?[\s:.\-]{0,3})\Z",
     re.I,
 )
@@ -110,12 +113,36 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
         end = run.ends[last]
         ends_run = last == len(run.ends) - 1
         extension = _EXTENSION.match(text, end) if ends_run and text[end : end + 1] in _EXTENDS else None
-        if extension is None and not _closes(text, run, last, end):
+        second = _has_second_line(text, run, last)
+        if extension is None and not second and not _closes(text, run, last, end):
             continue
         part = Slice(tuple(groups[:count]), tuple(run.between[first:last]), prefix)
-        if (not otherwise and _is_certain(part)) or ((before or ends_run) and _is_named(text, start, end, part)):
-            return start + _opens_unclosed(part), extension.end() if extension else end, first + count
+        named = (before or ends_run) and _is_named(text, start, end, part)
+        if named or (not otherwise and _is_certain(part) and not _is_in_a_list(run, first, part)):
+            end = extension.end() if extension else run.ends[last + second]
+            return start + _opens_unclosed(part), end, first + count + second
     return None
+
+
+def _has_second_line(text: str, run: DigitRun, last: int) -> bool:
+    """Return whether the run ends with the other last digits of a second line: 555-2671/72."""
+    return (
+        last == len(run.ends) - 2
+        and run.between[last].strip() == "/"
+        and run.ends[last + 1] - run.starts[last + 1] == 2
+        and _closes(text, run, last + 1, run.ends[last + 1])
+    )
+
+
+def _is_in_a_list(run: DigitRun, first: int, part: Slice) -> bool:
+    """Return whether the groups count up by one, or are some of a longer list of pairs of digits."""
+    numbers = [int(group) for group in part.groups]
+    if len(numbers) > 2 and all(after - before == 1 for before, after in itertools.pairwise(numbers)):
+        return True
+    if set(part.sizes) != {2} or len(part.groups) != 5 or part.prefix:
+        return False
+    sizes = {end - start for start, end in zip(run.starts, run.ends, strict=True)}
+    return sizes == {2} and len(run.ends) % 5 > 0
 
 
 def _opens_unclosed(part: Slice) -> bool:
@@ -303,12 +330,14 @@ def _is_area_in_parentheses(part: Slice) -> bool:
 def _is_mobile(part: Slice) -> bool:
     """Return whether it fits a plan that fixes first digits and groups.
 
-    Examples are China's 138-0013-8000, Brazil's 11 91234-5678 and Denmark's 60-56-85-91.
+    Examples are China's 138-0013-8000, Brazil's 11 91234-5678, Denmark's 60-56-85-91 and Russia's 8 916 123-45-67.
     """
     shape = "".join(_interleave(Slice(tuple(str(size) for size in part.sizes), part.between, "")))
     first = part.groups[0]
     if shape in ("3-4-4", "3 4 4"):
         return first[0] == "1" and first[1] in "3456789"
+    if first == "8" and shape in ("1-3-3-2-2", "1 3 3 2 2", "1 3 3-2-2"):  # Russia's trunk prefix
+        return part.groups[1][0] in "3489"
     if shape == "2 5-4":
         return part.groups[1][0] == "9" and first[0] != "0"
     return shape == "2-2-2-2" and len(set(part.groups)) > 1

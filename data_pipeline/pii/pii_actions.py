@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.pii.detections import FAMILIES, RULE, placeholder
+from data_pipeline.pii.detections import FAMILIES, PLAIN, RULE, placeholder
 from governance.errors import ConfigError
 
 Action = Literal["replace", "mask", "pseudonymise", "count"]
@@ -69,7 +69,7 @@ def plain_form(kind: str, value: str) -> str:
         spelt = re.sub(r"\s*[\[(<{]\s*(?:at|@)\s*[\])>}]\s*|\s+at\s+", "@", value.lower())
         return re.sub(r"\s*[\[(<{]\s*(?:dot|\.)\s*[\])>}]\s*|\s+dot\s+", ".", spelt)
     if kind == "phone":
-        number = _EXTENSION.split(value.replace("(0)", ""))[0].strip()
+        number = _EXTENSION.split(value.translate(PLAIN).replace("(0)", ""))[0].strip()
         number = re.sub(r"^\(?(?:00|011)(?=[1-9 ])", "+", number)
         return ("+" if "+" in number[:2] else "") + re.sub("[^0-9]", "", number)
     if kind == "ipv6":

@@ -53,7 +53,16 @@ def test_a_mask_is_as_long_and_leaves_no_digit_of_a_number(kind, value):
     ("kind", "writings"),
     [
         ("email", ["Jane.Doe@Example.org", "jane.doe [at] example [dot] org", "jane dot doe AT example dot org"]),
-        ("phone", ["+44 20 7946 0958", "+44 (0)20 7946 0958", "0044 20 7946 0958", "+442079460958 ext. 12"]),
+        (
+            "phone",
+            [
+                "+44 20 7946 0958",
+                "+44 (0)20 7946 0958",
+                "0044 20 7946 0958",
+                "+442079460958 ext. 12",
+                "+44\u201320\u20137946\u20130958",
+            ],
+        ),
         ("iban", ["GB82 WEST 1234 5698 7654 32", "gb82west12345698765432"]),
         ("card", ["4111 1111 1111 1111", "4111-1111-1111-1111"]),
         ("ipv6", ["2A00:1450:4001:081B::200E", "2a00:1450:4001:81b:0:0:0:200e"]),
