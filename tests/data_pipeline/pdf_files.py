@@ -20,6 +20,8 @@ def write_pdf(
     password: bool = False,
     content: bytes = b"",
     spelled: Mapping[int, str] | None = None,
+    turn: int = 0,
+    corner: tuple[int, int] = (0, 0),
 ) -> bytes:
     """A file of pages: their lines, and whether a picture fills them.
 
@@ -28,8 +30,18 @@ def write_pdf(
         password: of a file that asks for one; it is not encrypted.
         content: a compressed stream that the first page has in place of its lines.
         spelled: characters that the font names for some of its codes.
+        turn: degrees by which a reader turns the pages; what they show is the same.
+        corner: of the sheet's part that is shown.
     """
-    drawn = [(_content(lines, picture), picture) for lines, picture in pages]
+    wide, high = (WIDTH, HEIGHT) if turn % 180 == 0 else (HEIGHT, WIDTH)
+    moved = {
+        0: b"1 0 0 1 0 0",
+        90: b"0 1 -1 0 %d 0" % wide,
+        180: b"-1 0 0 -1 %d %d" % (wide, high),
+        270: b"0 -1 1 0 0 %d" % high,
+    }[turn]
+    moves = b"1 0 0 1 %d %d cm %s cm\n" % (*corner, moved) if turn or any(corner) else b""
+    drawn = [(moves + _content(lines, picture), picture) for lines, picture in pages]
     tree = 3 + 2 * len(drawn)
     objects = [
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Courier /Encoding /WinAnsiEncoding >>",
@@ -40,8 +52,9 @@ def write_pdf(
         packed = content if content and not number else zlib.compress(shown)
         objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(packed), packed))
         objects.append(
-            b"<< /Type /Page /Parent %d 0 R /MediaBox [0 0 %d %d] /Contents %d 0 R /Resources << /Font << /F 1 0 R >>"
-            b" /XObject << /I 2 0 R >> >> >>" % (tree, WIDTH, HEIGHT, len(objects))
+            b"<< /Type /Page /Parent %d 0 R /MediaBox [%d %d %d %d] /Contents %d 0 R /Resources << /Font << /F 1 0 R >>"
+            b" /XObject << /I 2 0 R >> >> /Rotate %d >>"
+            % (tree, *corner, corner[0] + wide, corner[1] + high, len(objects), turn)
         )
     kids = b" ".join(b"%d 0 R" % (4 + 2 * number) for number in range(len(drawn)))
     objects.append(b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(drawn), kids))

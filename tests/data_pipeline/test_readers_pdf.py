@@ -51,6 +51,13 @@ def test_planted_paragraphs_come_back_without_headers_hyphens_and_page_numbers()
     assert (record.file, record.position) == ("a.pdf", 0)
 
 
+@pytest.mark.parametrize(("turn", "corner"), [(0, (900, 700)), (90, (0, 0)), (180, (0, 0)), (270, (50, 300))])
+def test_turned_and_shifted_pages_read_as_they_are_shown(turn, corner):
+    planted = paragraphs(60)
+    [record] = read(write_pdf(set_type(planted, header="The Harbour Papers"), turn=turn, corner=corner))
+    assert record.text.split("\n") == planted
+
+
 def test_letters_with_marks_of_their_own_do_not_end_a_word():
     """A font that spells one letter as two characters; the file draws gaps and no blanks."""
     row = b"(Die Anleitung f~) -120 (r das t~) -120 (gliche Men~) -600 (und Men~) -120 (s.)"

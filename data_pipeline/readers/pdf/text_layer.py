@@ -8,14 +8,19 @@ does not do: their numbers are returned, and the reader quarantines them.
 A letter that the font spells as two characters, the letter and its mark, misleads PDFium: it takes what follows for a
 new word ("fü r"). The blank that it puts there is taken out where the two letters are next to each other.
 
+Places are those of the page as it is shown: PDFium gives them before a page is turned (/Rotate), from the corner of a
+larger sheet.
+
 Nothing here bounds time and memory: `page_process` does, and readers go through it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from bisect import bisect_left
+from typing import NamedTuple
 
 import pypdfium2
 from pypdfium2 import raw
@@ -34,8 +39,25 @@ _UNREADABLE = re.compile("[\x00-\x08\ufffd\ue000-\uf8ff]")
 _AFTER_MARK = re.compile("(?<=[^\\W\\d_][\u0300-\u036f]) (?=[^\\W\\d_])")
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 _LETTER = re.compile(r"[^\W_]")
+_LYING = (90, 270)  # degrees
 _BEGIN, _END, _FOUND_WITHIN = b"%PDF-", b"%%EOF", 2048  # bytes from either end
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
+
+
+class _View(NamedTuple):
+    """A page as it is shown: its turn in degrees, clockwise, and its size and corner in points."""
+
+    turn: int
+    width: float
+    height: float
+    left: float
+    bottom: float
+
+    def shown(self, x: float, y: float) -> tuple[float, float]:
+        """A point of the sheet on the page as it is shown."""
+        x, y = x - self.left, y - self.bottom
+        turned = {90: (y, self.height - x), 180: (self.width - x, self.height - y), 270: (self.width - y, x)}
+        return turned.get(self.turn, (x, y))
 
 
 def extract_pdf(data: bytes) -> PdfText | str:
@@ -74,28 +96,28 @@ def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
         return PdfPage((), 0.0, 0.0, False, True)
     try:
         width, height = page.get_size()
+        view = _View(page.get_rotation(), width, height, *page.get_bbox()[:2])
         layer = page.get_textpage()
         text = layer.get_text_range() if layer.count_chars() > 0 else ""
-        narrow = _narrow_blanks(layer, text)
+        narrow = _narrow_blanks(layer, text, view)
         letters = len(_LETTER.findall(text))
         if len(_UNREADABLE.findall(text)) > _UNREADABLE_SHARE * max(1, len(text.strip())):
             return PdfPage((), width, height, False, True)
         drawn = letters < 20 * _FEW_LETTERS and _is_drawn(page, width * height)  # running lines are not taken off yet
-        return PdfPage(tuple(_lines(layer, text, narrow)), width, height, drawn, False)
+        return PdfPage(tuple(_lines(layer, text, narrow, view)), width, height, drawn, False)
     finally:
         page.close()
 
 
-def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
+def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str, view: _View) -> frozenset[int]:
     """Places of blanks within words, after letters with their marks."""
     found = []
-    before, behind = raw.FS_RECTF(), raw.FS_RECTF()
     astral = _astral(text)
     for blank in _AFTER_MARK.finditer(text):
         place = _place(layer, astral, blank.start())
-        raw.FPDFText_GetLooseCharBox(layer, place - 2, before)
-        raw.FPDFText_GetLooseCharBox(layer, place + 1, behind)
-        near = behind.left - before.right < _WORD_SPACE * abs(before.top - before.bottom)
+        _, right, height = _box(layer, place - 2, view)
+        left, _, _ = _box(layer, place + 1, view)
+        near = left - right < _WORD_SPACE * height
         if near and raw.FPDFText_IsGenerated(layer, place) == 1:
             found.append(blank.start())
     return frozenset(found)
@@ -111,7 +133,7 @@ def _place(layer: pypdfium2.PdfTextPage, astral: list[int], index: int) -> int:
     return int(raw.FPDFText_GetCharIndexFromTextIndex(layer, index + bisect_left(astral, index)))
 
 
-def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int]) -> list[PageLine]:
+def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int], view: _View) -> list[PageLine]:
     """Lines of a page's text with their places, without narrow blanks."""
     found = []
     start = 0
@@ -127,19 +149,40 @@ def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int]) -> l
             if narrow:
                 within = range(first, first + len(stripped))
                 stripped = "".join(text[place] for place in within if place not in narrow)
-            found.append(_placed(layer, stripped, places, mark in _HYPHENS))
+            found.append(_placed(layer, stripped, places, mark in _HYPHENS, view))
         start = int(after)
     return found
 
 
-def _placed(layer: pypdfium2.PdfTextPage, text: str, places: tuple[int, ...], hyphen: bool) -> PageLine:
+def _placed(layer: pypdfium2.PdfTextPage, text: str, places: tuple[int, ...], hyphen: bool, view: _View) -> PageLine:
     x, y = ctypes.c_double(), ctypes.c_double()
     raw.FPDFText_GetCharOrigin(layer, places[0], x, y)
+    left, baseline = view.shown(x.value, y.value)
+    _, _, height = _box(layer, places[0], view)
+    _, right, _ = _box(layer, places[1], view)
+    return PageLine(text, left, right, baseline, height, hyphen)
+
+
+def _box(layer: pypdfium2.PdfTextPage, place: int, view: _View) -> tuple[float, float, float]:
+    """Left and right edge of a character on the page as it is shown, and its line's height.
+
+    PDFium's loose boxes have no size where letters lie on their side: the tight box and the size of the font are taken.
+    """
     box = raw.FS_RECTF()
-    raw.FPDFText_GetLooseCharBox(layer, places[0], box)
-    height = abs(box.top - box.bottom)
-    raw.FPDFText_GetLooseCharBox(layer, places[1], box)
-    return PageLine(text, x.value, float(box.right), y.value, float(height), hyphen)
+    if view.turn not in _LYING:
+        raw.FPDFText_GetLooseCharBox(layer, place, box)
+        edges, height = (box.left, box.bottom, box.right, box.top), abs(box.top - box.bottom)
+    else:
+        left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+        raw.FPDFText_GetCharBox(layer, place, left, right, bottom, top)
+        edges = (left.value, bottom.value, right.value, top.value)
+        matrix = raw.FS_MATRIX()
+        raw.FPDFText_GetMatrix(layer, place, matrix)
+        height = raw.FPDFText_GetFontSize(layer, place) * math.hypot(matrix.a, matrix.b)
+    ends = [view.shown(*edges[:2])[0], view.shown(*edges[2:])[0]]
+    if view.turn == 0:
+        return float(ends[0]), float(ends[1]), float(height)
+    return float(min(ends)), float(max(ends)), float(height)
 
 
 def _is_drawn(page: pypdfium2.PdfPage, area: float) -> bool:
