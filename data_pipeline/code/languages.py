@@ -1,7 +1,8 @@
 """Programming language of a file, by name, first line or content.
 
 Names of languages and patterns of file names are those of Pygments, plus R, which Pygments knows as S. A name that
-several languages share is decided by content: `.h` and `.m` by the constructs below, others by Pygments' own estimate.
+several languages share is decided by content: `.h` and `.m` by the constructs below, those whose languages Pygments
+does not name by a sign of each, others by Pygments' own estimate.
 """
 
 from __future__ import annotations
@@ -27,6 +28,30 @@ _INTERPRETERS = {
     "bun": "TypeScript", "rscript": "S", "tclsh": "Tcl", "wish": "Tcl", "mawk": "Awk", "nawk": "Awk",
 }  # fmt: skip
 """Interpreters that are not an alias of their language in Pygments."""
+_SIGNS: dict[str, tuple[tuple[str, str], ...]] = {
+    ".bas": (("VB.net", r"^Attribute VB_"),),
+    ".cl": (("C", r"\b__(?:kernel|global|local)\b|^[ \t]*kernel[ \t]+void\b"),),
+    ".cls": (
+        (
+            "TeX",
+            r"^[ \t]*\\(?:NeedsTeXFormat|Provides(?:Class|ExplClass|File)|LoadClass|DeclareOption|(?:re)?newcommand)\b",
+        ),
+        ("VB.net", r"\AVERSION [0-9.]+ CLASS\b|^Attribute VB_"),
+        ("OpenEdge ABL", r"(?i:^[ \t]*(?:END[ \t]+CLASS[ \t]*\.|(?:CLASS|USING|ROUTINE-LEVEL)\b[^;{\n]*[:.][ \t]*$))"),
+        ("", ""),
+    ),
+    ".fs": (("GLSL", r"^[ \t]*#version\b|\bgl_(?:Position|FragColor|FragCoord)\b"),),
+    ".inc": (
+        ("PHP", r"<\?(?:php|=|\s)"),
+        ("POVRay", r"^[ \t]*#(?:declare|macro)\b"),
+        ("Pawn", r"^[ \t]*(?:native|forward|stock)[ \t]"),
+        ("", ""),
+    ),
+    ".r": (("REBOL", r"\A\s*(?:REBOL|Red)\s*\["), ("S", "")),
+    ".ts": (("XML", r"\A\s*<(?:\?xml|!DOCTYPE TS|TS\b)"),),
+}
+"""Languages of an ending, each with its sign; the first that is found. An empty sign is always found."""
+_OTHER_FILES = frozenset(("go.mod", "go.work"))  # of no language; the ending is Modula-2's
 _OBJECTIVE_C = re.compile(r"^[ \t]*(@(interface|implementation|protocol|property|class|end|import)\b|#import\b)", re.M)
 _CPP = re.compile(
     r"^[ \t]*(class\s+\w+[^;()]{0,500}[{:]|class\s+\w+\s*;|namespace\b|template\s*<|using\s+\w"
@@ -43,7 +68,9 @@ def programming_language(file: str, text: str) -> str:
     The result is "" for plain text and for a file of no known language.
     """
     name = PurePosixPath(file).name
-    found = _by_name(name)
+    found = () if name in _OTHER_FILES else _by_name(name)
+    if found and (signed := _by_sign(PurePosixPath(name).suffix.lower(), text)) is not None:
+        found = (signed,)
     if not found:
         found = _by_interpreter(text)
     elif len(found) > 1:
@@ -129,6 +156,12 @@ def _aliases() -> dict[str, str]:
     from pygments.lexers._mapping import LEXERS
 
     return {alias: language for _, language, aliases, _, _ in LEXERS.values() for alias in aliases}
+
+
+def _by_sign(ending: str, text: str) -> str | None:
+    """The language whose sign a text has; None leaves the decision."""
+    text = text[:_ESTIMATED_CHARACTERS]
+    return next((language for language, sign in _SIGNS.get(ending, ()) if re.search(sign, text, re.M)), None)
 
 
 def _by_content(ending: str, languages: tuple[str, ...], text: str) -> str:

@@ -5,8 +5,8 @@ A header is the run of comments that begins a file. Its licence is, in this orde
 - that of its `SPDX-License-Identifier` lines, joined by AND where there are several; unknown if the header also holds
   the text or notice of a licence that they do not name;
 - that of the licence texts and notices in it (`licenseclassifier`, a port of Google's licensecheck, which compares
-  words with the texts of the SPDX list), if no other words on licences are left in it: an exception, a second choice
-  or a restriction makes the licence unknown.
+  words with the texts of the SPDX list; also "licensed under the MIT license"), if no other words on licences are left
+  in it: an exception, a second choice or a restriction makes the licence unknown.
 
 A header that only refers to a licence file, or says nothing, leaves the decision to the nearest licence file. Such a
 file's licence is known if its texts cover `MIN_COVERAGE` of its words and no condition is left outside of them.
@@ -30,7 +30,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 UNKNOWN = "NOASSERTION"
-LICENCE_RULES = 4
+LICENCE_RULES = 5
 """Version of the rules here, in the key of documents of source code."""
 HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18
@@ -43,13 +43,23 @@ _TITLE_CHARACTERS = 120
 _IDENTIFIER = re.compile(r"SPDX-License-Identifier:[ \t]*(?P<expression>[^\n]*)", re.I)
 _EXPRESSION = re.compile(r"[A-Za-z0-9.+:() \t-]*")
 _AFTER_EXPRESSION = "*/\"'`#,;}] \t"
+_END_OF_COMMENT = re.compile(r"[ \t]*(?:-->|\*\)|-\}|#>)[ \t]*\Z")
 _SAYS_LICENCE = re.compile(
     r"licen[cs]|permission|permitted|redistribut|terms and conditions|under the terms|exception\b|\bl?gpl|public domain"
     r"|proprietary|confidential|royalt|commercial|\bpatents?\b|all rights granted|may not\b|copyleft|\bgnu\b",
     re.I,
 )
-_REFERS = re.compile(r"\b(UN)?LICEN[CS]E(\.\w+)?\b|\bCOPYING(\.\w+)?\b|licen[cs]e (file|details)|file licen[cs]e\b")
-_HARMLESS = re.compile(r"contributor (licen[cs]e )?agreement", re.I)
+_REFERS = re.compile(
+    r"\b(UN)?LICEN[CS]E(\.\w+)?\b|\bCOPYING(\.\w+)?\b|licen[cs]e (file|details)|file licen[cs]e\b"
+    r"|\b[Ll]icen[cs]e\.(txt|md|rst|html)\b"
+)
+_HARMLESS = re.compile(r"contributor (licen[cs]e )?agreement|under one or more agreements", re.I)
+_NAMES_MIT = re.compile(
+    r"((this|the) [\w. -]{1,60}? (is|are) )?((licen[cs]ed|released|distributed|available|provided)"
+    r"|the [\w. -]{1,60}? licenses this file to you) under (the )?(terms of the )?MIT licen[cs]e[.;]?",
+    re.I,
+)
+"""A sentence that states the licence in words which `licenseclassifier` does not know."""
 _TITLE = re.compile(r"[^\w\n]*([\w.'\"+-]+[ \t]+){0,5}licen[cs]e([ \t]+[\w.'\"()+:,-]+){0,5}[^\w\n]*", re.I)
 _STATES = re.compile(
     r"\b(is|are|under|with|see|may|not|no|only|except\w*|optional|for|to|all|this|by|from|a|an|any)\b", re.I
@@ -287,7 +297,7 @@ def _stated(text: str) -> str:
     """The licence of a text's identifier lines; "" if it has none."""
     expressions = [match["expression"] for match in _IDENTIFIER.finditer(text)]
     return joined(
-        [normalised(expression.strip().removesuffix("-->").rstrip(_AFTER_EXPRESSION)) for expression in expressions]
+        [normalised(_END_OF_COMMENT.sub("", line.rstrip()).rstrip(_AFTER_EXPRESSION).strip()) for line in expressions]
     )
 
 
@@ -302,8 +312,11 @@ def _contradicts(notice: str, stated: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _of_notice(header: str) -> str:
     licences, rest, _ = _texts_in(header)
-    if any(not _REFERS.search(sentence) for sentence in _conditions(rest)):
-        return UNKNOWN
+    for sentence in _conditions(rest):
+        if _NAMES_MIT.fullmatch(" ".join(sentence.split())):
+            licences.append("MIT")
+        elif not _REFERS.search(sentence):
+            return UNKNOWN
     return joined(licences)
 
 
