@@ -50,7 +50,7 @@ _SIGNS: dict[str, tuple[tuple[str, str], ...]] = {
     ".r": (("REBOL", r"\A\s*(?:REBOL|Red)\s*\["), ("S", "")),
     ".ts": (("XML", r"\A\s*<(?:\?xml|!DOCTYPE TS|TS\b)"),),
 }
-"""Languages of an ending, each with its sign; the first that is found. An empty sign is always found."""
+"""Languages of an ending, each with its sign; the first found counts. An empty sign is always found."""
 _OTHER_FILES = frozenset(("go.mod", "go.work"))  # of no language; the ending is Modula-2's
 _OBJECTIVE_C = re.compile(r"^[ \t]*(@(interface|implementation|protocol|property|class|end|import)\b|#import\b)", re.M)
 _CPP = re.compile(

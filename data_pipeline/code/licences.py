@@ -59,7 +59,7 @@ _NAMES_MIT = re.compile(
     r"|the [\w. -]{1,60}? licenses this file to you) under (the )?(terms of the )?MIT licen[cs]e[.;]?",
     re.I,
 )
-"""A sentence that states the licence in words which `licenseclassifier` does not know."""
+"""A sentence that states a licence in words unknown to `licenseclassifier`."""
 _TITLE = re.compile(r"[^\w\n]*([\w.'\"+-]+[ \t]+){0,5}licen[cs]e([ \t]+[\w.'\"()+:,-]+){0,5}[^\w\n]*", re.I)
 _STATES = re.compile(
     r"\b(is|are|under|with|see|may|not|no|only|except\w*|optional|for|to|all|this|by|from|a|an|any)\b", re.I

@@ -89,7 +89,10 @@ def _local_start(text: str, at: int) -> int | None:
 
 
 def _is_address(text: str, start: int, domain: re.Match[str]) -> bool:
-    """Reject URL passwords, remote paths, file names with an `@` and products of matrices, `x@w.reshape(-1)`."""
+    """Reject URL passwords, remote paths, and file names with an `@`.
+
+    Called names of other than common top levels are products of matrices: `x@w.reshape(-1)`.
+    """
     last = domain.group().rpartition(".")[2].lower()
     called = text.startswith("(", domain.end()) and len(last) > 2 and last not in _GENERIC
     if last in _FILE_ENDINGS or called:

@@ -125,7 +125,7 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
 
 
 def _has_second_line(text: str, run: DigitRun, last: int) -> bool:
-    """Return whether the run ends with the other last digits of a second line: 555-2671/72."""
+    """Return whether the last digits of a second line follow: 555-2671/72."""
     return (
         last == len(run.ends) - 2
         and run.between[last].strip() == "/"
@@ -135,7 +135,10 @@ def _has_second_line(text: str, run: DigitRun, last: int) -> bool:
 
 
 def _is_in_a_list(run: DigitRun, first: int, part: Slice) -> bool:
-    """Return whether the groups count up by one, or are some of a longer list of pairs of digits."""
+    """Return whether the groups are of a list, not of a number.
+
+    They count up by one, or are some of a longer list of pairs of digits.
+    """
     numbers = [int(group) for group in part.groups]
     if len(numbers) > 2 and all(after - before == 1 for before, after in itertools.pairwise(numbers)):
         return True

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.opt_out import meta_signals
 from data_pipeline.readers.pages.extraction import ASSAY, MARK, WIKITEXT, Extraction, HtmlPage
+from data_pipeline.readers.pages.web_encodings import decode_as
 
 _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -129,12 +130,12 @@ def _decode(data: bytes, charset: str) -> tuple[str, bytes | None]:
     tried = []
     for encoding in filter(None, _candidates(data, charset)):
         try:
-            return data.decode(encoding), None
+            return decode_as(data, encoding), None
         except (UnicodeDecodeError, LookupError):
             tried.append(encoding)
     for encoding in tried:
         try:
-            return data.decode(encoding, "replace"), None
+            return decode_as(data, encoding, "replace"), None
         except LookupError:  # a name of the standard that Python has no codec for
             continue
     return data.decode("utf-8", "replace"), None

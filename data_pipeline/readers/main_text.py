@@ -58,6 +58,10 @@ _TAG_NAME = re.compile(r"</?([a-z]+[1-6]?)", re.IGNORECASE)
 _NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 _SKIPPED = [tuple(name for place, name in enumerate(SOUGHT) if bits >> place & 1) for bits in range(1 << len(SOUGHT))]
 _WORD_SKIPPED = {HIDDEN: ("[hidden]", '[aria-hidden="true"]'), MODAL: ('[aria-modal="true"]',)}
+_WORD_HIDDEN = ("display:none", "display: none")
+"""Styles of hidden elements. Those around a formula stay: Wikipedia hides it behind its picture."""
+_FIGURE = re.compile(rb"<(/?)figure(?=[\s>])")
+_BLOCK_OF_FIGURE = re.compile(rb"<(?:table|pre|blockquote)(?=[\s>])", re.IGNORECASE)
 _ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
 _NEVER_NAMES = re.compile(
     r"(?<![^\s_-])(?:comments?|disqus|respond|replies|cookies?|consent|gdpr|ccpa|ads?|advert\w*|adsense|adsbygoogle|"
@@ -109,6 +113,9 @@ def _selectors(page: str, bits: int) -> list[str] | None:
     found = list(_SKIPPED[bits & (ROLE - 1)])
     for bit, selectors in _WORD_SKIPPED.items():
         found += selectors if bits & bit else ()
+    around = ":not(:has(math))" if "<math" in page else ""
+    found += [f'[style*="{word}"]{around}' for word in _WORD_HIDDEN if word in page]
+    found += ["annotation", "annotation-xml"] if "<annotation" in page else ()  # formulas again, which no browser shows
     if bits & ROLE:
         found += [f'[role="{role}"]' for role in _ROLES if bits & SPELLED or role in page]
     return [",".join(found)] if found else None
@@ -119,6 +126,7 @@ def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
 
     It is put after the opening tag, and before the closing one. With the pages come the bits of `find_tags`.
     """
+    pages = [opened_figures(page) if b"</figure" in page else page for page in pages]
     joined = b"".join((*pages, bytes(16)))
     data, ends = np.frombuffer(joined, np.uint8), np.cumsum([*map(len, pages)], dtype=np.int64)
     eights = np.ndarray((len(joined) - 7,), "<u8", joined, strides=(1,))
@@ -128,6 +136,28 @@ def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
     marked, marked_ends = write_marks(data, ends, tags)
     text, bounds = marked.tobytes(), [0, *marked_ends.tolist()]
     return [text[start:end].decode("utf-8") for start, end in pairwise(bounds)], bits.tolist()
+
+
+def opened_figures(page: bytes) -> bytes:
+    """A page whose figures of tables, code and quotations are `div` elements.
+
+    resiliparse leaves figures out, which pictures are; many sites put such blocks into them. No byte moves.
+    """
+    figures: list[tuple[int, bool]] = []  # where the open ones begin, and whether they hold a block
+    written = bytearray(page)
+    last = 0
+    for tag in _FIGURE.finditer(page):
+        if figures and not figures[-1][1] and _BLOCK_OF_FIGURE.search(page, last, tag.start()):
+            figures[-1] = (figures[-1][0], True)
+        last = tag.end()
+        if not tag[1]:
+            figures.append((tag.start(), False))
+        elif figures:
+            start, holds = figures.pop()
+            if holds:
+                written[start : start + 7], written[tag.start() : tag.end()] = b"<div   ", b"</div   "
+                figures[-1:] = [(begin, True) for begin, _ in figures[-1:]]
+    return bytes(written)
 
 
 class _KnownTags(dict[bytes, int]):

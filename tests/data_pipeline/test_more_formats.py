@@ -543,7 +543,11 @@ def test_each_construct_leaves_its_words_wherever_it_is(lines):
      ("''a''{{b}}''c''", "ac"), ("== A ==\n;term : words", "A\nterm\nwords"), ("{|\n| cell\nkept\n! cell", "kept"),
      ("a<br />b", "a\nb"), ("x\n<!-- line -->\ny", "x\ny"), ("a <!-- open", "a"), ("{{open [[a|b]]", "{{open b"),
      ("[[a]b]]", "[[a]b]]"), ("<pre>[[a]]\n b</pre>", "[[a]]\nb"), ("<ref>open", "<ref>open"), ("__TOC__ a", "a"),
-     ("<ce>a <center>b</center>", "<ce>a b"), ("a<ref>b</refs>c</ref >d", "ad")],
+     ("<ce>a <center>b</center>", "<ce>a b"), ("a<ref>b</refs>c</ref >d", "ad"),
+     ("[[a|[http://b.example c]]]d", "cd"), ("[[File:a|b [[c]] [http://d.example e]]]f", "f"), ("[[a]]]", "a]"),
+     ("-{zh-hans:计算机;zh-hant:電腦}-是-{R|原文}-和-{字}-", "计算机是原文和字"),
+     ("-{H|zh-cn:a;zh-tw:b}-x<languages />", "x"),
+     ("1-{2-chloroethyl}-3", "1-{2-chloroethyl}-3")],
 )  # fmt: skip
 def test_wikitext_as_mediawiki_reads_it(text, plain):
     assert plain_text("file\n" + text) == plain

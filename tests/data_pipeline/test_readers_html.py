@@ -239,6 +239,34 @@ def test_lines_of_code_stay_together():
     assert [line.strip() for line in lines[lines.index("first = 1") + 1 :][:2]] == ["x", "y = 2"]
 
 
+FIGURES = {
+    '<figure class="wp-block-table"><table><tr><td>Bonn</td><td>330</td></tr></table></figure>': ["Bonn 330"],
+    '<figure class="highlight"><pre><code>def show\n  1\nend</code></pre></figure>': ["def show", "1", "end"],
+    f"<figure><figure><blockquote>{PROSE[1]}</blockquote></figure><figcaption>A play</figcaption></figure>": [PROSE[1]],
+    '<figure><img src=a alt="A boat"><span>Photo: a friend</span></figure>': [],
+    "<figure>a</figure><figure><pre>x = 1</pre>": [],
+    "</figure><figures><table></figures></figure>": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_tables_code_and_quotations_in_figures_stay_and_pictures_go(figure):
+    lines = own_lines(f"<main>{PARAGRAPHS}{figure}{PARAGRAPHS}</main>")
+    assert [" ".join(line.split()) for line in lines[len(PROSE) :]][: len(FIGURES[figure])] == FIGURES[figure]
+    assert "boat" not in " ".join(lines)
+    assert "friend" not in " ".join(lines)
+
+
+@pytest.mark.parametrize("style", ["display:none", "color: red; display: none;"])
+def test_what_a_style_hides_goes_but_for_formulas(style):
+    formula = (
+        f'<span style="{style}"><math><mi>x</mi><annotation encoding="application/x-tex">x</annotation></math></span>'
+    )
+    page = f'<main>{PARAGRAPHS}<p style="{style}">{COOKIES}</p><p>{PROSE[0]} {formula}</p></main>'
+    assert own_lines(page) == [*PROSE, f"{PROSE[0]} x"]
+    assert own_lines(page.replace(formula, "x")) == [*PROSE, f"{PROSE[0]} x"]
+
+
 def test_golden_text():
     """Other text or other weights need another VERSION of `ingest`."""
     pages = [f"<body>{page}</body>" for page in TEMPLATES.values()] + [f"<body><div>{PARAGRAPHS}{AFTER}</div></body>"]
@@ -278,6 +306,28 @@ def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the
     assert decode_html(russian.encode("koi8-r"), "koi8-r") == russian
     assert decode_html(russian.encode("windows-1251"), "no-such-charset") == russian
     assert decode_html(b"<p>caf\xe9 \x02", "utf-8") == "<p>café "
+
+
+@pytest.mark.parametrize(
+    ("named", "codec", "text"),
+    [
+        ("shift_jis", "cp932", "①髙橋㈱ ～ 日本"),
+        ("euc-kr", "cp949", "똠방각하 펲시"),
+        ("gb2312", "gb18030", "鎔 朱镕基"),
+        ("big5", "big5hkscs", "嘅碁裏"),
+        ("tis-620", "cp874", "ภาษา “ไทย” …"),
+    ],
+)
+def test_a_name_of_the_web_means_its_superset(named, codec, text):
+    page = PAGE.format(f'<meta charset="{named}">', text).replace("Żółć, naïve façade, Straße – “quoted” text. ", "")
+    assert decode_html(page.encode(codec)) == page
+    assert decode_html(f"<p>{text}".encode(codec), named) == f"<p>{text}"
+
+
+def test_euc_jp_has_the_signs_that_python_lacks():
+    signs = b"\xad\xa1\xad\xea\xfc\xe2"
+    assert decode_html(b"<p>" + signs + "日本".encode("euc_jp"), "euc-jp") == "<p>①㈱髙日本"
+    assert decode_html(b"<p>" + signs + b"\xff" + "日本".encode("euc_jp"), "euc-jp") == "<p>①㈱髙\ufffd日本"
 
 
 @pytest.mark.parametrize("reference", ["&#2;", "&#x02;", "&#X2", "&#0002", "&#\x022;", "&#&#2;2;"])

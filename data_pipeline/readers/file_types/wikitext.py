@@ -7,7 +7,7 @@ the order of MediaWiki's preprocessor: what it takes out first hides what it hol
     1. comments, and elements whose content is not wikitext      <!-- -->  <ref>  <nowiki>
     2. templates and arguments                                   {{ }}  {{{ }}}
     3. tables                                                    {| |}
-    4. links                                                     [[ ]]  [http://a b]
+    4. variants of script and region, links                      -{ }-  [[ ]]  [http://a b]
     5. quotes, tags, headings, list markers, switches, references
 
 Markup that is not closed stays as text, except a comment (it ends with the page) and a table, of which the lines of its
@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset(
 )  # fmt: skip
 _HTML = (
     "abbr|b|bdi|bdo|big|blockquote|br|caption|center|cite|code|data|dd|del|dfn|div|dl|dt|em|font|h[1-6]|hr|i|indicator"
-    "|ins|kbd|langconvert|li|mark|noinclude|ol|onlyinclude|p|poem|q|rb|rp|rt|rtc|ruby|s|samp|section|small|span|strike"
+    "|ins|kbd|langconvert|languages|li|mark|noinclude|ol|onlyinclude|p|poem|q|rb|rp|rt|rtc|ruby|s|samp|section|small|span|strike"
     "|strong|sub|sup|table|tbody|td|tfoot|th|thead|time|tr|translate|tt|tvar|u|ul|var|wbr"
 )
 _CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _VERBATIM | _LEFT_OUT}
@@ -41,6 +41,8 @@ _BRACKETS = re.compile(r"\[\[|\]\]")
 _PROTOCOL = r"(?:(?:https?|ftps?|ircs?|git|svn)://|//|(?:news|mailto|tel|sms|magnet|urn):)"
 _ADDRESS = re.compile(rf"\[{_PROTOCOL}[^\s\[\]<>\"]++[ \t]*+([^\[\]\n]*+)\]", re.IGNORECASE)
 _NO_TITLE = re.compile(rf"[ \t]*{_PROTOCOL}|[^\[\]{{}}<>\n]*+[\[\]{{}}<>\n]", re.IGNORECASE)
+_VARIANTS = re.compile(r"-\{(?:([A-Za-z;\s-]*)\|)?([^{}]*+)\}-")
+_VARIANT = re.compile(r"\s*(?:[a-z]{2,3}(?:-[a-z]+)*)\s*:")
 _QUOTES = re.compile("''+")
 _TAG = re.compile(rf"</?({_HTML})(?=[\s/>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n(={1,6})([^\n]*?)\1[ \t]*(?=\n)")
@@ -63,6 +65,8 @@ def plain_text(page: str) -> str:
     verbatim = [""]
     text = "\n" + _without_elements(text.replace(_HELD, ""), verbatim) + "\n"
     text = _without_tables(_without_templates(text))
+    if "-{" in text:
+        text = _VARIANTS.sub(_words_of_variants, text)
     text = _with_words_of_links(text, frozenset(line.lower().split("|")))
     if "[" in text:
         text = _ADDRESS.sub(r"\1", text)
@@ -191,7 +195,7 @@ def _with_words_of_links(text: str, prefixes: frozenset[str]) -> str:
     parts: list[str] = []
     opened: list[int] = []  # numbers of parts that are opening brackets
     place = 0
-    for found in _BRACKETS.finditer(text):
+    while found := _BRACKETS.search(text, place):
         parts.append(text[place : found.start()])
         place = found.end()
         if found[0] == "[[":
@@ -200,13 +204,30 @@ def _with_words_of_links(text: str, prefixes: frozenset[str]) -> str:
             parts.append("[[")
         elif opened:
             begin = opened.pop()
-            words = _words_of_link("".join(parts[begin + 1 :]), prefixes)
+            link = "".join(parts[begin + 1 :])
+            if text.startswith("]", place) and link.count("[") > link.count("]"):  # [[a|[http://b c]]]
+                link, place = link + "]", place + 1
+            words = _words_of_link(link, prefixes)
             del parts[begin:]
             parts.append(words)
         else:
             parts.append("]]")
     parts.append(text[place:])
     return "".join(parts)
+
+
+def _words_of_variants(found: re.Match[str]) -> str:
+    """The words for one of the scripts or regions of a wiki.
+
+    They are the first; a rule for the whole page (H), a title (T) and the removal of a rule (-) show none. Signs around
+    ASCII alone are text: names of chemicals have them.
+    """
+    flags, words = found[1], found[2]
+    if set(flags or "") & {"H", "T", "-"}:
+        return ""
+    if _VARIANT.match(words):
+        return words.partition(";")[0].partition(":")[2].partition("=>")[0].strip()
+    return found[0] if flags is None and words and words.isascii() else words
 
 
 def _words_of_link(link: str, prefixes: frozenset[str]) -> str:

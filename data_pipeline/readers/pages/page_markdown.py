@@ -6,8 +6,9 @@ The lines that are kept are those of `main_text`: its layout is made once, with 
 headings, cells, code and formulas. Without these the layout is the one that `main_text` chooses from; with them, the
 chosen lines are written here. So the two forms of a page differ in how lines are written, not in which ones are.
 
-A table of pipes needs two rows of two cells. One that holds a table, a heading, code or a cell of more than
-`CELL_SIZE` characters lays out a page: its lines are written as such. Text is not escaped, but for `|` in a cell.
+A table of pipes needs two rows of two cells; a cell of several columns or rows is followed by empty ones. One that
+holds a table, a heading, code or a cell of more than `CELL_SIZE` characters lays out a page: its lines are written as
+such. Text is not escaped, but for `|` in a cell.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _DISPLAY = re.compile(r"\bdisplay\s*=\s*[\"']?block|mode\s*=\s*display", re.IGNO
 _TEX_SCRIPT = re.compile(r"\btype\s*=\s*[\"']?math/tex", re.IGNORECASE)
 _TEX_IMAGE = re.compile(r"\bclass\s*=\s*(?:\"[^\"]*|'[^']*|)\b(?:la)?tex\b", re.IGNORECASE)
 _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
-_NOTES = re.compile("\x03(?:([pm])([0-9]+);|([A-Za-z1-6]))")  # only these two are numbered: text follows others
+_NOTES = re.compile("\x03(?:([pms])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
+_SPAN = re.compile(r"""\b(col|row)span\s*=\s*["']?\s*([0-9]{1,4})""", re.IGNORECASE)
+_WIDEST, _SPARSEST = 50, 20  # columns of one cell; places of a table for each of its cells
+_TICKS = re.compile("`+")
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
+_IN_LIST = 3  # blanks before a bullet; the text of its item has more
 _PLAIN, _ITEM, _BLOCK = range(3)
 
 
@@ -135,6 +140,9 @@ class _Noter:
         else:
             self._set(tag.end(3) + 1, self.cell or "C")
             self.cell = ""
+            if spans := dict(_SPAN.findall(tag[3].lower())):
+                self._set(tag.end(3) + 1, f"s{len(self.values)};")
+                self.values.append(f"{spans.get('col', 1)} {spans.get('row', 1)}")
 
     def _set(self, place: int, note: str) -> None:
         self.notes.append((place, note))
@@ -170,6 +178,8 @@ class _Table:
     blocks: list[tuple[int, bool, str]] = field(default_factory=list)
     """Kind, whether a blank line precedes it, and text, of all that was written in it."""
     rows: list[list[str]] = field(default_factory=list)
+    spans: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """Columns and rows of the cells that span more than one, by row and place in it."""
     in_cell: bool = False
     lays_out: bool = False
 
@@ -183,6 +193,8 @@ class _Writer:
         self.code: list[str] | None = None
         self.language = ""
         self.words = ""
+        self.span = -1
+        """Place in the words where inline code begins; -1: none is open."""
         self.level = 0
         """The heading's, 0 outside of one."""
         self.bullet = ""
@@ -219,8 +231,14 @@ class _Writer:
         return _joined(self.open[0].blocks)
 
     def _turn(self, note: str, value: str, kept: bool) -> None:
-        if note in "mkK":
-            self.words += (value if note == "m" else "`") if kept else ""
+        if note == "m":
+            self.words += value if kept else ""
+        elif note == "k":
+            self.span = len(self.words) if self.span < 0 else self.span
+        elif note == "K":
+            self._end_span()
+        elif note == "s":
+            self._span_cells(*map(int, value.split()))
         elif note.isdigit():
             self.level = int(note)
         elif note in "pP":
@@ -245,8 +263,28 @@ class _Writer:
         elif note == "t" and len(self.open) > 1:
             self._end_table()
 
+    def _span_cells(self, columns: int, rows: int) -> None:
+        table = self.open[-1]
+        if table.rows and table.rows[-1]:
+            table.spans[len(table.rows) - 1, len(table.rows[-1]) - 1] = (columns, rows)
+
+    def _end_span(self) -> None:
+        """End inline code; its marks are longer than any in it."""
+        if self.span < 0:
+            return
+        before, code = self.words[: self.span], self.words[self.span :]
+        if code.strip():
+            marks = "`" * (1 + max(map(len, _TICKS.findall(code)), default=0))
+            blank = " " if len(marks) > 1 else ""
+            self.words = f"{before}{marks}{blank}{code}{blank}{marks}"
+        self.span = -1
+
     def _flush(self, inside: bool = False) -> None:
         """End a line; inside code, only where it holds words."""
+        is_open = self.span >= 0
+        if self.code is None:
+            self._end_span()
+        self.span = 0 if is_open else -1  # inline code of several lines is that of each
         words, self.words = self.words, ""
         if self.code is not None:
             if words.strip() or (self.code and not inside):
@@ -258,15 +296,22 @@ class _Writer:
             marker = "-" if found[2] == "•" else found[2]
             self.bullet = " " * (2 * max(0, len(found[1]) - 2)) + marker + " "
             words = words[found.end() :]
-        words = " ".join(words.replace("``", "").split())
+        indent = len(words) - len(words.lstrip(" "))
+        words = " ".join(words.split())
         if not words:
             return
         if level:
             self._write(_BLOCK, f"{'#' * level} {words}", words)
             self.open[-1].lays_out = True
         else:
-            self._write(_ITEM if self.bullet else _PLAIN, self.bullet + words, words)
+            within = " " * (2 * indent - 4) if indent > _IN_LIST and self._in_item() else ""
+            self._write(_ITEM if self.bullet else _PLAIN, (self.bullet or within) + words, words)
         self.bullet = ""
+
+    def _in_item(self) -> bool:
+        """Return whether an item, or a further paragraph of one, was last."""
+        blocks = self.open[-1].blocks
+        return bool(blocks) and (blocks[-1][0] == _ITEM or blocks[-1][2].startswith(" "))
 
     def _write(self, kind: int, text: str, cell: str) -> None:
         table = self.open[-1]
@@ -293,15 +338,37 @@ class _Writer:
     def _end_table(self) -> None:
         self._flush()
         table = self.open.pop()
-        rows = [row for row in table.rows if any(row)]
+        rows = [row for row in _grid(table) if any(row)]
         width = max(map(len, rows), default=0)
         wide = sum(len(row) > 1 for row in rows) > 1
-        if table.lays_out or not wide or max(len(cell) for row in rows for cell in row) > CELL_SIZE:
+        sparse = width * len(rows) > _SPARSEST * sum(map(len, table.rows))
+        if table.lays_out or not wide or sparse or max(len(cell) for row in rows for cell in row) > CELL_SIZE:
             self.open[-1].blocks += table.blocks
             return
         lines = [_row(row + [""] * (width - len(row))) for row in rows]
         lines.insert(1, _row(["---"] * width))
         self.open[-1].blocks.append((_BLOCK, True, "\n".join(lines)))
+
+
+def _grid(table: _Table) -> list[list[str]]:
+    """The rows of a table, with empty cells where others span."""
+    if not table.spans:
+        return table.rows
+    grid, below = [], dict[int, int]()  # how many rows a cell above still covers, by column
+    for number, row in enumerate(table.rows):
+        cells, covered = list[str](), dict[int, int]()
+        for place, cell in enumerate(row):
+            while below.get(len(cells)):
+                cells.append("")
+            columns, rows = table.spans.get((number, place), (1, 1))
+            columns = max(1, min(columns, _WIDEST)) if place < len(row) - 1 or rows > 1 else 1
+            covered |= dict.fromkeys(range(len(cells), len(cells) + columns), rows)
+            cells += [cell, *[""] * (columns - 1)]
+        while below.get(len(cells)):
+            cells.append("")
+        below = {column: rows - 1 for column, rows in (below | covered).items() if rows > 1}
+        grid.append(cells)
+    return grid
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -45,7 +45,7 @@ _PASSWORD = 4  # FPDF_ERR_PASSWORD
 
 
 class _View(NamedTuple):
-    """A page as it is shown: its turn in degrees, clockwise, and its size and corner in points."""
+    """A page as it is shown: turn in degrees, clockwise; points."""
 
     turn: int
     width: float
@@ -164,7 +164,7 @@ def _placed(layer: pypdfium2.PdfTextPage, text: str, places: tuple[int, ...], hy
 
 
 def _box(layer: pypdfium2.PdfTextPage, place: int, view: _View) -> tuple[float, float, float]:
-    """Left and right edge of a character on the page as it is shown, and its line's height.
+    """Left and right edge of a character, and its line's height.
 
     PDFium's loose boxes have no size where letters lie on their side: the tight box and the size of the font are taken.
     """
