@@ -7,7 +7,7 @@ import pytest
 
 from governance.manifest import Input
 from governance.reports.documents.all_documents import document_texts
-from governance.reports.documents.corpus_documents import training_content
+from governance.reports.documents.corpus_documents import training_content, training_data_disclosure
 from governance.reports.documents.corpus_facts import finding_text, findings
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.model_documents import metadata_block, model_card, model_documentation
@@ -117,6 +117,17 @@ def test_a_model_that_was_made_from_another_names_it(evidence, stage, path):  # 
         assert "random weights" not in text
     assert f"training_type: {TO_COMPLETE}" in metadata_block(made)
     assert "training_type: pre-training" in metadata_block(known)
+
+
+def test_opt_outs_of_code_are_reservations_of_rights(evidence):  # noqa: F811
+    clean = next(row for row in evidence.found["funnel"] if row["stage"] == "clean")
+    code = {**clean, "stage": "code", "by_source": {}, "removed": {"path_opted_out": 4, "generated": 9}}
+    removed = {**clean, "removed": {**clean["removed"], "opted_out": 3}}
+    funnel = [part for row in evidence.found["funnel"] for part in ([removed, code] if row is clean else [row])]
+    made = changed(evidence, funnel=funnel)
+    for write in (training_content, training_data_disclosure):
+        [line] = [line for line in write(made).splitlines() if "a reservation" in line and "robots.txt" in line]
+        assert line.split("|")[2].strip() == "7"
 
 
 def test_a_classifier_is_said_to_predict_labels(evidence):  # noqa: F811

@@ -84,10 +84,10 @@ def training_content(evidence: Evidence) -> str:
     )
 
 
-def _removed(evidence: Evidence, reason: str = "") -> str | None:
-    """Documents removed for a reason, or for any; None if uncounted."""
-    counts = [count for _, name, count in removals(evidence.found["funnel"]) if reason in ("", name)]
-    return number(sum(counts)) if counts or not reason else None
+def _removed(evidence: Evidence, *reasons: str) -> str | None:
+    """Documents removed for these reasons, or for any; None if uncounted."""
+    counts = [count for _, name, count in removals(evidence.found["funnel"]) if not reasons or name in reasons]
+    return number(sum(counts)) if counts or not reasons else None
 
 
 PURPOSES = {
