@@ -134,17 +134,11 @@ class Gate(Section):
 
         Those of `gx` are checked in `_named`.
         """
-        reads: tuple[tuple[str, bool, Callable[[Needs], bool]], ...] = (
-            ("min` and `max", self.min is not None or self.max is not None, lambda one: one.bounds),
-            ("quantile", self.quantile is not None, lambda one: one.field == "quantile"),
-            ("regex", bool(self.regex), lambda one: one.field == "regex"),
-            ("values", bool(self.values), lambda one: one.field == "values"),
-            ("mostly", self.mostly != 1, lambda one: one.judges in ("rows", "intervals", "named")),
-        )
-        for field, given, read in reads if self.expectation != "gx" else ():
-            if given and not read(NEEDS[self.expectation]):
-                owners = ", ".join(name for name, one in NEEDS.items() if read(one))
-                raise ValueError(f"gate {self.id}: only {owners} read `{field}`; remove it here")
+        for field in _unread(NEEDS[self.expectation]) if self.expectation != "gx" else ():
+            if getattr(self, field) != type(self).model_fields[field].default:
+                readers = [name for name, one in NEEDS.items() if _READ[field](one)]
+                verb = "read" if len(readers) > 1 else "reads"
+                raise ValueError(f"gate {self.id}: only {', '.join(readers)} {verb} `{field}`; remove it here")
         return self
 
     @model_validator(mode="after")
@@ -154,6 +148,22 @@ class Gate(Section):
         if "" in self.where:
             raise ValueError(f"gate {self.id}: `where` names a column without a name")
         return self
+
+
+_READ: Mapping[str, Callable[[Needs], bool]] = {
+    "min": lambda one: one.bounds,
+    "max": lambda one: one.bounds,
+    "quantile": lambda one: one.field == "quantile",
+    "regex": lambda one: one.field == "regex",
+    "values": lambda one: one.field == "values",
+    "mostly": lambda one: one.judges in ("rows", "intervals", "named"),
+}
+"""Fields of a gate that some expectations read."""
+
+
+def _unread(needs: Needs) -> list[str]:
+    """Fields that an expectation ignores."""
+    return [field for field, read in _READ.items() if not read(needs)]
 
 
 def _is_double(number: int) -> bool:
@@ -309,7 +319,7 @@ def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]
 def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, Any]:
     """The file's values, and its parent's where it has none.
 
-    A gate with the id of a parent's gate inherits the fields that it leaves out.
+    A gate with the id of a parent's gate inherits the fields that it leaves out and that its expectation reads.
     """
     parent = values.get("parent")
     if inherit is not True or parent is None:
@@ -321,7 +331,9 @@ def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, An
     written: dict[str, list[dict[str, Any]]] = {}
     for gate in own:
         name = str(gate.get("id"))
-        written.setdefault(name, []).append({**above.get(name, {}), **gate})  # twice is refused by the validator
+        written.setdefault(name, []).append(
+            _with_parent(gate, above.get(name, {}))
+        )  # twice is refused by the validator
     names = dict.fromkeys([*above, *written])
     gates = [gate for name in names for gate in written.get(name) or [above[name]]]
     taken = {name: value for name, value in parent.items() if name not in ("name", "strength", "parent")}
@@ -336,3 +348,13 @@ def _person(key: Any, path: Path) -> Any:
     if not isinstance(key, str) or _KEY_ID.fullmatch(key):
         return key
     return key_id(public_key(path.parent / key))
+
+
+def _with_parent(gate: Mapping[str, Any], parent: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's fields, and those of its parent's gate.
+
+    TOML cannot take a field back, so another expectation does not inherit those that it ignores.
+    """
+    expectation = gate.get("expectation", parent.get("expectation"))
+    unread = next((_unread(needs) for name, needs in NEEDS.items() if name == expectation), [])
+    return {**{name: value for name, value in parent.items() if name not in unread}, **gate}

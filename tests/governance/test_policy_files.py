@@ -71,6 +71,17 @@ def test_a_policy_inherits_what_it_does_not_say(tmp_path):
     assert [item.loosened for item in policy_differences(policy, policy.parent)] == [True, False, False]
 
 
+def test_a_gate_with_another_expectation_leaves_what_that_one_does_not_read(tmp_path):
+    """A file cannot take an inherited `max` back."""
+    child = 'name = "below"\nparent = "above.toml"\ninherit = true\n[[gate]]\nid = "a.b"\n'
+    [gate] = load_policy(write(tmp_path, child + 'expectation = "not_null"\n')).gate
+    assert (gate.expectation, gate.column, gate.max) == ("not_null", "lost", None)
+    [gate] = load_policy(write(tmp_path, child + 'expectation = "mean_between"\n')).gate
+    assert gate.max == 0
+    with pytest.raises(ConfigError, match="read `max`; remove it here"):
+        load_policy(write(tmp_path, child + 'expectation = "not_null"\nmax = 1\n'))
+
+
 @pytest.mark.parametrize(
     ("child", "words"),
     [
