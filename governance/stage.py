@@ -282,18 +282,25 @@ def _can_be_set(stage: str, name: str, value: Any) -> bool:
     return stage in _SECTIONS and not own and not tables and value is not None
 
 
-def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = ()) -> Manifest:
+def commit(
+    manifest: Manifest,
+    root: Path,
+    attest: Attest = no_attest,
+    beside: Iterable[Output] = (),
+    *,
+    replaces: bool = False,
+) -> Manifest:
     """Attest and write the manifest, unless another process did so first.
 
     Then both must have made the same bytes; each has a `run` block of its own, and the last one attested counts. Files
-    of `beside` that are not outputs are listed in that block.
+    of `beside` that are not outputs are listed in that block. With `replaces` a manifest that exists is not compared.
     """
     path = root / manifest.path
     outputs = {output.path for output in manifest.outputs}
     listed = [item for item in sorted(beside, key=lambda item: item.path) if item.path not in outputs]
     run = {**manifest.run, BESIDE: [item.model_dump(mode="json") for item in listed]}
     manifest = manifest.model_copy(update={"run": run})
-    if path.exists():
+    if not replaces and path.exists():
         other = read_manifest(path)
         if present(other, root) and (lines := differences(other, manifest)):
             raise ManifestError(f"{path}: the same recipe gave other bytes:\n  " + "\n  ".join(lines[:10]))

@@ -335,6 +335,11 @@ def read_state(manifest: Manifest, root: Path) -> TrainState:
     return TrainState(**values | {"losses": LossHistory(values["losses"])})
 
 
+def state_beside(folder: Path) -> Path:
+    """Second name of a checkpoint's `state.json` while it is replaced."""
+    return folder / "state.json.before"
+
+
 def weights(manifest: Manifest, root: Path) -> TensorFiles:
     """Master weights of a checkpoint, fp32, by trained parameter's name."""
     return TensorFiles(manifest.files("weights", root))

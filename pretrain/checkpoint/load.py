@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, PipelineError, StorageError
-from governance.files import read_steps
+from governance.files import put_in_place, read_steps, remove_file
 from governance.log import get_logger
-from governance.manifest import FILE_NAME, Manifest, Output, verify
+from governance.manifest import FILE_NAME, Manifest, Output, describe, verify
 from governance.stage import artifact_folder, root_of
 from pretrain.checkpoint.base_weights import base_of
 from pretrain.checkpoint.format import (
@@ -41,6 +41,7 @@ from pretrain.checkpoint.format import (
     open_checkpoint,
     read_state,
     require_step,
+    state_beside,
     weights,
 )
 from pretrain.checkpoint.native import (
@@ -128,9 +129,23 @@ def _read_manifests(
         return None, None, None
     except (ManifestError, CheckpointError, StorageError) as error:
         return None, None, error
+    _restore_state(store, manifest)
     if zero_stage is None:
         return manifest, None, None
     return manifest, find_native(store, identity(store, step, store.ranks.world_size, zero_stage), manifest), None
+
+
+def _restore_state(store: CheckpointStore, manifest: Manifest) -> None:
+    """Put back the state that a kill parted from its manifest (`save.write_checkpoint`)."""
+    folder = store.root / manifest.folder
+    before, state = state_beside(folder), folder / "state.json"
+    if not before.exists():
+        return
+    store.check_lease()
+    listed = {output.path: output.sha256 for output in manifest.outputs}
+    if describe(before, store.root).sha256 == listed.get(state.relative_to(store.root).as_posix()):
+        put_in_place(before, state)
+    remove_file(before)
 
 
 def refuse_damaged(store: CheckpointStore, named: Parent, field: str) -> None:

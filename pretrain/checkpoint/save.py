@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
-from governance.files import remove_file, write_text
+from governance.files import place, remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
 from pretrain.checkpoint.canonical import Shares, gather_shares, write_canonical
-from pretrain.checkpoint.format import STAGE, VERSION, CheckpointStore, TrainState, state_text
+from pretrain.checkpoint.format import STAGE, VERSION, CheckpointStore, TrainState, state_beside, state_text
 from pretrain.checkpoint.native import (
     identity,
     native_folder,
@@ -303,14 +303,16 @@ def write_checkpoint(
     if first:
         facts = {**run, "started": started, "finished": now()}
         # A manifest that exists already is of a damaged checkpoint, or of one that is saved again with the validation
-        # that its attempt could not finish. Its weights were replaced file by file; only from here to the commit does
-        # this step have no checkpoint.
+        # that its attempt could not finish. Its weights were replaced file by file, with equal bytes. Until
+        # the new manifest is written, the next attempt finds the state that the old one lists by its second name.
         store.check_lease()
-        remove_file(folder / FILE_NAME)
+        if (folder / FILE_NAME).exists() and (folder / "state.json").exists():
+            place(folder / "state.json", state_beside(folder))
         write_text(folder / "state.json", text)
         outputs.append(describe(folder / "state.json", store.root))
         store.check_lease()
-        manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
+        manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest, replaces=True)
+        remove_file(state_beside(folder))
         kept = native if several and config.native and source.native else None
         if kept is not None:
             remove_file(kept / FILE_NAME)

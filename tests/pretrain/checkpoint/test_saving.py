@@ -331,6 +331,38 @@ def test_killed_at_any_operation_on_files_something_whole_is_left(tmp_path, worl
     assert moment > 20
 
 
+@pytest.mark.slow
+def test_killed_while_a_step_is_saved_again_with_its_validation_it_stays_whole(tmp_path):
+    """With `keep_last = 1` there is no other checkpoint to go back to."""
+    without, measured = state_at(1), state_at(1, validations=[{"step": 1, "loss": 2.5}])
+
+    def save_in(root, state):
+        store = store_in(root)
+        with saver_of(store, {"step": 1}, config=CheckpointConfig(keep_last=1)) as saver:
+            saver.save(state)
+        return require_step(store, 1).digest
+
+    digests = [save_in(tmp_path / "without", without), save_in(tmp_path / "measured", measured)]
+    moment, found, killed = 0, set(), True
+    while killed:
+        moment += 1
+        root = shutil.copytree(tmp_path / "without", tmp_path / str(moment))
+        killed = killed_at(moment, lambda root=root: save_in(root, measured))
+        whole, damaged = newest_whole(store_in(root))
+        assert not damaged
+        state = without if whole.manifest.digest == digests[0] else measured
+        assert read_state(whole.manifest, root).validations == state.validations
+        found.add(whole.manifest.digest)
+        assert save_in(root, measured) == digests[1]
+        assert {path.name for path in store_in(root).folder(1).iterdir()} == {
+            "manifest.json",
+            "moments",
+            "state.json",
+            "weights",
+        }
+    assert found == set(digests)
+
+
 def test_a_training_with_frozen_parameters_is_refused_before_its_first_step(tmp_path, run_training, monkeypatch):
     """Checkpoints would lack them."""
 
