@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,8 +287,14 @@ def test_the_first_node_lists_the_others_once_a_second_and_opens_none_of_their_f
     monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
     monkeypatch.setattr(os, "listdir", listdir)
     monkeypatch.setattr(node_checks, "write_text", lambda path, text: written.append((path, json.loads(text))))
+
+    def opening(path, *given, plain=open, **named):
+        if str(path).startswith(str(tmp_path)):  # other threads of the process read files of theirs
+            opened.append(path)
+        return plain(path, *given, **named)
+
     for name in ("builtins.open", "io.open"):  # the second is pathlib's
-        monkeypatch.setattr(name, lambda *given, **named: opened.append(given) or StringIO())
+        monkeypatch.setattr(name, opening)
     [found], names = node_checks.shared_root(folder, Ranks(0, 512, 0, 1), "n0.site")
     monkeypatch.undo()
     assert (found.bad, found.nodes) == (arrives > 120, ())
