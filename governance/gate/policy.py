@@ -331,9 +331,8 @@ def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, An
     written: dict[str, list[dict[str, Any]]] = {}
     for gate in own:
         name = str(gate.get("id"))
-        written.setdefault(name, []).append(
-            _with_parent(gate, above.get(name, {}))
-        )  # twice is refused by the validator
+        made = _with_parent(gate, above.get(name, {}))
+        written.setdefault(name, []).append(made)  # twice is refused by the validator
     names = dict.fromkeys([*above, *written])
     gates = [gate for name in names for gate in written.get(name) or [above[name]]]
     taken = {name: value for name, value in parent.items() if name not in ("name", "strength", "parent")}

@@ -133,7 +133,8 @@ def _exit_code_of(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return int(getattr(error, "exit_code", 1))  # of a `PipelineError`, and of a stop before the first step
+    code = getattr(error, "exit_code", 1)  # of a `PipelineError`, and of a stop before the first step
+    return code if isinstance(code, int) else 1
 
 
 def require_mirrors(config: TrackingConfig) -> None:
