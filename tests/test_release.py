@@ -257,6 +257,25 @@ def test_the_workflow_runs_what_a_change_must_pass():
     assert set(workflow["jobs"]["pythons"]["strategy"]["matrix"]["python"]) == set(supported) - {"3.11"}
 
 
+@pytest.mark.parametrize(("tests", "cluster", "status"), [(0, 0, 0), (2, 0, 2), (0, 3, 3), (2, 3, 2)])
+def test_a_failure_of_the_tests_or_of_the_cluster_fails_the_change(tmp_path, tests, cluster, status):
+    """The real script, in a folder and with commands of its own."""
+    commands = {
+        "bin/make": f'case "$1" in test) exit {tests};; test-cluster) echo of the nodes; exit {cluster};; esac',
+        "bin/apt-get": "",
+        "tests/cluster/testbed.sh": "",
+        ".ci/run": (ROOT / ".ci" / "run").read_text(),
+    }
+    for name, text in commands.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert f"of the nodes\nexit status of the tests: {tests}, of the cluster: {cluster}\n" in done.stdout
+
+
 def test_the_hooks_are_lines_of_make_check():
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     check = "\n".join(makefile.partition(f"\n{part}:")[2].partition("\n\n")[0] for part in ("types", "lint"))
