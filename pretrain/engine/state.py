@@ -2,8 +2,8 @@
 
 Promise: `place_fragments` restores what `full_state` returned bit for bit, at any stage and number of ranks, for every
 optimizer of `optimizers.py`. Both rely on `fragments`; state in files is read within `in_memory`. DeepSpeed's own
-attributes are used in `_group`, `_group_of`, `flats`, `_fragments_of`, `_gradients` and `prepare_moments`; because of
-them it is pinned below 0.20.
+attributes are used in `_group`, `_group_of`, `flats`, `_fragments_of`, `gradient_norms`, `_gradients` and
+`prepare_moments`; because of them it is pinned below 0.20.
 
 With fp16 the loss scale is a part of the state. Gradients are multiplied by a scale so that small ones do not vanish in
 fp16 (arXiv:1710.03740). Training adjusts it: halved after an overflow of the gradients (the first one is ignored),
@@ -228,6 +228,8 @@ def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
     They are valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. The call
     is collective: one small sum over the ranks, without a host sync.
     """
+    # Stages 1 and 2 copy gradients to host memory without waiting, and wait only in their own update.
+    getattr(engine.deepspeed.optimizer, "_wait_for_offload_copies", lambda: None)()
     groups = list(dict.fromkeys(group["label"] for group in optimizer_of(engine).param_groups))
     squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
     for group, gradients in _gradients(engine):

@@ -94,6 +94,28 @@ def test_a_token_weighs_the_same_in_every_micro_batch(stage):
     assert abs(sum(only) / 2 - whole) > 0.05 * whole  # the rows differ enough for the mistake to show
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_norms_are_read_after_the_copies_of_gradients_to_host_memory(stage):
+    """On a GPU without `overlap_comm` they still run when the backward pass is over; a late event represents them."""
+
+    class Copy:
+        def synchronize(self) -> None:
+            held.copy_(arrived)
+
+    more = {"offload_optimizer": "cpu", "deepspeed": {"zero_optimization": {"overlap_comm": False}}}
+    engine = small.open_one("adamw", stage, more=more)
+    small.gradient(engine, 1)
+    zero = engine.deepspeed.optimizer
+    held = zero.single_partition_of_fp32_groups[0].grad
+    arrived = held.clone()
+    expected = torch.linalg.vector_norm(arrived)
+    held.zero_()
+    zero._pending_offload_events["stream"] = Copy()
+    norms = engine.update(1.0, torch.zeros(()))[1]
+    assert norms[1] == pytest.approx(float(expected), rel=1e-6)
+    assert expected > 0
+
+
 def bare(stage: int) -> list[float]:
     """Losses of a linear map trained towards zero, in bf16, with DeepSpeed alone."""
     small.open_one("adamw", 1)  # imports DeepSpeed with the extensions that it may build

@@ -50,6 +50,7 @@ def open_one(
     precision: str = "fp32",
     weights: Weights | None = None,
     tensor: int = 1,
+    more: dict[str, Any] | None = None,
     **variant: Any,
 ) -> Engine:
     model = ModelConfig(
@@ -67,7 +68,9 @@ def open_one(
     def weight(name: str, shape: torch.Size) -> torch.Tensor:
         return weights[name]["master"] if weights else initial_weight(name, shape, model, 0)
 
-    settings = EngineConfig(zero_stage=stage, micro_batch_size=MICRO, threads=1, tensor_parallel_size=tensor)
+    settings = EngineConfig(
+        zero_stage=stage, micro_batch_size=MICRO, threads=1, tensor_parallel_size=tensor, **(more or {})
+    )
     return open_engine(recipe, settings, VOCABULARY, ranks, device, weight)
 
 
