@@ -471,8 +471,9 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) ->
     Raises:
         BudgetReached: the energy budget is used up.
         ConfigError: a callback with `on_error = "fail"` failed.
-        Preempted: a signal asked to stop.
+        Preempted: a signal asked to stop, or `Settings.until_step` is reached.
     """
+    signalled = True
     if context.stop_requested():
         get_logger(__name__).info(
             "train: stopping after step %d, which is saved first (press Ctrl-C again to stop at once, without saving)",
@@ -486,11 +487,12 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) ->
     if context.budget.reached:
         context.record("budget", state.step, **context.budget.facts())
     elif not context.checkpoints.gather(context.callbacks.failure)[0]:
-        _report_stop_seconds(context, state.step)  # before the callbacks: the step is durable now
+        signalled = _report_stop_seconds(context, state.step)  # before the callbacks: the step is durable now
     _finish_callbacks(context, state.step)
     if context.budget.reached:
         raise context.budget.error(state.step)
-    raise Preempted(f"stopped by a signal after step {state.step}, which is saved; run the same command to resume")
+    by = "by a signal" if signalled else "as planned"
+    raise Preempted(f"stopped {by} after step {state.step}, which is saved; run the same command to resume")
 
 
 def _finish_callbacks(context: TrainContext, step: int) -> None:
@@ -508,11 +510,16 @@ def _finish_callbacks(context: TrainContext, step: int) -> None:
         raise ConfigError(failure)
 
 
-def _report_stop_seconds(context: TrainContext, step: int) -> None:
-    """Record the seconds from signal to durability; warn near the limit."""
+def _report_stop_seconds(context: TrainContext, step: int) -> bool:
+    """Record the seconds from signal to durability; warn near the limit.
+
+    Returns whether a rank had a signal. Collective.
+    """
     seconds = max(context.checkpoints.gather(context.stop_requested.seconds()))  # only some ranks may have the signal
     context.record("left", step, seconds=seconds)
     log, given = get_logger(__name__), context.settings.notice_seconds
+    if not seconds:
+        return False
     log.info("train: %.1f s from the signal until step %d was durable", seconds, step)
     if given and seconds > given / 2:
         log.warning(
@@ -520,3 +527,4 @@ def _report_stop_seconds(context: TrainContext, step: int) -> None:
             "slurm.notice_seconds): a slower save would be killed before it is durable; raise that limit to %d s",
             given, 4 * math.ceil(seconds),
         )  # fmt: skip
+    return True

@@ -57,6 +57,7 @@ _FIRST_PHASES = {"train": START_UP}
 _FIRST_PHASES |= dict.fromkeys(
     ("model_audit", "generate", "interpret", "memorisation", "training_audit", "verbatim"), EVALUATION
 )
+PREEMPTED = "preempted"
 RUNNING = "running"  # the last reading, while it measures
 READ = "read"  # takes a reading now
 OUT_OF_BUDGET = "energy budget"
@@ -123,7 +124,7 @@ def meter(
             try:
                 yield energy
             except Preempted:
-                measuring.end("surviving", "preempted")
+                measuring.end("surviving", PREEMPTED)
                 raise
             except ShareDone:
                 measuring.end("surviving", "left")
@@ -132,7 +133,7 @@ def meter(
                 measuring.end("surviving", OUT_OF_BUDGET)
                 raise
             except BaseException as error:
-                measuring.end("wasted", type(error).__name__)
+                measuring.end("wasted", _cause(error))
                 raise
             else:
                 measuring.end("surviving", "")
@@ -140,6 +141,11 @@ def meter(
                 ended[0] = seconds_alive()
 
     return measure
+
+
+def _cause(error: BaseException) -> str:
+    """Name of an error, or that a signal stopped the body."""
+    return PREEMPTED if getattr(error, "exit_code", None) == Preempted.exit_code else type(error).__name__
 
 
 def _allotted(config: EnergyConfig) -> Allotment | None:

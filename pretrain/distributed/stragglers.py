@@ -67,20 +67,22 @@ class StragglerMonitor:
         device: torch.device,
         record: Callable[..., None],
         times_passes: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock = clock
         self._ranks, self._device, self._record, self._times_passes = ranks, device, record, times_passes
         self._every = window_steps if ranks.world_size > 1 else 0
         self._passes: list[tuple[Any, Any]] = []
         self._seconds = 0.0
-        self._steps = 0
+        self._steps = -1  # of this window; the first call of `slots` begins the first one
         self._slow: dict[int, int] = {}
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Time this rank's own work on the host."""
-        began = time.perf_counter()
+        began = self._clock()
         yield
-        self._seconds += time.perf_counter() - began
+        self._seconds += self._clock() - began
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
@@ -97,10 +99,17 @@ class StragglerMonitor:
         self._passes.append((begun, _mark()))
 
     def slots(self, step: int) -> list[int]:
-        """Summands of `step`: this rank's microseconds at a window's end."""
+        """Summands of `step`: this rank's microseconds at a window's end.
+
+        It is called once the rows of `step` are read. The first call begins the first window: what was read until then
+        belongs to a step without a pass before it.
+        """
         if not self._every:
             return []
         self._steps += 1
+        if self._steps == 0:
+            self._seconds = 0.0
+            return []
         if step % self._every:
             return []
         if self._passes:
@@ -121,9 +130,9 @@ class StragglerMonitor:
             values = {"rank": rank, "ratio": ratio, "seconds": seconds[rank], "windows": self._slow[rank]}
             self._record("stragglers", step, **values)
             get_logger(__name__).warning(
-                "train: rank %d keeps the others waiting: its own work has taken %.2f times theirs for %d steps. Check "
-                "its node: another job, heat, a slow disk.",
-                rank, ratio, self._slow[rank] * self._every,
+                "train: rank %d keeps the others waiting: its own work has taken more than %.2f times theirs in %d "
+                "windows of %d steps, last %.2f times. Check its node: another job, heat, a slow disk.",
+                rank, RATIO, self._slow[rank], self._every, ratio,
             )  # fmt: skip
 
     def judge(self, found: Sequence[float]) -> list[tuple[int, float]]:

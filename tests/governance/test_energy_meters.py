@@ -18,6 +18,7 @@ from governance.energy.rapl import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import Preempted
 from governance.hooks import Hooks
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
+from pretrain.distributed.preemption import StopNow
 
 FAST = EnergyConfig(sample_seconds=0.1)
 
@@ -243,8 +244,15 @@ def test_a_body_that_raises_is_wasted_but_not_one_that_saved_its_work_and_left(t
         raise Preempted("saved")
     with pytest.raises(ShareDone), measure("clean"):
         raise ShareDone("clean", "3 shards made", made=3)
+    with pytest.raises(StopNow), measure("train"):  # a signal before there is anything to save
+        raise StopNow
     outcomes = [(interval.outcome, interval.cause) for interval in read_ledger(ledger)]
-    assert outcomes == [("wasted", "KeyError"), ("surviving", "preempted"), ("surviving", "left")]
+    assert outcomes == [
+        ("wasted", "KeyError"),
+        ("surviving", "preempted"),
+        ("surviving", "left"),
+        ("wasted", "preempted"),
+    ]
 
 
 def test_a_second_meter_on_the_node_counts_nothing(tmp_path):

@@ -62,7 +62,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
     """Train in `root`, with settings by the field's name, whatever their section; other arguments are passed on."""
     from pretrain.train import train
 
-    extra = {name: settings.pop(name) for name in (*_PASSED, "profile", "folder") if name in settings}
+    extra = {name: settings.pop(name) for name in (*_PASSED, "profile", "folder", "until_step") if name in settings}
     defaults: dict[type, dict[str, Any]] = {
         ModelConfig: {
             "hidden_size": 32,
@@ -98,6 +98,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
     settings = Settings(
         sections[CheckpointConfig], sections[EngineConfig], sections[TrackingConfig],
         profile=extra.pop("profile", ProfileConfig()), folder=extra.pop("folder", Path()),
+        until_step=extra.pop("until_step", 0),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         # Each start measures matrix products for a second; test_peaks and the runs of the command do so for real.

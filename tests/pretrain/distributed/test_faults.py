@@ -89,6 +89,15 @@ def test_the_time_from_the_signal_until_all_is_durable_is_reported(tmp_path, run
     assert 0 < left["seconds"] < time.monotonic() - began
 
 
+def test_a_planned_end_is_reported_as_no_signal(tmp_path, finished, run_training, caplog):
+    with pytest.raises(Preempted, match="stopped as planned after step 6"):
+        run_training(tmp_path, until_step=6)
+    assert "signal" not in caplog.text
+    [left] = [line for line in lines_of(tmp_path) if line["event"] == "left"]
+    assert (left["step"], left["seconds"]) == (6, 0.0)
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
 @pytest.mark.parametrize(("seconds", "warned"), [(29.0, False), (31.0, True)])
 def test_a_save_that_hardly_fits_is_a_warning_with_its_fix(caplog, seconds, warned):
     output = []
@@ -216,34 +225,49 @@ def test_a_rank_is_reported_only_when_it_is_slow_for_several_windows():
     assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
 
 
-@given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
-def test_each_window_reports_the_own_work_of_every_rank(windows, every):
+@given(
+    st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(0, 6),
+)
+def test_each_window_reports_the_own_work_of_every_rank(windows, every, resumed):
     """Microseconds over the window on the wire, seconds per step in the record; one rank alone records nothing."""
-    output = []
-    job = SimpleNamespace(
-        settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),
-        ranks=Ranks(1, 3, 1, 3),
-        device=SimpleNamespace(type="cpu"),
-        record=lambda event, step, **values: output.append({"event": event, "step": step, **values}),
-    )
-    first = every - 1  # resumed in the middle of a window: the first one has a step less
-    pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
-    for step in range(2, len(windows) * every + 1):
+    output, now = [], [0.0]
+    device = SimpleNamespace(type="cpu")
+
+    def record(event, step, **values):
+        output.append({"event": event, "step": step, **values})
+
+    def spend(seconds):
+        now[0] += seconds
+
+    pace = StragglerMonitor(every, Ranks(1, 3, 1, 3), device, record, clock=lambda: now[0])
+    ends, count = [], 0  # steps of each window
+    for step in range(resumed + 1, resumed + every * (len(windows) + 1) + 1):
+        with pace.working():
+            spend(0.25 if step > resumed + 1 else 100.0)  # at a start the reader opens files
         own = pace.slots(step)
-        assert bool(own) == (step % every == 0)
-        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds only to its own place
-        pace.report(step, windows[step // every - 1] if own else [])
+        assert bool(own) == (count > 0 and step % every == 0)
+        if own:
+            assert own == [0, int(1e6 * 0.75 * count), 0]  # only to its own place, a read and a pass for each step
+            ends.append((step, count))
+            count = 0
+        pace.report(step, windows[len(ends) % len(windows)] if own else [])
+        with pace.passing():
+            spend(0.5)
+        spend(1.0)  # waits for others
+        count += 1
     ranks = [line for line in output if line["event"] == "ranks"]
-    assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
-    assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]
-    for line, window in zip(ranks, windows, strict=True):
+    assert [(line["step"], line["steps"]) for line in ranks] == ends
+    assert len(ranks) >= len(windows)
+    for number, line in enumerate(ranks, 1):
+        window = windows[number % len(windows)]
         assert line["seconds"] == pytest.approx([value / 1e6 / line["steps"] for value in window])
         least, median, greatest = sorted(line["seconds"])
         assert (line["seconds_least"], line["seconds_median"], line["seconds_greatest"]) == (least, median, greatest)
         assert line["seconds"][line["slowest"]] == greatest
-    job.ranks = Ranks()
-    pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
-    assert [pace.slots(step) for step in range(1, 9)] == [[]] * 8
+    alone = StragglerMonitor(every, Ranks(), device, record)
+    assert [alone.slots(step) for step in range(1, 9)] == [[]] * 8
 
 
 # Rank 1 is killed in step 7, once it has read that step 4 is durable: otherwise the other waits long for its part.

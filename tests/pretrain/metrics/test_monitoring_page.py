@@ -149,9 +149,8 @@ def of_two_ranks():
         record=lambda event, step, **values: lines.append({"event": event, "step": step, "attempt": 1, **values}),
     )
     pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
-    for step in range(1, WINDOWS + 1):
-        pace.slots(step)
-        pace.report(step, [1_000_000, 2_000_000])
+    for step in range(1, WINDOWS + 2):
+        pace.report(step, [1_000_000, 2_000_000] if pace.slots(step) else [])
     return lines
 
 
