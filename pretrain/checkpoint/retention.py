@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from governance.files import remove_tree
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
-from pretrain.checkpoint.format import CheckpointStore
+from pretrain.checkpoint.format import STAGE, CheckpointStore
 from pretrain.checkpoint.native import STAGE as NATIVE
 from pretrain.config.training import CheckpointConfig
+
+_CHECKPOINT = re.compile(rf"\b{STAGE}/[0-9a-f]{{16}}/")
 
 
 def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequence[dict[str, Any]]) -> dict[int, str]:
@@ -42,7 +46,7 @@ def remove_old(
     finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
     kept = kept_steps(finished, config, validations)
     surplus = [step for step in older if step not in kept]
-    needed = _needed(store.root, [store.folder(step) for step in surplus])
+    needed = _needed(store, [store.folder(step) for step in surplus], map(store.folder, older))
     for step in surplus:
         if store.folder(step) in needed:
             get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, needed[store.folder(step)])
@@ -50,22 +54,31 @@ def remove_old(
             remove_tree(store.folder(step))
 
 
-def _needed(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
+def _needed(store: CheckpointStore, folders: Sequence[Path], own: Iterable[Path]) -> dict[Path, str]:
     """Checkpoints that the manifest of another artifact names, with its path.
 
-    A manifest lists its inputs by path, so a checkpoint's folder in its text means that the artifact rests on it.
+    A manifest lists its inputs by path, so a checkpoint's folder in its text means that the artifact rests on it. The
+    run's `own` checkpoints rest on none of each other, and are not read.
     """
+    root, known = store.root, set(own)
     names = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
     found: dict[Path, str] = {}
     if not names:
         return found
     for path in root.glob(f"*/*/{FILE_NAME}"):
-        if path.parts[-3] == NATIVE:
+        if path.parts[-3] == NATIVE or path.parent in known:
             continue
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            state = path.stat()
+            named = _named(path, (state.st_ino, state.st_mtime_ns, state.st_size))
         except FileNotFoundError:
             continue  # another run of this root removed it since the glob
         naming = path.relative_to(root).as_posix()
-        found |= {folder: naming for name, folder in names.items() if name in text and folder != path.parent}
+        found |= {names[name]: naming for name in named & names.keys() if names[name] != path.parent}
     return found
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _named(path: Path, version: tuple[int, int, int]) -> frozenset[str]:
+    """Folders of checkpoints in a manifest's text; each version is read once."""
+    return frozenset(_CHECKPOINT.findall(path.read_text(encoding="utf-8", errors="replace")))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,13 +60,29 @@ def test_removed_checkpoints_are_kept_by_no_rule(steps, last, every, best, losse
         assert sum(losses[other] <= losses[step] for other in kept if other in losses) >= best
 
 
-def test_one_that_another_artifact_names_stays(tmp_path):
+def test_one_that_another_artifact_names_stays(tmp_path, monkeypatch):
+    """A save reads the manifests that are new since the last one, and none of its own run's."""
     store = store_in(tmp_path)
     save(store, 1, 2, 3)
     audit = manifest_of("model_audit", key="f", inputs=(require_step(store, 1).as_input(),))
     write_manifest(audit, tmp_path)
+    other = store_in(tmp_path, train_key="b" * 64)
+    save(other, 1)
     remove_old(store, CheckpointConfig(keep_last=1), 3, [])
     assert standing(store, 3) == [1, 3]
+    save(store, 4, 5)
+    another = manifest_of("model_audit", key="e", inputs=(require_step(store, 3).as_input(),))
+    write_manifest(another, tmp_path)
+    read, plain = [], Path.read_text
+
+    def noted(path, *given, **named):
+        read.append(path)
+        return plain(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    remove_old(store, CheckpointConfig(keep_last=1), 5, [])
+    assert standing(store, 5) == [1, 3, 5]
+    assert [path for path in read if path.name == FILE_NAME] == [tmp_path / another.path]
 
 
 def test_another_run_s_are_not_touched(tmp_path):
