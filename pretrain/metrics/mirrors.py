@@ -1,9 +1,9 @@
 """Mirrors of metrics.jsonl: MLflow, Prometheus, TensorBoard.
 
 MLflow: the run's key, a tag, names the MLflow run: a restart continues it after the last row that it has (tag
-`assay.rows`). Charts have the names of `events.py`; the recipe is the run's parameters; digests of inputs and the
-journal's head are tags. A thread of its own sends rows together, about every `_SECONDS`, so that a slow server never
-delays a step. Optional: `pip install 'assay-pretrain[mlflow]'`.
+`assay.rows`, in one request with the rows). Charts have the names of `events.py`; the recipe is the run's parameters;
+digests of inputs and the journal's head are tags. A thread of its own sends rows together, about every `_SECONDS`, so
+that a slow server never delays a step. Optional: `pip install 'assay-pretrain[mlflow]'`.
 
 Prometheus: the latest values, for node_exporter's textfile collector.
 
@@ -47,7 +47,8 @@ _FINISH_SECONDS = 30.0  # half of the minute that Slurm and the launcher leave t
 _KEY, _ROWS = "assay.key", "assay.rows"
 # Exit status -> state of the run; after one of "KILLED" the same command continues.
 _STATES = {0: "FINISHED"} | dict.fromkeys((Preempted.exit_code, BudgetReached.exit_code, 128 + signal.SIGINT), "KILLED")
-_MAX_METRICS, _MAX_PARAMETERS, _MAX_CHARACTERS = 1000, 100, 500  # limits of a request, and of a parameter's value
+# Limits of a request, which may hold 1,000 items and has a tag besides the metrics, and of a parameter's value.
+_MAX_METRICS, _MAX_PARAMETERS, _MAX_CHARACTERS = 999, 100, 500
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
 
 
@@ -87,10 +88,11 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, e
         for number, line in follower.lines():
             if number < first:
                 continue
-            rows, pending = number + 1, pending + _metrics(line)
-            if len(pending) >= _MAX_METRICS or time.monotonic() - sent >= _SECONDS:
+            found = _metrics(line)
+            if len(pending) + len(found) > _MAX_METRICS or time.monotonic() - sent >= _SECONDS:
                 _send(client, run, pending, rows)
                 sent, pending = time.monotonic(), []
+            rows, pending = number + 1, pending + found
         _send(client, run, pending, rows)
         client.set_tag(run, "assay.journal", identity.head())
         client.set_terminated(run, status=_STATES.get(exit_code(), "FAILED"))
@@ -109,20 +111,25 @@ def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[s
     """Id of the run, found or created, and its first missing row."""
     from mlflow.entities import Param
 
-    known = client.get_experiment_by_name(config.project)
-    experiment = known.experiment_id if known else client.create_experiment(config.project)
-    for found in client.search_runs([experiment], f"tags.`{_KEY}` = '{identity.key}'", max_results=1):
-        client.update_run(found.info.run_id, status="RUNNING")
-        return found.info.run_id, int(found.data.tags.get(_ROWS, 0))
-    tags = {_KEY: identity.key, "mlflow.runName": config.name or f"train-{identity.key[:8]}"}
-    tags |= {"assay.tags": ",".join(config.tags), "mlflow.note.content": config.notes or ""}
-    tags |= {f"assay.input.{item.stage}": item.digest for item in identity.inputs}
-    run: str = client.create_run(experiment, tags={name: value for name, value in tags.items() if value}).info.run_id
     settings = flat(identity.recipe.model_dump(mode="json"))
     held = [Param(_REFUSED.sub("_", name), str(value)[:_MAX_CHARACTERS]) for name, value in settings]
+    known = client.get_experiment_by_name(config.project)
+    experiment = known.experiment_id if known else client.create_experiment(config.project)
+    rows = 0
+    for found in client.search_runs([experiment], f"tags.`{_KEY}` = '{identity.key}'", max_results=1):
+        run: str = found.info.run_id
+        client.update_run(run, status="RUNNING")
+        rows = int(found.data.tags.get(_ROWS, 0))
+        held = [one for one in held if one.key not in found.data.params]  # a kill may have left some of them out
+        break
+    else:
+        tags = {_KEY: identity.key, "mlflow.runName": config.name or f"train-{identity.key[:8]}"}
+        tags |= {"assay.tags": ",".join(config.tags), "mlflow.note.content": config.notes or ""}
+        tags |= {f"assay.input.{item.stage}": item.digest for item in identity.inputs}
+        run = client.create_run(experiment, tags={name: value for name, value in tags.items() if value}).info.run_id
     for at in range(0, len(held), _MAX_PARAMETERS):
         client.log_batch(run, params=held[at : at + _MAX_PARAMETERS])
-    return run, 0
+    return run, rows
 
 
 def _metrics(line: Mapping[str, Any]) -> list[Any]:
@@ -134,9 +141,13 @@ def _metrics(line: Mapping[str, Any]) -> list[Any]:
 
 
 def _send(client: Any, run: str, metrics: list[Any], rows: int) -> None:
-    for at in range(0, len(metrics), _MAX_METRICS):
+    """Send rows together with their number, so that a kill between two requests repeats none."""
+    from mlflow.entities import RunTag
+
+    *first, last = range(0, len(metrics), _MAX_METRICS) or [0]
+    for at in first:  # of one row that has more metrics than a request may
         client.log_batch(run, metrics=metrics[at : at + _MAX_METRICS])
-    client.set_tag(run, _ROWS, str(rows))
+    client.log_batch(run, metrics=metrics[last:], tags=[RunTag(_ROWS, str(rows))])
 
 
 _WRITE_SECONDS = 5.0

@@ -1,11 +1,13 @@
 """MLflow mirror: charts, settings and state of a run in a local store; the record does not depend on it."""
 
+import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from governance.errors import AlteredFile, BudgetReached, ConfigError, Preempted
-from governance.files import read_lines
+from governance.files import append_line, read_lines
 from pretrain.config.training import TrackingConfig
 from pretrain.distributed import launcher
 from pretrain.loss_spikes import Diverged
@@ -13,6 +15,7 @@ from pretrain.metrics import metrics_log, wandb
 from pretrain.metrics import mirrors as mirror
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
+from pretrain.metrics.tail import Follower
 from tests.pretrain.metrics.test_tracking import RECIPE as BASE
 
 RECIPE = BASE.model_copy(update={"train": BASE.train.model_copy(update={"steps": 4})})
@@ -70,6 +73,86 @@ def test_a_run_its_restart_and_its_end(tmp_path, client):
         with pytest.raises(type(error)):
             recorded(tmp_path, ("start", 4, {}), error=error)
         assert client.get_run(run.info.run_id).info.status == status
+
+
+class Killed(BaseException):
+    pass
+
+
+class Server:
+    """A tracking server that applies whole requests; after number `last` the process that sent it is gone."""
+
+    def __init__(self):
+        self.runs, self.sent, self.last = [], 0, None
+
+    def __call__(self, tracking_uri):
+        return self
+
+    def _request(self):
+        if self.last is not None and self.sent >= self.last:
+            raise Killed
+        self.sent += 1
+
+    def get_experiment_by_name(self, name):
+        return SimpleNamespace(experiment_id="1")
+
+    def search_runs(self, experiments, query, max_results):
+        return self.runs
+
+    def create_run(self, experiment, tags):
+        self._request()
+        data = SimpleNamespace(tags={**tags}, params={}, metrics=[])
+        self.runs.append(SimpleNamespace(info=SimpleNamespace(run_id="run"), data=data))
+        return self.runs[0]
+
+    def update_run(self, run, status):
+        self._request()
+
+    def log_batch(self, run, metrics=(), params=(), tags=()):
+        assert len(metrics) + len(params) + len(tags) <= 1000
+        self._request()
+        held = self.runs[0].data
+        held.metrics += [(metric.key, metric.step, metric.value) for metric in metrics]
+        held.params |= {param.key: param.value for param in params}
+        held.tags |= {tag.key: tag.value for tag in tags}
+
+    def set_tag(self, run, key, value):
+        self._request()
+        self.runs[0].data.tags[key] = value
+
+    def set_terminated(self, run, status):
+        self._request()
+        self.runs[0].info.status = status
+
+
+def test_a_kill_between_any_two_requests_sends_no_row_twice(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(mirror, "_MAX_METRICS", 4)
+    monkeypatch.setattr(mirror, "_MAX_PARAMETERS", 40)
+    identity = RunIdentity(RECIPE, "0123abcd" * 8, head=lambda: "journal head")
+    config = TrackingConfig(mode="disabled", mlflow="http://server")
+    for number in range(6):
+        append_line(tmp_path / METRICS_FILE, json.dumps({"event": "step", "step": number, "attempt": 1, "loss": 0.5}))
+
+    def mirrored(server):
+        monkeypatch.setattr(mlflow, "MlflowClient", server)
+        follower = Follower(tmp_path / METRICS_FILE)
+        follower.end()
+        mirror._mirror(config, identity, follower, lambda: 0)
+        return server.runs[0]
+
+    whole = Server()
+    expected = mirrored(whole)
+    assert sorted(expected.data.metrics) == sorted(
+        (key, step, value) for step in range(6) for key, value in (("attempt", 1.0), ("train/loss", 0.5))
+    )
+    for last in range(whole.sent):
+        server = Server()
+        server.last = last
+        with pytest.raises(Killed):
+            mirrored(server)
+        server.last = None
+        assert mirrored(server) == expected, last
 
 
 def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog):
