@@ -7,8 +7,8 @@ ranks to save, and exits with their status; after a second Ctrl-C, a second or m
 When a rank dies, the others wait for it endlessly or fail because of it. So the launcher gives them time to report
 their errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a
 hang (70) is restarted from the last checkpoint; an explained error is not, because it would recur. A second crash at
-the same step without a newer checkpoint ends the run too. For a hang it names the rank that the others waited for: one
-that is still running when they have ended. Ranks end with their launcher: they get SIGTERM, save and stop.
+the same step without a newer checkpoint ends the run too. For a hang it names the ranks that the others waited for:
+those that are still running when they have ended. Ranks end with their launcher: they get SIGTERM, save and stop.
 
 The last lines of each child's standard error are kept. A child whose launcher runs in a terminal gets a terminal of its
 own (a pty), so that it still draws a progress bar.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
+import math
 import os
 import random
 import re
@@ -63,6 +64,8 @@ class Rank:
         """Monotonic seconds at which it ended by itself; 0: it did not."""
         self.stuck = False
         """True where it neither ended nor wrote its stacks while the others hung because of it."""
+        self.alike: Sequence[Rank] = ()
+        """Ranks that hung in the same way: no evidence shows which of them was the cause."""
 
     def look(self) -> None:
         """Record the time at which the process ended by itself."""
@@ -111,7 +114,11 @@ class Rank:
             how = f"was killed by {name}{more}"
         else:
             how = f"ended with status {status}" + (" (it hung)" if status == HUNG else "")
-        return f"rank {self.number} (pid {self.child.pid}) {how}"
+        words = f"rank {self.number} (pid {self.child.pid}) {how}"
+        if not self.alike:
+            return words
+        others = ", ".join(f"rank {rank.number} (pid {rank.child.pid})" for rank in self.alike)
+        return f"{words}. The same holds for {others}: any of them may be the cause"
 
 
 def launch(
@@ -198,8 +205,11 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
     culprit = min((rank for rank in ranks if rank.failed), key=_blame, default=None)
     silent = [rank for rank in ranks if not rank.ended or rank.blocked]
     if culprit is not None and culprit.status == HUNG and silent:
-        culprit = silent[0]
-        culprit.stuck = not culprit.ended
+        for rank in silent:
+            rank.stuck = not rank.ended
+        # Of ranks that hold their interpreters, the one whose timer ran out first was silent first.
+        culprit, *others = sorted(silent, key=lambda rank: rank.ended or math.inf)
+        culprit.alike = others
     return culprit, signals
 
 

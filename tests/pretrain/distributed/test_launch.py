@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,29 @@ def test_a_rank_whose_interpreter_is_blocked_counts_as_hung(pretend, caplog):
         "rank 1", "rank 1"
     ]  # fmt: skip
     assert pretend(blocked, restarts=0) == (70, 3)
+
+
+def test_ranks_that_hang_alike_are_all_named(pretend, caplog, tmp_path):
+    """No evidence tells which one stopped first; of two that hold their interpreters, the first to run out does."""
+    marks = [str(tmp_path / name) for name in ("one", "two")]
+    stopped = [f"open({mark!r}, 'x').close(); os.kill(os.getpid(), signal.SIGSTOP)" for mark in marks]
+    hung = f"while not all(map(os.path.exists, {marks!r})): time.sleep(0.01)\nsys.exit({launcher.HUNG})"
+    assert pretend(*stopped, hung, restarts=0) == (70, 1)
+    assert re.match(
+        r"rank 0 \(pid \d+\) is stuck.*The same holds for rank 1 \(pid \d+\)", caplog.records[-1].getMessage()
+    )
+
+    pid = tmp_path / "pid"
+    block = (
+        "import ctypes, faulthandler; faulthandler.dump_traceback_later(0.2, exit=True); ctypes.PyDLL(None).sleep(60)"
+    )
+    first = f"os.symlink(str(os.getpid()), {str(pid)!r}); {block}"
+    second = (
+        f"while not os.path.lexists({str(pid)!r}): time.sleep(0.01)\n"
+        f"while os.path.exists('/proc/' + os.readlink({str(pid)!r})): time.sleep(0.01)\n{block}"
+    )
+    assert pretend(second, first, restarts=0) == (70, 2)
+    assert re.match(r"rank 1 \(pid .*The same holds for rank 0 \(pid ", caplog.records[-1].getMessage())
 
 
 def test_ranks_end_when_their_launcher_is_killed(tmp_path):
