@@ -183,7 +183,7 @@ def _qwen2(config: Fields) -> dict[str, Any]:
 
 def _qwen3(config: Fields) -> dict[str, Any]:
     model = {**_llama(config), "qk_norm": True}
-    first = config.get("max_window_layers", 0)
+    first = config.get("max_window_layers", 28)  # the class' own, as of all Qwen families
     return _windows(config, model, lambda layer: layer >= first) if config.get("use_sliding_window") else model
 
 

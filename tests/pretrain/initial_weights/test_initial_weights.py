@@ -19,6 +19,7 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of, tensors_of
+from pretrain.export.exported_architecture import layer_types
 from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import FAMILIES, differences, read_model
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of, open_weights, parameter_shapes
@@ -303,6 +304,17 @@ def test_an_absent_field_with_a_default_of_the_familys_own_is_refused(name, fiel
     del config["rope_parameters" if field == "rope_theta" else field]
     with pytest.raises(ConfigError, match=f"config.json has no field '{field}'. Add the value"):
         read_model(config)
+
+
+@pytest.mark.parametrize("first", [{}, {"max_window_layers": 0}, {"max_window_layers": 3}])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_windows_of_a_file_without_layer_types_begin_where_they_do_in_transformers(name, first):
+    kind, settings = CASES[name]
+    given = {**settings, "use_sliding_window": True, "sliding_window": 5, **first}
+    theirs = getattr(transformers, kind).config_class(**given)
+    derived = {"layer_types", "max_window_layers"} - first.keys()
+    config = {field: value for field, value in theirs.to_dict().items() if field not in derived}
+    assert layer_types(read_model(config)) == theirs.layer_types
 
 
 def test_a_card_that_is_not_yaml_is_a_warning(tmp_path, folder, caplog):
