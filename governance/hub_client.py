@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -133,12 +133,12 @@ def push(
     again: str,
     kind: Kind = "model",
     public: bool = False,
-    replaces: str | None = None,
+    replaces: Sequence[str] = (),
 ) -> str:
     """Upload a folder into a repository; return the commit's address.
 
     The repository is created if it does not exist. `again`: the command that finishes a failed upload, for its error.
-    `replaces`: a pattern; files of the repository that match and are not in the folder are removed in the same commit.
+    `replaces`: patterns; files of the repository that match and are not in the folder are removed in the same commit.
 
     Raises:
         ConfigError: the repository's name is not OWNER/NAME.
@@ -158,8 +158,9 @@ def push(
                 f"push to {repository}: it exists and is public; nothing was sent. Add --public to publish"
             )
         made = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, repo_type=kind, delete_patterns=replaces
-        )
+            repo_id=repository, folder_path=folder, commit_message=message, repo_type=kind,
+            delete_patterns=[*replaces] or None,
+        )  # fmt: skip
     except HfHubHTTPError as error:
         status = error.response.status_code
         text = f"push to {repository}: the hub answers {status} ({error.server_message or str(error).splitlines()[0]})"

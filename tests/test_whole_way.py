@@ -244,6 +244,7 @@ def test_evaluate_and_export(project_copy, capsys, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         assert main(["export", *config, str(newest.parent), str(target), "--push", "tiny"]) == 78
         assert not target.exists()
+        hub.files["model-00001-of-00009.safetensors"] = b"of an earlier export"
         assert main(["export", *config, str(newest.parent), str(target), "--push", "lab/tiny"]) == 0
     assert hub.files == {path.name: path.read_bytes() for path in target.iterdir()}
     lines = [json.loads(line) for line in (root / "journal.jsonl").read_text().splitlines()]

@@ -276,7 +276,7 @@ def push(arguments: Arguments) -> None:
         again = "Run the same command again; it sends only what the hub lacks"
         commit = upload(
             Path(folder), arguments.repository, message, again=again, kind="dataset", public=arguments.public,
-            replaces=SHARDS,
+            replaces=(SHARDS,),
         )  # fmt: skip
     name = arguments.repository
     digests = [output.sha256 for output in documents.listed("documents")]

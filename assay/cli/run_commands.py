@@ -334,7 +334,7 @@ def export(arguments: Arguments) -> None:
     from governance.files import write_json
     from governance.hub_client import push, require_name
     from governance.stage import read_artifact
-    from pretrain.export.huggingface import ExportFacts
+    from pretrain.export.huggingface import REPLACED, ExportFacts
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
     from pretrain.initial_weights.folder import STATEMENT
@@ -378,9 +378,13 @@ def export(arguments: Arguments) -> None:
     if arguments.push:
         message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
         private = "" if arguments.public else " --private"  # without it, hf upload creates a public repository
-        sent = f"hf upload {arguments.push} {shlex.quote(str(arguments.target))}{private}"
+        replaced = () if arguments.adapter else REPLACED
+        deleted = "".join(f" --delete {shlex.quote(pattern)}" for pattern in replaced)
+        sent = f"hf upload {arguments.push} {shlex.quote(str(arguments.target))}{private}{deleted}"
         again = f"{arguments.target} is complete; send it with: {sent}"
-        commit = push(arguments.target, arguments.push, message, again=again, public=arguments.public)
+        commit = push(
+            arguments.target, arguments.push, message, again=again, public=arguments.public, replaces=replaced
+        )
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
         loaded.journal(runtime.root).state("push", pushed, made_from, commit=commit)
         say(f"{arguments.push}: {commit}", push=arguments.push, commit=commit)

@@ -32,9 +32,12 @@ from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import classifier_of, family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
+from pretrain.export.new_folder import new_folder
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
 INDEX = "model.safetensors.index.json"
+REPLACED = ("model.safetensors", "model-*-of-*.safetensors", INDEX, TEMPLATE_FILE)
+"""Files that loaders prefer or add, and that an earlier export into the same repository may have left there."""
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
 """Form of the weights -> name in torch, bytes per element."""
@@ -82,6 +85,8 @@ def export(
 ) -> tuple[Manifest, dict[str, str]]:
     """Write a checkpoint and its tokenizer into the new folder `target`.
 
+    Where it is refused or interrupted, no file is left.
+
     Args:
         checkpoint: the checkpoint's folder; its files are verified first.
         tokenizer: the artifact of the tokenizer that it was trained with (`tokenizer_check.py`).
@@ -99,8 +104,14 @@ def export(
         ManifestError: the tokenizer was altered.
         ConfigError: the target is not empty, or a weight is too large for fp16.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
+    with new_folder(target):
+        return _export(checkpoint, tokenizer, target, root, (shard_bytes, dtype), facts)
+
+
+def _export(
+    checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, form: tuple[int, Dtype], facts: ExportFacts
+) -> tuple[Manifest, dict[str, str]]:
+    shard_bytes, dtype = form
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
     refuse_foreign_tokenizer(manifest, tokenizer, root)

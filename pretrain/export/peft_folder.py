@@ -21,6 +21,7 @@ from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_che
 from pretrain.checkpoint.safetensors_files import write_rounded
 from pretrain.config.training import AdapterConfig
 from pretrain.export.architectures import tensors_of
+from pretrain.export.new_folder import new_folder
 from pretrain.finetuning.trained_parameters import DOWN, UP, adapted_matrices, trained_count
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,8 +37,11 @@ def export_adapter(checkpoint: Path, target: Path, root: Path, unverified: str =
         CheckpointError: the checkpoint or its base is damaged.
         ConfigError: it has no adapter, other parameters learned too, or the base's tensors have other forms.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
+    with new_folder(target):
+        return _export(checkpoint, target, root, unverified)
+
+
+def _export(checkpoint: Path, target: Path, root: Path, unverified: str) -> tuple[Manifest, dict[str, str]]:
     manifest = read_checkpoint(checkpoint, root)
     identity, base = identity_of(manifest), manifest.stats.get("initial_weights", {})
     adapter, others = identity.recipe.train.adapter, list(identity.recipe.train.trained)

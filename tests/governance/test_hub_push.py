@@ -9,6 +9,7 @@ import pytest
 
 from governance.errors import ConfigError, PipelineError, StorageError
 from governance.hub_client import push
+from pretrain.export.huggingface import INDEX, REPLACED
 from tests.governance.upload_server import TOKEN
 
 AGAIN = "send it with: hf upload"
@@ -41,6 +42,16 @@ def test_every_file_arrives_in_a_private_repository_and_again_in_the_same(hub, f
     assert list(hub.objects) == [hashlib.sha256(WEIGHTS).hexdigest()]
     push(folder, "lab/open", "Checkpoint 1", again=AGAIN, public=True)
     assert visibility(hub, "lab/open") == "public"
+
+
+def test_no_file_of_an_earlier_export_is_left_that_loaders_would_read(hub, folder):
+    """`transformers` takes model.safetensors where it is there, even next to an index of other files."""
+    push(folder, "lab/tiny", "Checkpoint 1", again=AGAIN, replaces=REPLACED)
+    hub.files |= {"model-00001-of-00002.safetensors": b"old", "chat_template.jinja": b"old", "notes.md": b"mine"}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    (folder / INDEX).write_text("{}")
+    push(folder, "lab/tiny", "Checkpoint 2", again=AGAIN, replaces=REPLACED)
+    assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()} | {"notes.md": b"mine"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.tokens.chat_template import CHATML
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import CheckpointError, ConfigError
+from governance.files import write_text
 from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
@@ -24,6 +25,7 @@ from pretrain.evaluation.loglikelihood import log_likelihoods
 from pretrain.evaluation.scores import figures
 from pretrain.evaluation.tasks import Question
 from pretrain.evaluation.validation import nats_with
+from pretrain.export import huggingface, peft_folder
 from pretrain.export.architectures import family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family
 from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, write_folder
@@ -415,6 +417,26 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, make_tokens):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="never overwrites"):
         export(tmp_path, make_tokens(tmp_path), tmp_path / "full", tmp_path)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_export_that_is_refused_halfway_leaves_nothing(tmp_path, monkeypatch, existed, adapter):
+    """As with --dtype fp16, where the second file's weights are too large."""
+    target = tmp_path / "model"
+    if existed:
+        target.mkdir()
+
+    def refused(*_):
+        write_text(target / "model-00001-of-00002.safetensors", "written before")
+        raise ConfigError("--dtype fp16")
+
+    monkeypatch.setattr(peft_folder if adapter else huggingface, "read_checkpoint", refused)
+    given = (peft_folder.export_adapter, tmp_path) if adapter else (export, tmp_path, None)
+    with pytest.raises(ConfigError, match="fp16"):
+        given[0](*given[1:], target, tmp_path)
+    assert target.exists() == existed
+    assert not list(target.glob("*"))
 
 
 def test_every_preset_of_the_table_names_its_architecture():
