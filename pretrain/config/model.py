@@ -373,4 +373,6 @@ def padded_vocabulary(vocabulary_size: int) -> int:
 
     The vocabulary, rounded up to a multiple of 128, which suits matrix units.
     """
+    # The rest takes part in the softmax, as in Megatron-LM, OLMo-core and nanoGPT: no target has its ids, so training
+    # lowers its logits. Without it, every checkpoint would continue with other losses.
     return -(-vocabulary_size // 128) * 128
