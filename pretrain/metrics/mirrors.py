@@ -49,6 +49,7 @@ _KEY, _ROWS = "assay.key", "assay.rows"
 _STATES = {0: "FINISHED"} | dict.fromkeys((Preempted.exit_code, BudgetReached.exit_code, 128 + signal.SIGINT), "KILLED")
 # Limits of a request, which may hold 1,000 items and has a tag besides the metrics, and of a parameter's value.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_CHARACTERS = 999, 100, 500
+_MAX_NAME = 250
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
 
 
@@ -112,7 +113,7 @@ def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[s
     from mlflow.entities import Param
 
     settings = flat(identity.recipe.model_dump(mode="json"))
-    held = [Param(_REFUSED.sub("_", name), str(value)[:_MAX_CHARACTERS]) for name, value in settings]
+    held = [Param(_accepted(name), str(value)[:_MAX_CHARACTERS]) for name, value in settings]
     known = client.get_experiment_by_name(config.project)
     experiment = known.experiment_id if known else client.create_experiment(config.project)
     rows = 0
@@ -137,11 +138,21 @@ def _metrics(line: Mapping[str, Any]) -> list[Any]:
 
     now = int(time.time() * 1000)
     values = {"attempt": line["attempt"], **chart_values(line)}
-    return [Metric(_REFUSED.sub("_", chart), float(value), now, line["step"]) for chart, value in values.items()]
+    return [Metric(_accepted(chart), float(value), now, line["step"]) for chart, value in values.items()]
+
+
+def _accepted(name: str) -> str:
+    """A name that MLflow accepts.
+
+    It would refuse a whole request for one that is not a plain path.
+    """
+    parts = ("_" if part in ("", ".", "..") else part for part in _REFUSED.sub("_", name).split("/"))
+    whole = "/".join(parts)
+    return whole if len(whole) <= _MAX_NAME else whole[:_MAX_NAME].rstrip("/.")
 
 
 def _send(client: Any, run: str, metrics: list[Any], rows: int) -> None:
-    """Send rows together with their number, so that a kill between two requests repeats none."""
+    """Send rows with their number: a kill between requests repeats none."""
     from mlflow.entities import RunTag
 
     *first, last = range(0, len(metrics), _MAX_METRICS) or [0]

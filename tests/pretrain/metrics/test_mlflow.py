@@ -45,7 +45,8 @@ def recorded(tmp_path, *events, error=None, **settings):
 
 
 def steps(first, last):
-    return [("step", step, {"loss": 5.0 - step, "by_origin": {"web/en (a)": 1.5}}) for step in range(first, last + 1)]
+    origins = {"web/en (a)": 1.5, "../a//": 2.5, "z" * 300: 3.5}
+    return [("step", step, {"loss": 5.0 - step, "by_origin": origins}) for step in range(first, last + 1)]
 
 
 def test_a_run_its_restart_and_its_end(tmp_path, client):
@@ -67,6 +68,8 @@ def test_a_run_its_restart_and_its_end(tmp_path, client):
     lines = [line for line in read_lines(tmp_path / "run" / METRICS_FILE) if line["event"] == "step"]
     assert [(m.step, m.value) for m in losses] == [(line["step"], line["loss"]) for line in lines]
     assert run.data.metrics["loss/web/en _a_"] == 1.5
+    assert run.data.metrics["loss/_/a/_/_"] == 2.5
+    assert run.data.metrics[f"loss/{'z' * 245}"] == 3.5
     assert run.data.metrics["attempt"] == 2
     ends = ((Diverged("loss"), "FAILED"), (BudgetReached("joules"), "KILLED"), (AlteredFile("a shard"), "FAILED"))
     for error, status in ends:
