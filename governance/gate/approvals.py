@@ -9,6 +9,7 @@ parents is compared link by link, so that no loose policy can be put between two
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ APPROVAL = "urn:assay:policy-approval:1"
 REQUIRED = 2
 """People who must approve each loosened gate."""
 _POLICY = "policy"
+_STRENGTH = re.compile("(warns|blocks) on (.+)")
+_STRENGTH_SUITES = {"fairness": ("association", "tone", "impact", "parity", "instruments", "intersections")}
+"""Word of `strength` -> suites; any other names a suite."""
 
 
 class Approval(Signed):
@@ -88,7 +92,7 @@ def _gate(ours: Gate, theirs: Gate) -> Iterator[tuple[str, bool]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"  # two bounds that differ are never written alike
     if isinstance(value, tuple):
         return ", ".join(value) or "empty"
     return "not set" if value is None or value in ("", {}) else str(value)
@@ -125,12 +129,31 @@ def _rule(ours: Gate, theirs: Gate) -> bool:
     return rise < 0 if theirs.min is not None else rise > 0
 
 
+def _min(ours: Gate, theirs: Gate) -> bool:
+    return _cuts(ours, theirs) or (theirs.min is not None and (ours.min is None or ours.min < theirs.min))
+
+
+def _max(ours: Gate, theirs: Gate) -> bool:
+    return _cuts(ours, theirs) or (theirs.max is not None and (ours.max is None or ours.max > theirs.max))
+
+
+def _cuts(ours: Gate, theirs: Gate) -> bool:
+    """Return whether a narrower bound may open a gate that closed.
+
+    It cuts other rows. One that was cut may become a failure, of which `mostly` allows some; one that was judged may
+    leave too few, which is only shown.
+    """
+    shown = ours.on_inconclusive == "show" and ours.min_rows > 1
+    return ours.rule == "whole_ci" and theirs.severity == "critical" and (ours.mostly < 1 or shown)
+
+
 _LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
-    "min": lambda ours, theirs: theirs.min is not None and (ours.min is None or ours.min < theirs.min),
-    "max": lambda ours, theirs: theirs.max is not None and (ours.max is None or ours.max > theirs.max),
+    "min": _min,
+    "max": _max,
     "values": _values,
     "rule": _rule,
-    "mostly": lambda ours, theirs: ours.mostly < theirs.mostly,
+    # code of one's own may take it for anything
+    "mostly": lambda ours, theirs: ours.mostly < theirs.mostly or ":" in ours.gx,
     # more makes a failure inconclusive, and where that is shown alone, nothing closes the gate
     "min_rows": lambda ours, theirs: ours.min_rows < theirs.min_rows or ours.on_inconclusive == "show",
     "max_missing": lambda ours, theirs: ours.max_missing > theirs.max_missing,
@@ -147,6 +170,7 @@ on less, a higher one leaves small groups out of what is judged."""
 def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
     everybody = tuple(sorted({person for people in parent.owners.values() for person in people}))
     yield from _licences(policy, parent, everybody)
+    yield from _strength(policy, parent, everybody)
     if policy.verdict_days != parent.verdict_days:
         words = f"verdict_days is {policy.verdict_days}, was {parent.verdict_days}"
         yield Difference(_POLICY, words, policy.verdict_days > parent.verdict_days, everybody)
@@ -163,6 +187,34 @@ def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
         if policy.people.get(name) != parent.people.get(name):
             change = "another key" if name in policy.people and name in parent.people else "added or taken away"
             yield Difference(_POLICY, f"people: {name}: {change}", True, everybody)
+
+
+def _strength(policy: Policy, parent: Policy, everybody: tuple[str, ...]) -> Iterator[Difference]:
+    """Changed words for page one, or ones no longer borne out.
+
+    Words that the gates bear out, or none, need no approval.
+    """
+    new, old = policy.strength, parent.strength
+    claims_more = bool(new) and not _borne_out(policy)
+    if new != old:
+        yield Difference(_POLICY, f"strength is {_text(new)}, was {_text(old)}", claims_more, everybody)
+    elif claims_more and _borne_out(parent):
+        yield Difference(_POLICY, f"strength is {new}, which its gates no longer bear out", True, everybody)
+
+
+def _borne_out(policy: Policy) -> bool:
+    """Return whether the gates do what `strength` says.
+
+    "warns on" asks for a gate of each named suite, "blocks on" that all of its gates block, measured or not.
+    """
+    if not (found := _STRENGTH.fullmatch(policy.strength)):
+        return False
+    for name in re.split(", | and ", found[2]):
+        gates = [gate for gate in policy.gate if gate.suite in _STRENGTH_SUITES.get(name, (name,))]
+        blocking = all((gate.severity, gate.on_inconclusive) == ("critical", "block") for gate in gates)
+        if not gates or (found[1] == "blocks" and not blocking):
+            return False
+    return True
 
 
 def _energy(new: EnergyBudget | None, old: EnergyBudget | None, everybody: tuple[str, ...]) -> Iterator[Difference]:

@@ -200,7 +200,8 @@ class Policy(Section):
     name: str
     """For people; the digest identifies it."""
     strength: str = Field(default="", exclude_if=not_)
-    """Effect on fairness, in a few words for page one: "warns on fairness"."""
+    """Effect on fairness, in a few words for page one: "warns on fairness". Under a parent, other words need approval,
+    unless the gates bear them out (`approvals.py`)."""
     verdict_days: int = Field(default=30, ge=1)
     """Days that a verdict holds."""
     owners: dict[str, tuple[str, ...]]

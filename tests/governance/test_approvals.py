@@ -4,13 +4,15 @@ import datetime
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from governance.checks.expectations import run_suite
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.gate.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
 from governance.gate.decision import CheckResult, SignedStatements, decide
-from governance.gate.policy import Policy, load_policy
+from governance.gate.policy import EnergyBudget, Gate, Licences, Policy, load_policy
 from governance.gate.signed_statements import read_statements, signature_fields, signer_id, write_statement
 from governance.signing.dsse import create_key, private_key
 
@@ -128,6 +130,16 @@ def test_against_a_maximum_the_ends_of_an_interval_are_exchanged():
         ({"on_inconclusive": "show"}, {}, {"min_rows": 100}),
         ({"on_inconclusive": "show"}, {"lower": [None], "upper": [None]}, {"rule": "lower_ci"}),
         ({"max_missing": 0.5}, {"lower": [None, 0.9], "upper": [None, 1.0]}, {"rule": "lower_ci"}),
+        (
+            {"rule": "whole_ci", "mostly": 0.5},
+            {"value": [0.8, 0.95], "lower": [0.7, 0.9], "upper": [0.85, 1.0]},
+            {"min": 0.86},
+        ),
+        (
+            {"rule": "whole_ci", "min_rows": 2, "on_inconclusive": "show"},
+            {"lower": [0.4, 0.9], "upper": [0.6, 0.98]},
+            {"max": 0.96},
+        ),
     ],
 )
 def test_a_change_by_which_a_failure_no_longer_closes_needs_approval(gate, table, changes):
@@ -137,17 +149,172 @@ def test_a_change_by_which_a_failure_no_longer_closes_needs_approval(gate, table
     frame = pd.DataFrame(
         {"value": [0.5, 0.95][:rows], "lower": [0.4, 0.9][:rows], "upper": [0.6, 1.0][:rows], "n": [40] * rows, **table}
     )
-
-    def closes(policy):
-        of_gate = [one for one in policy.gates() if one.id == "i.v"]
-        others = [CheckResult(one.id, "t", "pass", 1.0, 1, 0, "") for one in policy.gates() if one.id != "i.v"]
-        results = [*run_suite(frame, of_gate, "t"), *others]
-        return decide(policy, results, "c" * 64, datetime.date(2027, 1, 2)).decision not in ("PASS", "WAIVED")
-
-    assert closes(parent)
-    assert not closes(child)
+    before, after = closing(frame, [next(one for one in policy.gate if one.id == "i.v") for policy in (parent, child)])
+    assert before
+    assert not after
     [difference] = policy_differences(child, parent)
     assert difference.loosened, difference.text()
+
+
+def closing(frame, gates):
+    """For each gate, whether its result on the table closes."""
+    for gate, result in zip(gates, run_suite(frame, gates, "t"), strict=True):
+        policy = make([gate.model_dump(exclude_defaults=True)])
+        yield decide(policy, [result], "c" * 64, datetime.date(2027, 1, 2)).decision not in ("PASS", "WAIVED")
+
+
+BOUNDS = {name: st.sampled_from([None, 0.5, 0.6, 0.7, 0.8]) for name in ("min", "max")}
+COMMON = {
+    "min_rows": st.sampled_from([1, 3, 9]), "max_missing": st.sampled_from([0.0, 0.3, 1.0]),
+    "severity": st.sampled_from(["critical", "warning"]), "on_inconclusive": st.sampled_from(["block", "show"]),
+    "where": st.sampled_from([{}, {"s": "a"}]),
+}  # fmt: skip
+MOSTLY = st.sampled_from([0.4, 0.7, 1.0])
+KINDS = {
+    "between": BOUNDS | {"column": st.sampled_from(["value", "lower"]), "mostly": MOSTLY},
+    "quantile_between": BOUNDS | {"column": st.just("value"), "quantile": st.sampled_from([0.1, 0.5])},
+    "mean_between": BOUNDS | {"column": st.sampled_from(["value", "lower"])},
+    "unique": {"column": st.sampled_from(["value", "s"]), "mostly": MOSTLY},
+    "not_null": {"column": st.sampled_from(["value", "s"]), "mostly": MOSTLY},
+    "match_regex": {"column": st.just("s"), "regex": st.sampled_from(["a", "[ab]"]), "mostly": MOSTLY},
+    "in_set": {"column": st.just("s"), "values": st.sampled_from([["a"], ["a", "b"], ["b"]]), "mostly": MOSTLY},
+    "columns_present": {"values": st.sampled_from([["s"], ["s", "n"], ["none"]])},
+    "row_count_between": {name: st.sampled_from([None, 1, 2, 4]) for name in ("min", "max")},
+    "interval_between": BOUNDS | {"mostly": MOSTLY, "min_n": st.sampled_from([1, 40]),
+                                  "rule": st.sampled_from(["point", "lower_ci", "upper_ci", "whole_ci"])},
+}  # fmt: skip
+
+
+def built(values):
+    """A gate of these values, or None where the policy's rules refuse it."""
+    fields = {name: value for name, value in values.items() if value not in (None, {})}
+    try:
+        return make([{**GATE_WORDS, **fields}]).gate[0]
+    except ConfigError:
+        return None
+
+
+GATE_WORDS = {"id": "i.v", "suite": "impact", "owner": "fairness", "why": "because it matters"}
+ROWS = st.tuples(
+    st.sampled_from([0.4, 0.55, 0.65, 0.75, 0.9]), st.sampled_from([0, 0.1, 0.3]), st.sampled_from([30, 50]),
+    st.sampled_from(["a", "b", None]), st.sampled_from(["all", "bare", "none"]),
+)  # fmt: skip
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_gate_opens_where_its_parents_closes_unless_the_change_needs_approval(data):
+    """A table, a gate, and children that differ from it in one or two fields."""
+    rows = data.draw(st.lists(ROWS, min_size=1, max_size=6), "rows")
+    frame = pd.DataFrame(
+        [
+            {
+                "value": None if kind == "none" else value,
+                "lower": value - width if kind == "all" else None,
+                "upper": value + width if kind == "all" else None,
+                "n": n,
+                "s": word,
+            }
+            for value, width, n, word, kind in rows
+        ]
+    )
+    kind = data.draw(st.sampled_from(sorted(KINDS)), "kind")
+    fields = {"expectation": st.just(kind), **COMMON, **KINDS[kind]}
+    parent = data.draw(st.fixed_dictionaries(fields).filter(built), "parent")
+    names = st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2, unique=True)
+    drawn = [{name: data.draw(fields[name]) for name in data.draw(names)} for _ in range(15)]
+    gates = [built(parent), *filter(None, (built(parent | changes) for changes in drawn))]
+    before, *after = closing(frame, gates)
+    for gate, closes in zip(gates[1:], after, strict=True):
+        child, above = (make([one.model_dump(exclude_defaults=True)]) for one in (gate, gates[0]))
+        differences = policy_differences(child, above)
+        assert closes or not before or any(one.loosened for one in differences), (parent, gate)
+
+
+OWN = {"suite": "sources", "gx": "lab.rules:Own", "kwargs": {"least": 1}, "sha256": "a" * 64, "mostly": 0.9}
+LOOSER = {
+    Gate: {
+        "id": (GATE, {"id": "x.y"}),
+        "suite": (GATE, {"suite": "tokens"}),
+        "expectation": (GATE, {"expectation": "mean_between", "mostly": 1.0}),
+        "gx": (OWN, {"gx": "lab.rules:Other"}),
+        "kwargs": (OWN, {"kwargs": {"least": 0}}),
+        "sha256": (OWN, {"sha256": "b" * 64}),
+        "column": (GATE, {"column": "y"}),
+        "where": (GATE, {"where": {"s": "a"}}),
+        "min": (GATE, {"min": -1}),
+        "max": (GATE, {"max": 2}),
+        "mostly": (OWN, {"mostly": 0.95}),
+        "quantile": ({"expectation": "quantile_between", "column": "x", "min": 1, "quantile": 0.1}, {"quantile": 0.9}),
+        "values": ({"expectation": "in_set", "column": "x", "values": ["a"]}, {"values": ["a", "b"]}),
+        "regex": ({"expectation": "match_regex", "column": "x", "regex": "a"}, {"regex": "."}),
+        "rule": (INTERVAL, {"rule": "upper_ci"}),
+        "min_n": (INTERVAL, {"min_n": 60}),
+        "min_rows": (GATE, {"min_rows": 1}),
+        "max_missing": (GATE, {"max_missing": 1.0}),
+        "severity": (GATE, {"severity": "warning"}),
+        "on_inconclusive": (GATE, {"on_inconclusive": "show"}),
+        "owner": (GATE, {"owner": "legal"}),
+    },
+    EnergyBudget: {"kilowatt_hours": 3.0, "scope": "training", "bound": "central", "unknown": "allow"},
+    Licences: {"allowed": ["MIT", "CC0-1.0", "GPL-3.0"]},
+    Policy: {
+        "strength": "blocks on sources",
+        "verdict_days": 60,
+        "owners": {"data": ["eve"], "fairness": ["fay"], "legal": ["leo"]},
+        "people": {"ann": "a" * 64},
+        "licences": {"allowed": ["MIT", "CC0-1.0", "GPL-3.0"]},
+        "energy_budget": None,
+        "verified_origin": False,
+        "gate": [INTERVAL, LICENCE],
+    },
+}
+"""Section -> field -> a value that asks less (of a gate: the gate, and its change)."""
+NEVER = {Gate: {"seconds", "why"}, EnergyBudget: set(), Licences: set(), Policy: {"name", "parent"}}
+"""A shorter or longer time ends in an error or changes nothing; words; what is compared itself."""
+
+
+@pytest.mark.parametrize(
+    ("section", "field"), [(section, field) for section in LOOSER for field in section.model_fields]
+)
+def test_every_field_of_a_policy_can_be_loosened_with_approval_only(section, field):
+    """A new field fails here until it has a value that asks less, or a reason why there is none."""
+    assert (field in LOOSER[section]) != (field in NEVER[section])
+    if field in NEVER[section]:
+        return
+    looser, budget = LOOSER[section][field], {"kilowatt_hours": 2.0}
+    values = {"energy_budget": budget, "verified_origin": True, "strength": "warns on sources"}
+    own = {**values, "gate": [{**GATE, "on_inconclusive": "show"}, INTERVAL, LICENCE]}
+    if section is Gate:
+        gate, changes = looser
+        gates = [{**GATE_WORDS, **gate, "id": "a.b"}, {**GATE_WORDS, **gate, "id": "a.b", **changes}]
+        parent, child = (make([one, LICENCE]) for one in gates)
+    else:
+        named = {EnergyBudget: {"energy_budget": {**budget, field: looser}}, Licences: {"licences": {field: looser}}}
+        parent, child = make(**own), make(**own | named.get(section, {field: looser}))
+    closed = unapproved(child.model_copy(update={"parent": parent}), (), ())
+    assert closed, f"{field}: {all_differences(child.model_copy(update={'parent': parent}))}"
+    assert unapproved(parent.model_copy(update={"parent": parent}), (), ()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "gate", "after", "loosened"),
+    [
+        ("", {}, "blocks on sources", False),
+        ("blocks on sources", {}, "warns on sources and impact", False),
+        ("warns on sources", {}, "", False),
+        ("", {}, "blocks on sources, licences and tokens", True),
+        ("", {}, "fair to everybody", True),
+        ("", {"severity": "warning"}, "blocks on sources", True),
+        ("blocks on sources", {"severity": "warning"}, "blocks on sources", True),
+    ],
+)
+def test_words_on_page_one_need_approval_unless_the_gates_bear_them_out(before, gate, after, loosened):
+    child = make([{**GATE, **gate}, INTERVAL, LICENCE], strength=after)
+    differences = policy_differences(child, make(strength=before))
+    [difference] = [one for one in differences if one.gate == "policy"]
+    assert difference.loosened == loosened
+    assert f"strength is {after or 'not set'}" in difference.words
 
 
 def test_an_equal_policy_differs_in_nothing():
