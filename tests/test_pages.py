@@ -37,7 +37,7 @@ LEFT_OUT = {
     r"assay plan .*--from": "needs a run on such nodes: tests/assay/test_plan.py",
     r"assay experiment scaling ": "trains nine models: tests/assay/test_scaling_experiment.py",
     r"assay experiment mixture ": "trains nine models: tests/assay/test_mixture_experiment.py",
-    r"assay experiment claims ": "trains many models for hours: tests/pretrain/test_impact.py",
+    r"assay experiment claims ": "trains many models for hours: tests/pretrain/test_measured.py",
     r"assay (translate |run pairs.toml )": "needs pairs: tests/assay/test_translation.py",
     r"assay audit-training ": "needs several checkpoints: tests/assay/test_audit_training.py",
     r"assay governance takedown ": "needs a document that was read late: tests/assay/test_takedown.py",
