@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def make_documents(run: LoadedRun, artifacts: Mapping[str, Manifest], reported: 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:
     """Newest measurements of the audit and the last checkpoint.
 
-    Data Docs, the memorisation probe, the verbatim share of generations, and the test of KPIs, or else their plan.
+    Data Docs, the memorisation probe, the verbatim share of generations, and the test of KPIs
+    (that which decided, if any), or else their plan.
     """
     from governance.kpi.other_plans import PLAN, TEST
     from pretrain.inference.memorisation import VERSION as MEMORISATION
@@ -78,13 +79,20 @@ def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -
         traced = _latest_on("verbatim", {checkpoint, artifacts["encode"].as_input()}, root, journal)
         found |= {stage: one for stage, one in probed.items() if one.version == MEMORISATION}
         found |= {stage: one for stage, one in traced.items() if one.version == VERBATIM}
-        found |= _latest_on(TEST, {checkpoint}, root, journal)
+        tested = _latest_on(TEST, {checkpoint}, root, journal, lambda test: test.stats["decision"] != "undecided")
+        found |= tested or _latest_on(TEST, {checkpoint}, root, journal)
         found |= _latest_on("training_audit", {checkpoint}, root, journal)
     return found if TEST in found else found | _latest_on(PLAN, set(), root, journal)
 
 
-def _latest_on(kind: str, subjects: set[Input], root: Path, journal: Journal) -> dict[str, Manifest]:
-    """The newest stated artifact of a kind on all `subjects`."""
+def _latest_on(
+    kind: str,
+    subjects: set[Input],
+    root: Path,
+    journal: Journal,
+    wanted: Callable[[Manifest], bool] = lambda made: True,
+) -> dict[str, Manifest]:
+    """The newest `wanted` artifact of a kind, stated on all `subjects`."""
     try:
         stated = latest_statements(journal.verified())
         for path, entry in reversed(list(stated.items())):
@@ -92,7 +100,8 @@ def _latest_on(kind: str, subjects: set[Input], root: Path, journal: Journal) ->
                 found = read_manifest(root / path)
                 if faults := [*unstated(found, stated), *verify(found, root)]:
                     raise ManifestError(f"{root / path}: {faults[0]}")
-                return {found.stage: found}
+                if wanted(found):
+                    return {found.stage: found}
     except ManifestError as error:
         get_logger(__name__).warning("the report leaves out %s: %s", kind, error)
     return {}

@@ -70,9 +70,11 @@ def model_energy(artifacts: dict[str, Manifest], runtime: Runtime) -> ModelEnerg
     found = energy_facts(list(artifacts.values()), runtime.root)
     total = found["total"]
     parts = (found["views"] or {}).get("parts", ())
-    inherited = sum(part["joules"] or 0.0 for part in parts if part["from"] == "manifest")
+    inherited = [part["joules"] for part in parts if part["from"] == "manifest"]
+    known, complete = sum(joules or 0.0 for joules in inherited), None not in inherited
 
     def whole(joules: float | None) -> float | None:
-        return None if joules is None else joules + inherited
+        return None if joules is None else joules + known
 
-    return ModelEnergy(whole(total["joules"]), whole(total["low"]), whole(total["high"]))
+    low = whole(total["low"])
+    return ModelEnergy(whole(total["joules"]), low, whole(total["high"])) if complete else ModelEnergy(None, low, None)

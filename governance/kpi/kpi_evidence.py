@@ -35,7 +35,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-PLAN_VERSION, TEST_VERSION = 1, 2
+PLAN_VERSION, TEST_VERSION = 1, 3
 FEW_GROUPS = 10
 """Groups of an arm below which an interval rests on the normal distribution of their means."""
 _JOULES_PER_KWH = 3.6e6
@@ -333,7 +333,8 @@ def money_facts(
 ) -> dict[str, Any]:
     """Value of the change against the cost of the model, with interval.
 
-    The interval is that of the outcomes, widened by the bounds of the energy.
+    The interval is that of the outcomes, widened by the bounds of the energy. Energy that is unknown is at least none,
+    and has no upper bound: the net value and its lower end are then unknown (None), unless energy costs nothing.
     """
     valued = [(kpi, one) for kpi, one in zip(file.kpi, found, strict=True) if kpi.value is not None]
     weights = [kpi.sign * (kpi.value or 0.0) * one.denominators for kpi, one in valued]
@@ -341,12 +342,14 @@ def money_facts(
     low, high = gain.interval(file.experiment.alpha)
     served = money.served_units
     energy = [
-        None if joules is None else joules / _JOULES_PER_KWH * money.price_per_kwh
+        None if joules is None and money.price_per_kwh else (joules or 0.0) / _JOULES_PER_KWH * money.price_per_kwh
         for joules in (section.low_joules, section.joules, section.high_joules)
     ]
-    known = energy[1] or 0.0
-    cheapest, dearest = (known if end is None else end for end in (energy[0], energy[2]))
     other = money.one_off + served * money.cost_per_unit
+
+    def net(gain_per_unit: float, energy: float | None) -> float | None:
+        return None if energy is None else _rounded(served * gain_per_unit - other - energy)
+
     return {
         "currency": money.currency,
         "served_units": served,
@@ -362,16 +365,17 @@ def money_facts(
         "energy": _rounded(energy[1]),
         "energy_low": _rounded(energy[0]),
         "energy_high": _rounded(energy[2]),
-        "net": _rounded(served * gain.value - other - known),
-        "net_low": _rounded(served * low - other - dearest),
-        "net_high": _rounded(served * high - other - cheapest),
+        "net": net(gain.value, energy[1]),
+        "net_low": net(low, energy[2]),
+        "net_high": net(high, energy[0] or 0.0),
     }
 
 
 def decision(rows: Sequence[Mapping[str, Any]], money: Mapping[str, Any] | None) -> str:
     """Answer of a valid test, by net value or the first KPI."""
     if money is not None:
-        return "paid" if money["net_low"] > 0 else "lost" if money["net_high"] < 0 else "open"
+        surely = money["net_low"] is not None and money["net_low"] > 0
+        return "paid" if surely else "lost" if money["net_high"] < 0 else "open"
     finding = rows[0]["finding"]
     return "paid" if finding == "reached" else "lost" if finding in ("worse", "none", "small") else "open"
 

@@ -514,6 +514,26 @@ def test_a_finding_is_read_off_the_interval(effect, error, finding, direction):
     assert kpi_evidence._finding(kpi, ends, abs(effect) > 2 * error) == finding
 
 
+JOULES = ("joules", "low_joules", "high_joules")
+
+
+@given(st.tuples(*[st.none() | st.floats(0, 1e12)] * 3), st.floats(0, 10))
+def test_energy_that_is_unknown_is_at_least_none_and_has_no_upper_bound(joules, price):
+    """The net value at each end is that of the energy which it names, and unknown with it."""
+    low, known, high = joules
+    file = file_of({**SHARE, "value": 2.0}, money=MONEY | {"price_per_kwh": price})
+    data = outcomes_of(np.arange(40) % 2, solved=(np.arange(40) % 3 == 0).astype(float))
+    section = KpiTestSection(planned_at="", looks=(), joules=known, low_joules=low, high_joules=high)
+    money = kpi_evidence.money_facts(file, file.money, data, [influence(kpi, data) for kpi in file.kpi], section)
+    ends = (("net", "gain", known), ("net_low", "gain_low", high), ("net_high", "gain_high", low or 0.0))
+    for net, gain, spent in ends:
+        if spent is None and price:
+            assert money[net] is None
+        else:
+            costs = 150 + (spent or 0.0) / 3.6e6 * price
+            assert money[net] == pytest.approx(money[gain] - costs, abs=1e-5, rel=1e-6)
+
+
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e5))
 def test_it_paid_where_the_whole_interval_is_above_zero(net, half):
     word = kpi_evidence.decision([], {"net_low": net - half, "net_high": net + half})
@@ -536,23 +556,26 @@ def test_money_covers_its_truth_with_the_covariance_of_kpis():
 
 def test_each_answer_has_its_words_and_its_page():
     rows = pd.DataFrame({"t": np.arange(400) % 2, "y": np.random.default_rng(2).random(400)})
-    for effect, money, word in (
-        (0.3, MONEY, "Yes"),
-        (-0.3, MONEY, "No"),
-        (0.08, MONEY, "Not shown"),
-        (0.3, None, "Yes"),
-        (0.0, None, "No"),
+    for effect, money, unknown, word in (
+        (0.3, MONEY, False, "Yes"),
+        (-0.3, MONEY, False, "No"),
+        (0.08, MONEY, False, "Not shown"),
+        (0.3, MONEY, True, "Not shown"),
+        (-0.3, MONEY, True, "No"),
+        (0.3, MONEY | {"price_per_kwh": 0.0}, False, "Yes"),
+        (0.3, None, False, "Yes"),
+        (0.0, None, False, "No"),
     ):
         file = file_of({**SHARE, "value": 2.0}, money=money)
         data = outcomes_of(rows.t, solved=(rows.y < 0.5 + effect * rows.t).astype(float))
         plan = manifest_of("kpi_plan", {"groups": 4})
-        section = KpiTestSection(planned_at="2026-01-01T00:00:00Z", looks=(), joules=None, low_joules=None,
-                                              high_joules=None)  # fmt: skip
+        known = {name: None if unknown or (money and not money["price_per_kwh"]) else 0.0 for name in JOULES}
+        section = KpiTestSection(planned_at="2026-01-01T00:00:00Z", looks=(), **known)
         asked = KpiRequest(file, None, plan, None, None, False)
         stats = facts_of_test(asked, data, section, {})
         found = {"kpi": {"plan": None, "test": stats}}
         assert answer(stats).startswith(f"Did it pay? {word}. ")
-        assert ("is unknown, and not counted" in answer(stats)) == (money is not None)
+        assert ("has no known upper bound" in answer(stats)) == unknown
         html = paid(found) + "".join(paid_folded(found))
         assert f">{word}<" in html
         Page(html)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.facts.citations import cite
-from governance.reports.html.markup import UNKNOWN, Child, Html, chance, decimal, fold, foreign, join, table, tag
+from governance.reports.html.markup import UNKNOWN, Child, Html, chance, decimal, fold, foreign, join, share, table, tag
 from governance.reports.html.svg_figures import interval_about
 
 _BADGES = {"paid": ("Yes", "good"), "lost": ("No", "bad"), "open": ("Not shown", "warn"),
@@ -38,10 +38,12 @@ def paid(facts: Mapping[str, Any]) -> Html:
     if money is None:
         return join([head, _kpi_picture(test)])
     units = f"{money['served_units']:,} {test['unit']}s served"
-    note = tag("small", f"{_percent(1 - test['alpha'])} interval {_money_range(money)}; {units}")
-    net = [_amount(money["net"]), tag("span", f" {money['currency']}"), note]
+    note = tag("small", f"{share(1 - test['alpha'])} interval {_money_range(money)}; {units}")
+    net: list[Child] = [UNKNOWN, note]
+    if money["net"] is not None:
+        net = [_amount(money["net"]), tag("span", f" {money['currency']}"), note]
     figure = tag("dl", tag("div", tag("dt", "Net value", citation), tag("dd", net)), class_="tiles")
-    return join([head, figure, _money_picture(money)])
+    return join([head, figure, None if None in (money["net"], money["net_low"]) else _money_picture(money)])
 
 
 def paid_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
@@ -56,7 +58,7 @@ def paid_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
          tag("span", _FINDINGS[row["finding"]][0], class_=f"pill {_FINDINGS[row['finding']][1]}")]
         for row in test["kpis"]
     ]  # fmt: skip
-    interval = f"{_percent(test['confidence'])} interval"
+    interval = f"{share(test['confidence'])} interval"
     head = ["KPI", "without", "with", "change", interval, "smallest that matters", "p", "finding"]
     several = " The p values are corrected for their number (Holm), and the intervals hold together."
     note = f"Compared: {_arms(test)}.{several if len(rows) > 1 else ''}"
@@ -117,7 +119,7 @@ def detectable_words(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def kpi_line(row: Mapping[str, Any], confidence: float) -> str:
     """A KPI's result in a line."""
     before, after, change = _values(row)
-    interval = f"{_percent(confidence)} interval {_interval(row)}, p {chance(row['holm_p'])}"
+    interval = f"{share(confidence)} interval {_interval(row)}, p {chance(row['holm_p'])}"
     return (
         f"{row['name']}: {before} without, {after} with the model; change {change}, {interval}; "
         f"smallest that matters {_change(row, row['smallest_effect'], signed=False)}: {_FINDINGS[row['finding']][0]}"
@@ -135,13 +137,19 @@ def _sentence(test: Mapping[str, Any]) -> str:
         but += f" {len(others) + 1} signed plans could decide this, so each has its part of the false alarms."
     if money is None:
         return f"{_moved(first)}: {_FINDINGS[first['finding']][0]}.{but}"
-    if money["energy"] is None:
+    if money["net_low"] is None:
+        but += " The energy of the model has no known upper bound, so the net value has no lower one."
+    elif money["energy"] is None and money["energy_high"] is None:  # a test of an earlier version
         but += " The energy of the model is unknown, and not counted."
     units = f"Over {money['served_units']:,} {test['unit']}s the model"
     if test["decision"] == "open":
-        return f"{units} may gain or lose: the interval of its net value holds both.{but}"
+        why = "its net value is" if money["net_low"] is None else "the interval of its net value is"
+        return f"{units} may gain or lose: {why} {_money_range(money)}.{but}"
+    nearest = money["net_low" if test["decision"] == "paid" else "net_high"]  # the end next to 0
+    surely = f"at least {_amount(abs(nearest))}" if money["net"] is None else _amount(abs(money["net"]))
+    amount = f"{surely} {money['currency']}"
     word = "brings {} more than it costs" if test["decision"] == "paid" else "costs {} more than it brings"
-    return f"{units} {word.format(_amount(abs(money['net'])) + ' ' + money['currency'])}. {_moved(first)}.{but}"
+    return f"{units} {word.format(amount)}. {_moved(first)}.{but}"
 
 
 def _moved(row: Mapping[str, Any]) -> str:
@@ -181,11 +189,9 @@ def _amount(value: float) -> str:
 
 
 def _money_range(money: Mapping[str, Any]) -> str:
+    if money["net_low"] is None:
+        return f"at most {_amount(money['net_high'])} {money['currency']}"
     return f"{_amount(money['net_low'])} to {_amount(money['net_high'])} {money['currency']}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _arms(test: Mapping[str, Any]) -> str:
@@ -279,7 +285,7 @@ def _checks(test: Mapping[str, Any]) -> list[list[Child]]:
             f"{test['earlier_looks']:,}, none of which could decide" if test["earlier_looks"] else "none",
         ],
         ["other plans of this experiment or metric", _others(test)],
-        ["error rates", f"false alarm {_percent(test['alpha'])} over all KPIs, power {_percent(test['power'])} each"],
+        ["error rates", f"false alarm {share(test['alpha'])} over all KPIs, power {share(test['power'])} each"],
     ]
     if test["few_groups"]:
         rows.append(["few groups", "an arm has fewer than ten, so the intervals rest on normally distributed means"])
