@@ -170,8 +170,8 @@ def test_a_model_is_named_by_its_kind_and_size():
     sizes = (None, 999, 2_361_024, 7_000_000_000)
     assert [parameters(size) for size in sizes] == [
         "unknown parameters", "999 parameters", "2.36 M parameters", "7 B parameters"]  # fmt: skip
-    assert parameters(999_900_000) == "1000 M parameters"
-    assert [size(value) for value in (999, 12_345_678, 999_700)] == ["999 B", "12.3 MB", "1000 kB"]
+    assert parameters(999_900_000) == "1 B parameters"
+    assert [size(value) for value in (999, 12_345_678, 999_700)] == ["999 B", "12.3 MB", "1 MB"]
     figures = [grams(value) for value in (0.00012, 999.7, 999_700, 1_234e9)]
-    assert figures == ["0.00012 g", "1000 g", "1000 kg", "1,234,000 t"]
+    assert figures == ["0.00012 g", "1 kg", "1 t", "1,234,000 t"]
     assert model_line({"training": None}) == ""

@@ -28,7 +28,39 @@ from governance.reports.html.markup import (
 from governance.reports.html.style import CSS
 from governance.reports.html.svg_figures import Curve, bar, chart, ticks
 from governance.reports.report import report
+from governance.reports.sections.energy_sections import grams
 from governance.stage import Runtime
+
+UNITS = {
+    size: {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15},
+    energy: {"Wh": 3600, "kWh": 3.6e6, "MWh": 3.6e9},
+    grams: {"g": 1, "kg": 1e3, "t": 1e6},
+}
+
+
+@given(st.integers(1, 999_999), st.integers(0, 15), st.sampled_from(list(UNITS)))
+@example(99_997, 3, size)
+@example(99_997, 10, grams)
+def test_a_number_is_written_in_the_unit_that_fits_its_three_digits(digits, places, write):
+    """Up to the edge of a magnitude: 999.97 of one unit is 1 of the next, never 1000."""
+    value = digits * 10**places if write is size else digits * 10.0 ** (places - 2)
+    text, unit = write(value).split(" ")
+    shown = float(text.replace(",", ""))
+    assert shown * UNITS[write][unit] == pytest.approx(value, rel=0.0051)
+    assert 1 <= shown < 1000 or unit in (
+        min(UNITS[write], key=UNITS[write].get),
+        max(UNITS[write], key=UNITS[write].get),
+    )
+
+
+@given(st.floats(0, 1))
+@example(0.99949)
+@example(0.99999)
+def test_a_share_below_one_is_never_shown_as_the_whole(value):
+    shown = float(share(value).removesuffix(" %"))
+    assert shown < 100 or value > 1 - 1e-14
+    assert (shown > 0) == (value > 0)
+    assert shown == pytest.approx(100 * value, rel=0.0051)
 
 
 @given(st.text(st.characters(), max_size=60))
@@ -62,7 +94,7 @@ def test_numbers_are_written_for_people():
     output = tuple(map(kilowatt_hours, (842.987, 0.0, 1e-3, 7.2e6, 4.5e9, None)))
     assert output == ("0.000234 kWh", "0 kWh", "2.78e-10 kWh", "2 kWh", "1,250 kWh", "unknown")
     assert (compact(3.2e-5), compact(0), compact(12340.0)) == ("3.2e-05", "0", "12,340")
-    assert (share(0.626), share(0.99961)) == ("62.6 %", "99.96 %")
+    assert (share(0.626), share(0.99961), share(1.0)) == ("62.6 %", "99.96 %", "100 %")
 
 
 def test_numbers_side_by_side_have_equal_decimals():

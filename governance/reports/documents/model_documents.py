@@ -32,7 +32,7 @@ from governance.reports.documents.evidence import (
     task_of,
 )
 from governance.reports.documents.markdown import filled, rows
-from governance.reports.html.markup import compact, duration, number, visible
+from governance.reports.html.markup import compact, decimal, duration, number, visible
 
 _MAX_ROWS = 12  # differences between groups; the report has all
 
@@ -196,7 +196,7 @@ def model_documentation(evidence: Evidence) -> str:
     seconds = (evidence.training_energy or {}).get("seconds")
     classifies = bool(evidence.at("training.config.model.num_labels"))
     joules = evidence.at("energy.total.joules")
-    text = None if joules is None else f"{joules / 3.6e9:.3g} MWh"
+    text = None if joules is None else f"{decimal(joules / 3.6e9)} MWh"
     return filled(
         "model_documentation",
         evidence,

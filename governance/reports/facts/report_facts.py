@@ -275,9 +275,9 @@ def threshold(gate: Mapping[str, Any]) -> str:
     low, high = gate.get("min"), gate.get("max")
     column = NEEDS[gate["expectation"]].subject.format(**{"column": "", **gate})
     if low is not None and high is not None:
-        text = f"{column} from {low:g} to {high:g}"
+        text = f"{column} from {low:.15g} to {high:.15g}"
     elif low is not None or high is not None:
-        text = f"{column} ≥ {low:g}" if low is not None else f"{column} ≤ {high:g}"
+        text = f"{column} ≥ {low:.15g}" if low is not None else f"{column} ≤ {high:.15g}"
     elif gate.get("regex"):
         text = f"{column} matches {gate['regex']}"
     elif gate.get("values"):
@@ -285,7 +285,7 @@ def threshold(gate: Mapping[str, Any]) -> str:
     else:
         text = f"{gate['expectation'].replace('_', ' ')} {column}".strip()
     mostly = gate.get("mostly", 1.0)
-    return text if mostly == 1.0 else f"{text}, in {100 * mostly:g} % of rows"
+    return text if mostly == 1.0 else f"{text}, in {100 * mostly:.12g} % of rows"
 
 
 def _lineage(manifest: Manifest) -> dict[str, Any]:

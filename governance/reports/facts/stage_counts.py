@@ -136,7 +136,7 @@ def _code(code: Manifest) -> Iterator[Table]:
 def _classifiers(classify: Manifest) -> Iterator[Table]:
     stats, rows = classify.stats, []
     for name, (low, high) in sorted(classify.config.get("bounds", {}).items()):
-        bounds = [f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
+        bounds = [f"{word} {bound:.15g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
         removed = stats.get("removed", {}).get(f"classifier:{name}", 0)
         share_of_documents = share(removed / stats["documents_in"]) if stats.get("documents_in") else "–"
         rows.append((name, " ".join(bounds) or "all", removed, share_of_documents))

@@ -178,29 +178,30 @@ def chance(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _scaled(value: float, step: float, units: Sequence[str]) -> str:
-    index = 0
-    while abs(value) >= step and index < len(units) - 1:
-        value /= step
-        index += 1
-    return f"{value:,.0f} {units[index]}" if index == 0 else f"{decimal(value)} {units[index]}"
+def with_unit(value: float, units: Sequence[str]) -> str:
+    """Value in the unit that fits it.
+
+    Each unit is a thousand times the one before. The value as written decides: 999.97 Wh is 1 kWh.
+    """
+    for unit in units[:-1]:
+        if _three_digits(value) < 1000:
+            return f"{decimal(value)} {unit}"
+        value /= 1000
+    return f"{decimal(value)} {units[-1]}"
+
+
+def _three_digits(value: float) -> float:
+    return abs(float(f"{value:.3g}"))
 
 
 def size(value: int | None) -> str:
     """Bytes in powers of 1000: 1.23 GB."""
-    return UNKNOWN if value is None else _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return UNKNOWN if value is None else with_unit(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def energy(joules: float | None) -> str:
     """Joules as watt-hours: 0.234 Wh, 1.2 kWh."""
-    if joules is None:
-        return UNKNOWN
-    value = joules / 3600
-    for unit in ("Wh", "kWh", "MWh"):
-        if abs(value) < 1000 or unit == "MWh":
-            break
-        value /= 1000
-    return f"{decimal(value)} {unit}"
+    return UNKNOWN if joules is None else with_unit(joules / 3600, ("Wh", "kWh", "MWh"))
 
 
 def kilowatt_hours(joules: float | None) -> str:
@@ -210,18 +211,21 @@ def kilowatt_hours(joules: float | None) -> str:
 
 def decimal(value: float) -> str:
     """Number with three significant digits, without exponent where readable."""
-    if value and abs(value) < 1e-6:
+    if value and _three_digits(value) < 1e-6:
         return f"{value:.2e}"
-    if abs(value) >= 1000:
+    if _three_digits(value) >= 1000:
         return f"{value:,.0f}"
     return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def share(value: float | None) -> str:
-    """A share as a percentage."""
+    """A share as a percentage; 100 % is the whole."""
     if value is None:
         return UNKNOWN
-    return f"{100 * value:.3g} %" if value < 0.9995 else f"{100 * value:.4g} %"
+    digits = 3
+    while value < 1 and digits < 15 and float(f"{100 * value:.{digits}g}") == 100:
+        digits += 1
+    return f"{100 * value:.{max(digits, 4 if value >= 1 else 3)}g} %"
 
 
 def meters(methods: Sequence[str]) -> str:

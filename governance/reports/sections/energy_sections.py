@@ -23,6 +23,7 @@ from governance.reports.html.markup import (
     share,
     table,
     tag,
+    with_unit,
 )
 from governance.reports.html.svg_figures import Bar, bars, key
 from governance.reports.sections.run_sections import facts_list
@@ -286,10 +287,7 @@ def grams(value: float | None) -> str:
     """Grams, kilograms or tonnes."""
     if value is None:
         return UNKNOWN
-    for limit, unit in ((1e6, "t"), (1e3, "kg")):
-        if abs(value) >= limit:
-            return f"{decimal(value / limit)} {unit}"
-    return f"{decimal(value) if abs(value) >= 1 else f'{value:.3g}'} g"
+    return with_unit(value, ("g", "kg", "t")) if abs(value) >= 1 else f"{value:.3g} g"
 
 
 def _unit_writer(unit: str) -> Callable[[float | None], str]:

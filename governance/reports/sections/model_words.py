@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from governance.reports.html.markup import UNKNOWN, Child, compact, decimal, digest, number
+from governance.reports.html.markup import UNKNOWN, Child, compact, digest, number, with_unit
 
 MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/training/attempts")
 """Places in report.json of these facts."""
@@ -47,10 +47,7 @@ def parameters(count: int | None) -> str:
     """2.36 M parameters."""
     if count is None:
         return "unknown parameters"
-    for limit, unit in ((10**9, "B"), (10**6, "M")):
-        if count >= limit:
-            return f"{decimal(count / limit)} {unit} parameters"
-    return f"{count:,} parameters"
+    return f"{count:,} parameters" if count < 10**6 else f"{with_unit(count / 1e6, ('M', 'B'))} parameters"
 
 
 def trained_share(stats: Mapping[str, Any]) -> str:
