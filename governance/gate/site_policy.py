@@ -35,7 +35,7 @@ from governance.errors import ConfigError, GateClosed
 from governance.gate.approvals import links
 from governance.gate.policy import Policy, load_policy
 from governance.signing.certificates import certificate_path
-from governance.signing.dsse import certified, key_id, private_key, public_key
+from governance.signing.dsse import certified, key_id, private_key, public_key, trusted_key
 from governance.stage import now
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _read(path: Path) -> Site:
             f"{path}: has the digest {policy.digest}, and {path.with_name(PINS)} pins {pins.policy}. Ask the "
             "maintainer of the site's policy to correct one of them."
         )
-    keys = tuple(public_key(path.parent / name) for name in pins.trusted_keys)
+    keys = tuple(trusted_key(path.parent / name) for name in pins.trusted_keys)
     return Site(pins.name, policy, keys, pins.verdict_by, path)
 
 

@@ -50,10 +50,10 @@ from governance.signing.dsse import (
     certified,
     default_key_path,
     private_key,
-    public_key,
     read_envelope,
     sign,
     statement,
+    trusted_key,
     verify_envelope,
 )
 from governance.signing.journal import VERDICT, Journal
@@ -111,8 +111,8 @@ class Keyring:
 
     def trusted(self) -> list[Any]:
         """Trusted public keys; without any, the own one, if it exists."""
-        keys = [public_key(self.folder / name) for name in self.config.trusted_keys] or site_keys(sites())
-        return keys or ([private_key(self.own).public_key()] if self.own.exists() else [])
+        keys = [trusted_key(self.folder / name) for name in self.config.trusted_keys] or site_keys(sites())
+        return keys or ([private_key(self.own).trusted()] if self.own.exists() else [])
 
 
 @dataclass(frozen=True)

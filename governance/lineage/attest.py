@@ -22,7 +22,7 @@ from governance.hooks import Attest
 from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
 from governance.signed_notes import NoteSigner
-from governance.signing.dsse import SigningKey, key_id, private_key, public_key, sign, statement, verify_envelope
+from governance.signing.dsse import SigningKey, key_id, private_key, sign, statement, trusted_key, verify_envelope
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
@@ -46,10 +46,10 @@ def journal_keys(keyring: Keyring) -> Sequence[PublicKey]:
 
     The trusted ones and, except on a site, the own one if it exists.
     """
-    keys = [public_key(keyring.folder / name) for name in keyring.config.trusted_keys]
+    keys = [trusted_key(keyring.folder / name) for name in keyring.config.trusted_keys]
     if bound := sites():
         return keys or site_keys(bound)
-    return [*keys, private_key(keyring.own).public_key()] if keyring.own.exists() else keys
+    return [*keys, private_key(keyring.own).trusted()] if keyring.own.exists() else keys
 
 
 def open_journal(keyring: Keyring, root: Path) -> Journal:

@@ -7,6 +7,11 @@ SubjectPublicKeyInfo for the public one next to it (`<name>.pub`). A key's id is
 A key with a certificate next to it (`<name>.cert`, see `certificates.py`) is a job's: its signatures carry the
 certificate, and count for a reader who trusts the root, if they were made during its validity. Only the job's key is
 on the machine that works; the root's is not.
+
+Roles. A root's key signs anything at any time, and certifies jobs. A job's key signs what a run states (verdicts, too,
+and by its name in `verdict_by` only one side of one), within its certificate; it certifies nobody. A person's key, by
+`[people]`, signs waivers, refusals and approvals. A reader who trusts a job's key by itself (`trusted_key`) gives it a
+job's role and no more.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError, near_path
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-    PublicKey = Ed25519PublicKey
+    PublicKey: TypeAlias = "Ed25519PublicKey | JobPublicKey"
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -52,6 +57,34 @@ class SigningKey:
     def public_key(self) -> Ed25519PublicKey:
         """Its public half."""
         return self.private.public_key()
+
+    def trusted(self) -> PublicKey:
+        """Its public half, as a reader trusts it who knows no root."""
+        return _in_its_role(self.public_key(), self.certificate)
+
+
+@dataclass(frozen=True)
+class JobPublicKey:
+    """The trusted public key of a job: it certifies nobody."""
+
+    key: Ed25519PublicKey
+    certificate: Certificate
+    """The time within which its signatures count."""
+
+    def public_bytes_raw(self) -> bytes:
+        """The 32 bytes of the key."""
+        return self.key.public_bytes_raw()
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Raise `InvalidSignature` unless the key signed these bytes."""
+        self.key.verify(signature, data)
+
+
+def _in_its_role(key: Ed25519PublicKey, envelope: Mapping[str, Any] | None) -> PublicKey:
+    if envelope is None:
+        return key
+    found = read_certificate(json.loads(base64.b64decode(envelope["payload"])))
+    return key if found is None else JobPublicKey(key, found)
 
 
 def default_key_path() -> Path:
@@ -189,6 +222,18 @@ def public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def trusted_key(path: Path) -> PublicKey:
+    """A public key file that a reader trusts, in its role.
+
+    With a certificate next to it, it is a job's. Whoever signed that, it only narrows the trust.
+
+    Raises:
+        ConfigError: as `public_key`; or the certificate is another key's, or cannot be read.
+    """
+    key = public_key(path)
+    return _in_its_role(key, _certificate_beside(path.with_name(path.name.removesuffix(".pub")), key))
+
+
 def public_key_of(raw: bytes) -> Ed25519PublicKey:
     """A public key from its 32 raw bytes.
 
@@ -202,7 +247,7 @@ def public_key_of(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
-def key_id(key: Ed25519PublicKey) -> str:
+def key_id(key: PublicKey) -> str:
     """The SHA-256 of the raw public key."""
     return sha256_bytes(key.public_bytes_raw())
 
@@ -251,7 +296,7 @@ def refuse_expired(key: SigningKey, moment: str) -> None:
         )
 
 
-def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict[str, Any], str]:
+def open_envelope(path: Path, trusted: Iterable[PublicKey]) -> tuple[dict[str, Any], str]:
     """Verify the envelope at `path` as `verify_envelope` does.
 
     Return its statement and the signer's key id.
@@ -277,7 +322,7 @@ def read_envelope(path: Path) -> tuple[Any, str]:
         raise ManifestError(f"{path}: is not a signed envelope ({type(error).__name__}: {error})") from error
 
 
-def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: str) -> tuple[dict[str, Any], str]:
+def verify_envelope(envelope: Any, trusted: Iterable[PublicKey], place: str) -> tuple[dict[str, Any], str]:
     """Statement of an envelope, and the trusted key's id.
 
     A certified key counts if its certificate covers the time that the statement gives (`signing_time`).
@@ -293,7 +338,9 @@ def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: s
     for signature, claimed, certificate in signatures:
         if claimed in keys:
             if holds(keys[claimed], signature, body):
-                return payload, claimed
+                why = _outside(keys[claimed], payload)
+                if not why:
+                    return payload, claimed
         elif certificate is not None:
             fault = _certified(certificate, keys, (signature, claimed, body), payload)
             if not fault:
@@ -348,7 +395,7 @@ def draw_key() -> SigningKey:
     return SigningKey(Ed25519PrivateKey.generate())
 
 
-def holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
+def holds(key: PublicKey, signature: bytes, body: bytes) -> bool:
     """Return whether a key signed these bytes, as DSSE encodes them."""
     from cryptography.exceptions import InvalidSignature
 
@@ -360,7 +407,7 @@ def holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
 
 
 def _certified(
-    envelope: Any, roots: Mapping[str, Ed25519PublicKey], signed: tuple[bytes, str, bytes], payload: Mapping[str, Any]
+    envelope: Any, roots: Mapping[str, PublicKey], signed: tuple[bytes, str, bytes], payload: Mapping[str, Any]
 ) -> str:
     """Reason why a certified signature does not count; "" if it does."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -375,21 +422,29 @@ def _certified(
         return "its signer's certificate holds no Ed25519 key"
     if claimed != key_id(key) or not holds(key, signature, body):
         return f"the key of {certificate.name} did not sign this content: it was altered"
+    return _outside(JobPublicKey(key, certificate), payload)
+
+
+def _outside(key: PublicKey, payload: Mapping[str, Any]) -> str:
+    """Fault of a job's signature outside its certificate's time; "" for none."""
+    if not isinstance(key, JobPublicKey):
+        return ""
     moment = signing_time(payload)
-    if not certificate.covers(moment):
-        when = moment or "at no stated time"
-        return f"signed {when}; the certificate of {certificate.name} holds {certificate.validity}"
-    return ""
+    if key.certificate.covers(moment):
+        return ""
+    when = moment or "at no stated time"
+    return f"signed {when}; the certificate of {key.certificate.name} holds {key.certificate.validity}"
 
 
-def _by_root(envelope: Any, roots: Mapping[str, Ed25519PublicKey]) -> Certificate | None:
+def _by_root(envelope: Any, keys: Mapping[str, PublicKey]) -> Certificate | None:
     content, signatures = _parts(envelope, "its certificate")
+    roots = {name: key for name, key in keys.items() if not isinstance(key, JobPublicKey)}
     if any(name in roots and holds(roots[name], item, content) for item, name, _ in signatures):
         return read_certificate(json.loads(content))
     return None
 
 
-def certified(envelope: Any, roots: Iterable[Ed25519PublicKey]) -> Certificate | None:
+def certified(envelope: Any, roots: Iterable[PublicKey]) -> Certificate | None:
     """Certificate of an envelope signed by one of these keys."""
     try:
         return _by_root(envelope, {key_id(key): key for key in roots})

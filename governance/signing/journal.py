@@ -399,7 +399,7 @@ class Journal:
         """Signers of signed lines: the run's key and the trusted ones."""
         if self._signer is None or not any(prefix.signed for prefix in self._prefixes.values()):
             return Signers()
-        return Signers(self._digests[0], (*self._trusted(), self._signer.public_key()))
+        return Signers(self._digests[0], (*self._trusted(), self._signer.trusted()))
 
     def _time(self) -> str:
         """Now, but never before the last line: clocks of several nodes differ."""

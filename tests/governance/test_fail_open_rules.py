@@ -362,6 +362,24 @@ def test_a_name_that_a_key_gives_itself_is_none(bound):
     bound.refused(_OTHER, signing_key="gate.pem")
 
 
+@pytest.mark.parametrize("on_site", [True, False])
+def test_a_key_that_a_job_certified_opens_nothing(yard, on_site, monkeypatch):
+    """The run trusts its job's key, and the job's holder makes a key that is to sign for another, or for longer."""
+    if on_site:
+        monkeypatch.setattr("governance.gate.site_policy.SYSTEM", yard.site / "policy.toml")
+    keys = {"trusted_keys": ("audit.pem.pub",)}
+    assert yard.judge(**keys)["verdict"] == "PASS"
+    (yard.root / "audit.pem.cert").rename(yard.root / "kept")
+    yard.certify("eve", yard.root / "audit.pem", days=1000)
+    (yard.root / "kept").rename(yard.root / "audit.pem.cert")
+    yard.gate(yard.config(signing_key="eve.pem", **keys)).journal.state("eve", {"a": "0" * 64}, ())
+    with pytest.raises(GateClosed, match="not by a trusted key"):
+        yard.open(**keys)
+    (yard.root / "verdicts").rename(yard.root / "gone")
+    with pytest.raises(GateClosed, match=_OTHER if on_site else "not by a trusted key"):
+        yard.judge(signing_key="eve.pem", **keys)
+
+
 @pytest.mark.parametrize("names", [["audit"], ["gate", "gate"], ["a", "b", "c"], ["", "gate"]])
 def test_two_keys_are_two_names(names):
     with pytest.raises(ConfigError, match="needs two different names"):

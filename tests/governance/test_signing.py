@@ -14,6 +14,7 @@ from governance.files import write_json
 from governance.signing.certificates import PREDICATE_TYPE, certificate_path, certificate_predicate
 from governance.signing.dsse import (
     SigningKey,
+    certified,
     create_job_key,
     create_key,
     key_id,
@@ -23,6 +24,7 @@ from governance.signing.dsse import (
     public_path,
     sign,
     statement,
+    trusted_key,
     verify_envelope,
 )
 from governance.signing.model_bundles import by_key
@@ -78,6 +80,29 @@ def test_a_certificate_certifies_no_further_one(keys, tmp_path):
     by_job = sign(statement({"child": key_id(child.public_key())}, PREDICATE_TYPE, predicate), job)
     with pytest.raises(ManifestError, match="not by a trusted key"):
         verify_envelope(sign(said(stamp(0)), SigningKey(child.private, by_job)), [root.public_key()], "it")
+
+
+def test_a_job_that_is_trusted_by_itself_gets_a_jobs_role_and_no_more(keys, tmp_path):
+    """Its holder certifies a key of their own, backdates, and strips the certificate from the envelope."""
+    root, job = keys
+    trusted = [trusted_key(public_path(tmp_path / "job.pem"))]
+    assert verify_envelope(sign(said(stamp(1)), job), trusted, "it")[1] == key_id(job.public_key())
+    assert job.trusted() == trusted[0]
+    bare = SigningKey(job.private)
+    for key in (job, bare):
+        for days in (-1, 11):
+            with pytest.raises(ManifestError, match="the certificate of nightly holds from"):
+                verify_envelope(sign(said(stamp(days)), key), trusted, "it")
+    create_job_key(tmp_path / "own.pem", bare, "gate", 1000)
+    own = private_key(tmp_path / "own.pem")
+    for keys_of_reader in (trusted, [*trusted, root.public_key()]):
+        with pytest.raises(ManifestError, match="not by a trusted key"):
+            verify_envelope(sign(said(stamp(1)), own), keys_of_reader, "it")
+        assert certified(own.certificate, keys_of_reader) is None
+    assert certified(own.certificate, [job.public_key()]) is not None  # who trusts the bare key makes it a root
+    certificate_path(tmp_path / "job.pem").write_bytes(certificate_path(tmp_path / "own.pem").read_bytes())
+    with pytest.raises(ConfigError, match="is not the certificate of the key"):
+        trusted_key(public_path(tmp_path / "job.pem"))
 
 
 def test_another_jobs_certificate_and_an_altered_one_do_not_count(keys, tmp_path):
