@@ -15,10 +15,11 @@ node ends when the file system's lock manager notices; until then the others wai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,7 @@ from governance.files import held, is_held
 from governance.log import get_logger
 from governance.stage import Runtime, ShareDone
 
+JOIN_LOCK = "join.lock"
 _POLL_SECONDS = 0.2
 _REMIND_SECONDS = 60.0
 
@@ -49,7 +51,7 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
     planned = joined = ""
     while True:
         shares = turn.mode == "share"
-        lock = runtime.root / (f"share-{turn.worker[0]}-of-{count}.lock" if shares else "join.lock")
+        lock = runtime.root / (f"share-{turn.worker[0]}-of-{count}.lock" if shares else JOIN_LOCK)
         turn_made, turn = turn, own
         with held(lock, note) as holder:
             if holder is not None:
@@ -72,6 +74,21 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
                     # version): then one process makes everything.
                     planned = str(left)
                     turn = replace(own, mode="all" if planned == joined else "join")
+
+
+@contextlib.contextmanager
+def turn_alone(root: Path) -> Iterator[None]:
+    """Hold the root's join lock, once its holder has ended.
+
+    For work whose bytes differ each time, such as a measurement, so that two equal commands do it once.
+    """
+    lock, note = root / JOIN_LOCK, f"process {os.getpid()} on {socket.gethostname()}"
+    while True:
+        with held(lock, note) as holder:
+            if holder is None:
+                yield
+                return
+        _wait(lock, holder)
 
 
 def _wait(lock: Path, holder: str) -> None:

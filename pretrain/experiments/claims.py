@@ -26,6 +26,7 @@ from governance.files import sha256_file, write_json
 from governance.log import progress
 from governance.manifest import FILE_NAME, Manifest, describe, output_fault
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.workers import turn_alone
 from pretrain.data.dataset import Rows, open_rows, refuse_small
 from pretrain.experiments.claim_findings import findings
 from pretrain.experiments.claims_config import (
@@ -207,7 +208,10 @@ def _made(
     train: Callable[[Advance], tuple[dict[str, Any], list[float]]],
     amount: int,
 ) -> Manifest:
-    """Find or make the artifact of one training."""
+    """Find or make the artifact of one training.
+
+    One at a time: its times differ each time, and another one's would not be those that its manifest lists.
+    """
     shown, found = 0, True
 
     def tell(count: int) -> None:
@@ -226,7 +230,8 @@ def _made(
         result = losses["recall"] if "recall" in losses else losses["curve"][-1]["loss"]
         return Made([describe(target / _LOSSES, runtime.root)], {"diverged": result is None})
 
-    manifest = run_stage(recipe, [tokens.as_input()], runtime, make)
+    with turn_alone(runtime.root):
+        manifest = run_stage(recipe, [tokens.as_input()], runtime, make)
     advance(max(0, amount - shown), found=found)
     return manifest
 

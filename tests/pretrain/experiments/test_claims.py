@@ -6,6 +6,9 @@ import json
 import math
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from governance import workers
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.files import sha256_bytes
-from governance.stage import Runtime
+from governance.stage import Recipe, Runtime
 from pretrain.experiments.claim_findings import HELD, NOT_HELD, UNDECIDED, findings, interval, law_holds, loss_by, slope
 from pretrain.experiments.claim_training import position_ranges
 from pretrain.experiments.claims import REPORT_VERSION, claims, plan, sized_models
@@ -387,6 +391,34 @@ def test_trainings_are_artifacts_that_a_kill_keeps(make_tokens, tmp_path, monkey
     (tmp_path / report.folder / "manifest.json").unlink()
     with pytest.raises(ManifestError, match=r"(?s)times\.json: .*Remove claim_language/"):
         claims(tokens, config, 1, runtime)
+
+
+def test_two_equal_commands_at_once_make_a_training_once(make_tokens, tmp_path, monkeypatch):
+    """The second waits; its own times would be others than the manifest of the first lists."""
+    from pretrain.experiments import claims as module
+
+    tokens, config, begun, waits, ended = make_tokens(tmp_path), config_of(), Event(), Event(), []
+    recipe = Recipe("claim_language", 1, module._language(config, sized_models(config, 200)[0], 64, 0.01, 1))
+
+    def train(advance):
+        begun.set()
+        assert waits.wait(300)
+        ended.append(time.monotonic())
+        return {"curve": [{"loss": 1.0}]}, [ended[-1]]
+
+    def wait(lock, holder):
+        waits.set()
+        real(lock, holder)
+
+    real = workers._wait
+    monkeypatch.setattr(workers, "_wait", wait)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(module._made, recipe, tokens, Runtime(tmp_path), lambda *_, **__: None, train, 1)
+        assert begun.wait(300)
+        second = pool.submit(module._made, recipe, tokens, Runtime(tmp_path), lambda *_, **__: None, train, 1)
+        assert first.result().digest == second.result().digest
+    assert module._read(first.result(), tmp_path)["seconds"] == ended[0]
+    assert len(ended) == 1
 
 
 def test_a_seed_has_the_same_rows_for_all_models_and_the_same_losses_again(make_tokens, tmp_path):
