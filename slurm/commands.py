@@ -301,6 +301,18 @@ def site_limits(user: str, partition: str, account: str, qos: str) -> SiteLimits
     return SiteLimits(entries, wall, wall_name)
 
 
+def jobs_of(script: Path) -> list[str]:
+    """This user's queued jobs that run a script.
+
+    An array counts as one job.
+
+    Raises:
+        ClusterError: the controller does not answer.
+    """
+    lines = (line.partition("|") for line in _run("squeue", "--me", "--noheader", "--format=%F|%o").splitlines())
+    return sorted({job.strip() for job, _, command in lines if f"{command.strip()} ".startswith(f"{script} ")})
+
+
 def mine() -> int:
     """Queue entries of this user; 0 without an answer."""
     try:

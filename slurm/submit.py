@@ -8,7 +8,7 @@
 Each line is signed as it is written (`governance/signing/signed_lines.py`).
 
 The jobs that wait for nothing are held until all are queued. If a submission fails half-way, the queued jobs are
-cancelled before any of them has run.
+cancelled before any of them has run, also one whose sbatch gave no answer: it is found in the queue by its script.
 """
 
 from __future__ import annotations
@@ -186,11 +186,26 @@ def submit(
             state += "; they are cancelled" if done else ""
         except ClusterError as refusal:
             state += f", and could not be cancelled ({refusal}): assay slurm cancel CONFIG"
+        try:
+            if lost := _unrecorded(requests[: len(done) + 1], root, done):
+                commands.cancel(lost)
+                state += f"; sbatch had queued {', '.join(lost)} without an answer, and this is cancelled, too"
+        except ClusterError:
+            state += "; whether sbatch queued one more without an answer is unknown: look with squeue --me"
         if isinstance(error, ClusterError):
             raise ClusterError(f"{error}\n{state}") from error
         get_logger(__name__).error("%s", state)
         raise
     return list(done.values())
+
+
+def _unrecorded(requests: Sequence[JobRequest], root: Path, done: Mapping[str, SubmittedJob]) -> list[str]:
+    """Queued jobs of the last request that no line records.
+
+    Their sbatch was cut off before its answer.
+    """
+    known = {line.job for line in (*submitted(root), *done.values())}
+    return [job for job in commands.jobs_of(script_of(root, requests[-1].job.name)) if job not in known]
 
 
 def _submit(

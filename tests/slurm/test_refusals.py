@@ -9,7 +9,7 @@ from governance.errors import ClusterError, ConfigError
 from slurm import commands
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
 from slurm.graph import PlannedRun, plan
-from slurm.submit import keep_scripts
+from slurm.submit import JobRequest, keep_scripts, submit
 from slurm.submit_preflight import check_settings, file_system_of, megabytes, refuse
 
 SCONTROL = """
@@ -128,6 +128,33 @@ def test_the_id_is_found_among_a_wrappers_words(monkeypatch, answer):
     monkeypatch.setattr(commands, "_run", lambda *words: "queued")
     with pytest.raises(ClusterError, match=r"no job id: 'queued'\. The job may be queued"):
         commands.submit(Path("script"), [])
+
+
+@pytest.mark.parametrize("ends", [ClusterError("sbatch: no answer within 60 s"), KeyboardInterrupt()])
+def test_a_job_that_sbatch_queued_without_an_answer_is_cancelled(tmp_path, monkeypatch, ends):
+    """The controller took the third, and its answer never came; a job of another root stays."""
+    config = SlurmConfig(time_limit="30", data_time_limit="30")
+    jobs = plan(PlannedRun("run", ("ingest", "clean"), 4, ("run.toml",)), config, 1001)
+    keep_scripts(jobs, tmp_path / "run.toml", tmp_path, config)
+    queued = {"7": "/other/slurm/ingest.sbatch"}
+
+    def answer(program, *words):
+        if program == "squeue":
+            return "".join(f"{job}|{script}\n" for job, script in queued.items())
+        if program == "scancel":
+            for job in words:
+                del queued[job]
+        elif program == "sbatch":
+            queued[str(10 + len(queued))] = words[-1]
+            if len(queued) == 4:
+                raise ends
+            return str(9 + len(queued))
+        return ""
+
+    monkeypatch.setattr(commands, "_run", answer)
+    with pytest.raises(type(ends)):
+        submit([JobRequest(job) for job in jobs], tmp_path, config)
+    assert list(queued) == ["7"]
 
 
 def test_slurms_own_words_come_with_the_fix(cluster):
