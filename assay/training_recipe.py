@@ -17,7 +17,7 @@ from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.optim.optimizers import pin_optimizer
 
 if TYPE_CHECKING:
-    from pretrain.config.training import TrainRecipe
+    from pretrain.config.training import TrainConfig, TrainRecipe
 
 
 def training_rows(artifacts: Mapping[str, Manifest]) -> Manifest:
@@ -49,12 +49,32 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
     return folder_of(training_rows(artifacts), pinned(run), runtime)
 
 
+def steps_before(run: LoadedRun, root: Path) -> int:
+    """Steps that the checkpoint of `train.continue_from` has made; 0 without one.
+
+    Raises:
+        MissingInput: it does not exist.
+        CheckpointError: it is not a checkpoint, or its manifest is torn.
+    """
+    from pretrain.checkpoint.load import parent_of
+
+    parent = parent_of(_train(run), root) if run.config.train.continue_from else None
+    return parent.step if parent is not None else 0
+
+
 def pinned(run: LoadedRun) -> TrainRecipe:
     """The recipe with digests of task files and own code.
 
     `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` and the teacher
     of a distillation are relative to the run's file, or else to the artifacts' root.
     """
+    evaluation = pin(run.config.evaluation, run.folder)
+    optim = pin_optimizer(run.config.optim, run.folder)
+    return run.config.recipe.model_copy(update={"train": _train(run), "evaluation": evaluation, "optim": optim})
+
+
+def _train(run: LoadedRun) -> TrainConfig:
+    """The section with absolute paths of what it begins from."""
     train = run.config.train
     if train.initial_weights and not train.initial_weights.startswith(SCHEME):
         weights = run.folder / os.path.expanduser(train.initial_weights)
@@ -65,7 +85,5 @@ def pinned(run: LoadedRun) -> TrainRecipe:
             named = section.model_copy(update={"teacher": str(teacher.absolute())})
             train = train.model_copy(update={"distillation": named})
     if train.continue_from and (parent := run.folder / train.continue_from).exists():
-        train = train.model_copy(update={"continue_from": str(parent.absolute())})
-    evaluation = pin(run.config.evaluation, run.folder)
-    optim = pin_optimizer(run.config.optim, run.folder)
-    return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation, "optim": optim})
+        return train.model_copy(update={"continue_from": str(parent.absolute())})
+    return train

@@ -23,6 +23,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.start_preflight import corpus_figures, require_site_rules
+    from assay.training_recipe import steps_before
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
     from slurm.config import with_site
@@ -46,7 +47,8 @@ def plan(arguments: Arguments) -> None:
         teacher, words = online_teacher_of(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
     correction = Correction(document_tokens=document_tokens)
-    inputs = PlanInputs(vocabulary, cluster, nodes, teacher, correction, section.spare_nodes)
+    begun = steps_before(loaded, runtime.root)
+    inputs = PlanInputs(vocabulary, cluster, nodes, teacher, correction, section.spare_nodes, begun)
     if arguments.from_run:
         inputs = replace(inputs, correction=correction_from(arguments.from_run, loaded, inputs))
     found = make_plan(loaded, inputs)

@@ -155,11 +155,15 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     from assay.dry_run import online_teacher_of
     from assay.planning.plan_budget import submission_lines
     from assay.start_preflight import corpus_figures
+    from assay.training_recipe import steps_before
 
     vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = online_teacher_of(loaded, runtime, vocabulary)[0] if distils else None
-    line, warnings = submission_lines(loaded, vocabulary, config, teacher, document_tokens)
+    begun = 0
+    with contextlib.suppress(MissingInput):  # an earlier job may still make that checkpoint
+        begun = steps_before(loaded, runtime.root)
+    line, warnings = submission_lines(loaded, vocabulary, config, teacher, document_tokens, begun)
     say(line, plan=line)
     for warning in warnings:
         get_logger(__name__).warning("%s", warning)

@@ -59,6 +59,8 @@ class PlanInputs:
     correction: Correction = Correction()
     spare_nodes: int = 0
     """Idle nodes of the same job (`slurm.spare_nodes`)."""
+    begun: int = 0
+    """Steps that the checkpoint of `train.continue_from` has made."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,12 @@ class Plan:
 
     cluster: Cluster
     step: StepPlan
+    begun: int
+    """Steps of `train.continue_from`, which cost nothing here."""
     steps: int
+    """Steps after those."""
     tokens: int
+    """Tokens of the steps."""
     parameters: int
     wall: Band
     """Seconds of the training, failures included."""
@@ -225,7 +231,8 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     """The plan of a run.
 
     Raises:
-        ConfigError: the batch does not divide over the ranks, or the cluster has another device than the run asks for.
+        ConfigError: the batch does not divide over the ranks, the cluster has another device than the run asks for, or
+            no step is left.
     """
     recipe, settings = run.config.recipe, run.settings
     cluster, vocabulary, correction = inputs.cluster, inputs.vocabulary, inputs.correction
@@ -234,9 +241,15 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
             f"engine.device = {settings.engine.device!r}, and the nodes of {cluster.name!r} compute on "
             f"{cluster.device!r}. Name another cluster, or set engine.device = 'auto'."
         )
+    train, sizes, begun = recipe.train, batch_sizes(recipe.train), inputs.begun
+    if begun >= train.steps:
+        raise ConfigError(
+            f"train.steps = {train.steps}: the checkpoint of train.continue_from has made {begun} steps, which "
+            "count, so none is left to plan. Raise train.steps."
+        )
     step = step_plan(recipe, settings, inputs)
-    train, sizes = recipe.train, batch_sizes(recipe.train)
-    tokens = sizes.before(train.steps + 1) * train.sequence_length
+    whole = sizes.before(train.steps + 1) * train.sequence_length
+    tokens = whole - sizes.before(begun + 1) * train.sequence_length
     work = step.seconds * tokens / step.tokens
     checkpoint = _checkpoint(recipe, settings, vocabulary, cluster, step)
     calibration = calibration_of(cluster)
@@ -252,8 +265,8 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     wall = Band(*(one.wall for one in found))
     spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts, inputs.spare_nodes)
     return Plan(
-        cluster, step, train.steps, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint, found[1],
-        spent, data_plan(run.config.data, tokens, vocabulary), correction, train.precision,
+        cluster, step, begun, train.steps - begun, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint,
+        found[1], spent, data_plan(run.config.data, whole, vocabulary), correction, train.precision,
         inputs.spare_nodes,
     )  # fmt: skip
 

@@ -43,18 +43,19 @@ def submission_lines(
     section: SlurmConfig,
     teacher: ModelConfig | None,
     document_tokens: float | None = None,
+    begun: int = 0,
 ) -> tuple[str, list[str]]:
     """A submission's line and its warnings.
 
     A warning says that the run does not fit the nodes, or that it may exceed the energy budget. Documents count as of
-    their mean length, as in `assay plan`.
+    their mean length, and the steps `begun` by another run cost nothing, as in `assay plan`.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
     """
     cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
     correction = Correction(document_tokens=document_tokens)
-    inputs = PlanInputs(vocabulary, cluster, section.nodes, teacher, correction, section.spare_nodes)
+    inputs = PlanInputs(vocabulary, cluster, section.nodes, teacher, correction, section.spare_nodes, begun)
     found = make_plan(run, inputs)
     over = over_budget(found, run.policy.energy_budget)
     refused = [f"on {section.cluster} nodes the start would end with: {found.step.refusal}"] * bool(found.step.refusal)

@@ -45,7 +45,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
     yield (
         f"duration    {_band(plan.wall, 1 / 86400)} days for {plan.tokens / 1e9:,.1f} billion tokens in "
-        f"{plan.steps:,} steps"
+        f"{plan.steps:,} steps" + f" after the {plan.begun:,} of train.continue_from" * bool(plan.begun)
     )
     every = found.interval / step.seconds
     yield (

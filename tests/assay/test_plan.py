@@ -26,6 +26,7 @@ from assay.planning.plan_page import lines, summary
 from governance.energy.band import Band
 from governance.errors import ConfigError
 from governance.gate.policy import EnergyBudget
+from governance.manifest import Manifest, write_manifest
 from pretrain.preflight.forecast import H100
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -164,6 +165,24 @@ def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
         output = capsys.readouterr()
         assert said in output.out + output.err
         assert ("energy budget" in output.out + output.err) == bool(said)
+
+
+def test_a_plan_counts_the_steps_after_those_of_the_checkpoint_that_it_continues(planned, tmp_path):
+    """The parent's steps cost nothing here; one that has made them all leaves nothing to plan."""
+    root, steps = tmp_path / "root", the_run().config.train.steps
+    continued = ["--cluster", "h100", "--set", "train.continue_from='checkpoint/cccccccccccccccc'"]
+    assert planned("1b", *continued)[0] == 66  # as at a start
+    whole = planned("1b", "--cluster", "h100")[1]
+    for made in (steps - steps // 4, steps):
+        values = {"inputs": (), "outputs": (), "stats": {}, "run": {}}
+        write_manifest(Manifest(stage="checkpoint", version=1, key="c" * 64, config={"step": made}, **values), root)
+        status, plan, said = planned("1b", *continued)
+        if made == steps:
+            assert status == 78
+            assert f"has made {steps} steps" in said
+        else:
+            assert plan["usd"]["value"] == pytest.approx(whole["usd"]["value"] / 4, rel=0.01)
+            assert any(f"after the {made:,} of train.continue_from" in line for line in plan["plan"])
 
 
 def test_times_of_another_precision_are_said_to_be_those_of_bf16(planned):
