@@ -37,8 +37,7 @@ def name_of(kind: str, value: str) -> bytes:
     """The 16 bytes of a name; of a text, by its letters."""
     if kind == "text":
         value = re.sub("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]", "", re.sub("\r\n?|[\x0b\x0c\x85]", "\n", value))
-        value = re.sub("[ \t\n\r\x0b\x0c]", "", unicodedata.normalize("NFC", value))
-        value = "".join(letter.casefold() for letter in value)
+        value = "".join(map(str.casefold, re.sub("[ \t\n\r\x0b\x0c]", "", unicodedata.normalize("NFC", value))))
     return hashlib.sha256(value.encode("utf-8")).digest()[:16]
 
 
@@ -86,24 +85,23 @@ def signed_bytes(statement: Any) -> bytes:
 def verified(key: Any, signature: str, message: bytes) -> bool:
     """Return whether a key signed a message."""
     try:
-        key.verify(base64.b64decode(signature, validate=True), message)
-        return True
+        return key.verify(base64.b64decode(signature, validate=True), message) is None
     except Exception:  # raised by `cryptography` or base64
         return False
 
 
-def faults(receipt: Any, key: Any, asked: str = "", journal: "bytes | None" = None) -> "list[str]":
+def faults(receipt: Any, key: Any, asked: Any = None, journal: Any = None, kinds: Any = KINDS) -> "list[str]":
     """Every fault of a receipt, each after its kind; none: all holds."""
     try:
         if not verified(key, receipt["signature"], signed_bytes(receipt["statement"])):
             return ["signature: the statement was altered, or another key signed it"]
-        found = statement_faults(receipt["statement"], receipt["proof"], asked)
+        found = statement_faults(receipt["statement"], receipt["proof"], asked, kinds)
         return found + ([] if journal is None else journal_faults(receipt["statement"], key, journal.splitlines()))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
         return [str(error) if str(error)[:5] == "proof" else f"form: not a receipt ({type(error).__name__}: {error})"]
 
 
-def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":
+def statement_faults(said: Any, proof: Any, asked: Any, kinds: Any) -> "list[str]":
     """Faults of a signed statement against its proof."""
     kind, value, found, read = said["asked"]["kind"], said["asked"].get("value"), said["found"], said["read"]
     name = bytes.fromhex(said["asked"]["name"]) if value is None else name_of(kind, value)
@@ -111,7 +109,7 @@ def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":
     copies, held_out = (found["copies"], found["held_out"]) if found else (0, 0)
     checks = [
         (said["words"] == WORDS and len(name) == 16, "form: is of another version"),
-        (not asked or name_of(kind, asked) == name, "name: is not about this question"),
+        (asked is None or (kind in kinds and name_of(kind, asked) == name), "name: is not about this question"),
         ((copies + held_out > 0) == (proof["end"] == "used"), "counts: contradict the proof's end"),
         (len(read["steps"]) == min(read["times"], SHOWN_STEPS), "counts: are not those of the steps"),
         (copies > 0 or not read["times"], "counts: what is not in the corpus cannot be read"),
@@ -142,9 +140,11 @@ if __name__ == "__main__":
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-        asked = Path(given.asked).read_bytes().decode() if os.path.isfile(given.asked or "") else given.asked
+        text = os.path.isfile(given.asked or "")  # a hash of it as of an id or a URL would prove nothing
+        asked = Path(given.asked).read_bytes().decode() if text else given.asked
+        kinds = ["text", "raw text"] if text else ["url" if re.match(r"[A-Za-z][\w+.-]*://", asked or "") else "id"]
         answer, public = json.loads(Path(given.receipt).read_bytes()), load_pem_public_key(Path(given.key).read_bytes())
-        wrong = faults(answer, public, asked, Path(given.journal).read_bytes() if given.journal else None)
+        wrong = faults(answer, public, asked, Path(given.journal).read_bytes() if given.journal else None, kinds)
     except Exception as error:  # a file that is absent, or of another form
         sys.exit(f"{type(error).__name__}: {error}")
     sys.exit("\n".join(wrong) or sys.stdout.write(json.dumps(answer["statement"], indent=1) + "\n") * 0)

@@ -208,6 +208,19 @@ def test_a_lie_that_the_right_key_signed_is_named(corpus):
             assert bool(faults(lie, key.public_key())) != honest, change
 
 
+@pytest.mark.parametrize(
+    ("kind", "asked", "kinds"),
+    [("id", "the text of a page", ["text", "raw text"]), ("raw text", "https://a.example/3", ["url"])],
+)
+def test_an_answer_by_a_name_of_another_kind_is_not_about_the_question(corpus, kind, asked, kinds):
+    """No document has this text as its id: proven, signed, and no answer to whether it was read."""
+    _, key, *_ = corpus
+    one = answers(corpus, kind, asked)
+    assert faults(one, key.public_key(), asked) == []
+    assert faults(one, key.public_key(), asked, kinds=kinds) == ["name: is not about this question"]
+    assert faults(one, key.public_key(), "") == ["name: is not about this question"]
+
+
 def test_the_journal_binds_the_tree(corpus):
     names, key, *_ = corpus
     one = answers(corpus, "url", "https://a.example/3")
@@ -286,11 +299,14 @@ def test_the_verifier_runs_alone(corpus, tmp_path):
     done = []
     (tmp_path / "good.json").write_text(json.dumps(one))
     (tmp_path / "bad.json").write_text(json.dumps(forged))
+    (tmp_path / "page.txt").write_text("the text of a page")
+    (tmp_path / "swapped.json").write_text(json.dumps(answers(corpus, "id", "the text of a page")))
     with_key, address = ["--key", "key.pub", "--asked"], "https://a.example/3"
     for words in (
         ["-I", "v.py", "good.json", *with_key, address],
         ["-I", "v.py", "bad.json", *with_key, address],
         ["-I", "v.py", "good.json", *with_key, "https://a.example/" + "3" * 300],  # longer than a file's name may be
+        ["-I", "v.py", "swapped.json", *with_key, "page.txt"],
         ["-I", "v.py", "good.json"],
         ["-I", "v.py", "none.json", *with_key, address],
         ["-I", "v.py", "key.pub", *with_key, address],
@@ -304,8 +320,9 @@ def test_the_verifier_runs_alone(corpus, tmp_path):
         1,
         "signature: the statement was altered, or another key signed it\n",
     )
-    assert (done[2].returncode, done[2].stderr) == (1, "name: is not about this question\n")
-    assert (done[3].returncode, done[3].stderr.endswith("arguments are required: --key\n")) == (2, True)
-    for one_of, words in zip(done[4:], ("none.json", "JSONDecodeError", "PEM", "cryptography"), strict=True):
+    for other in done[2:4]:
+        assert (other.returncode, other.stderr) == (1, "name: is not about this question\n")
+    assert (done[4].returncode, done[4].stderr.endswith("arguments are required: --key\n")) == (2, True)
+    for one_of, words in zip(done[5:], ("none.json", "JSONDecodeError", "PEM", "cryptography"), strict=True):
         assert (one_of.returncode, "Traceback" in one_of.stderr) == (1, False)
         assert words in one_of.stderr
