@@ -27,12 +27,13 @@ def test_the_shipped_configurations_are_valid(name):
 @pytest.mark.slow
 @pytest.mark.network
 def test_quickstart_from_the_index_to_the_report(tmp_path):
-    """The file and the policy are those of `assay init`, unchanged."""
+    """The file and the policy are those of `assay init`, unchanged; 40 of the 200 steps."""
     root = tmp_path / "root"
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "home")}
     assay = [sys.executable, "-m", "pretrain"]
     subprocess.run([*assay, "init", str(tmp_path / "first")], env=environment, cwd=ROOT, check=True)
     words = [*assay, "run", str(tmp_path / "first" / "quickstart.toml"), "--root", str(root)]
+    words += ["--set", "train.steps=40", "--set", "optim.decay_steps=20"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(next(root.glob("report/*/report.json")).read_bytes())
@@ -44,7 +45,7 @@ def test_quickstart_from_the_index_to_the_report(tmp_path):
     [dedup] = root.glob("dedup/*/manifest.json")
     assert json.loads(dedup.read_bytes())["stats"]["removed"]["exact_duplicate"] == 7
     losses = json.loads(next(root.glob("train/*/losses.json")).read_bytes())["losses"]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     first_screen(next(root.glob("report/*/report.json")).parent, Browser(tmp_path / "profile"), tmp_path)
 
 

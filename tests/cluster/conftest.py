@@ -117,6 +117,7 @@ def write_project(folder, files=4, documents=240):
         "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],
         "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"],
         "OMP_NUM_THREADS": 1,
+        "OMP_WAIT_POLICY": "PASSIVE",  # both nodes are on this machine: a thread that waits leaves its core
         "ASSAY_PAUSE_SECONDS": 3,
     }
     (folder / "environment.sh").write_text("".join(f'export {name}="{value}"\n' for name, value in lines.items()))

@@ -49,7 +49,7 @@ found = {{}}
 def kept(root, run):
     return [learned(root, run), json.loads((root / run.folder / "losses.json").read_bytes())["losses"]]
 
-for name, made in json.loads((folder / "runs.json").read_text()).items():
+for name, made in list(json.loads((folder / "runs.json").read_text()).items())[:2 if ranks == 4 else None]:
     made["batch_size_ramp"] = tuple(RampConfig(**stage) for stage in made.pop("batch_size_ramp", ()))
     made["mixture"] = tuple(MixtureConfig(**phase) for phase in made.pop("mixture", ()))
     stop, root = made.pop("stop"), folder / str(ranks) / name
@@ -84,9 +84,9 @@ if os.environ["RANK"] == "0":
 
 @pytest.mark.slow
 def test_random_runs_have_equal_bits_on_any_ranks_and_replays_equal_those_that_never_held(tmp_path):
-    """Five runs in each start of the ranks; the draws are new each time, but in CI."""
+    """Four runs on one and two ranks, two of them on four; the draws are new each time, but in CI."""
     chance, found = random.Random(7 if os.environ.get("CI") else None), {}
-    kinds = [*KINDS[:4], chance.choice(KINDS[4:])]
+    kinds = [*chance.sample(KINDS[:4], 3), chance.choice(KINDS[4:])]
     runs = {str(number): random_run(kind, chance) for number, kind in enumerate(kinds)}
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     for ranks in (1, 2, 4):
@@ -95,14 +95,16 @@ def test_random_runs_have_equal_bits_on_any_ranks_and_replays_equal_those_that_n
         assert well, (runs, output[-6000:])
         found[ranks] = json.loads((tmp_path / str(ranks) / "found.json").read_bytes())
     for name, made in runs.items():
-        one, two, four = (found[ranks][name] for ranks in (1, 2, 4))
+        one, two = (found[ranks][name] for ranks in (1, 2))
         if made["rank_invariant"]:
             assert one == two, made
-            assert one["run"] == four["run"], made
+        if name in found[4]:
+            assert one["run"] == found[4][name]["run"], made
         for each in (one, two):
             assert each["replay"] == each["never"], made
             assert each["replay"][1][each["first"] - 1] != each["run"][1][each["first"] - 1], made  # the rate may be 0
             before = each["first"] - 1
             assert each["replay"][1][:before] == each["run"][1][:before], made
         assert one["run"][1][-1] < one["run"][1][0], made
+    assert len(found[4]) == 2
     assert len({str(each["run"][0]) for each in found[1].values()}) == len(runs)
