@@ -79,6 +79,11 @@ def read_run_file(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunFi
     for override in overrides:
         apply_override(found.values, override)
         found.origins[override.partition("=")[0].strip()] = "--set"
+    if "preset" in _table(found.values, "model"):  # a file's is replaced by its values
+        raise ConfigError(
+            "--set model.preset: a preset is below the keys of a file. Put it into [model] of the run's file, or name "
+            f"the shipped file after it: {paths[0]} configs/1b.toml"
+        )
     return found
 
 

@@ -112,6 +112,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         hint = near_path(path) or " Name a TOML file, or write a run's: assay init"
         raise ConfigError(f"{path}: no such file.{hint}") from error
+    except IsADirectoryError as error:
+        inside = ", ".join(str(file) for file in sorted(path.glob("*.toml"))[:3])
+        hint = f"Name a file in it: {inside}" if inside else "Name a TOML file, or write a run's: assay init"
+        raise ConfigError(f"{path}: is a folder. {hint}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -125,13 +129,25 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
     try:
         text = json.dumps(values, allow_nan=False, default=lambda item: item.isoformat())
     except ValueError as error:
-        raise ConfigError(f"{origin}: a number is not finite (nan or inf). Give a finite number.") from error
+        names = ", ".join(_field_name(place, values) for place in _not_finite(values))
+        raise ConfigError(f"{origin}: {names}: is not finite (nan or inf). Give a finite number.") from error
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         lines = [_explain(fault, schema, values) for fault in faults if not _follows(fault, faults, schema)]
         raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _not_finite(value: Any) -> Iterator[tuple[Any, ...]]:
+    """Places of the numbers that are infinite or NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield ()
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, list | tuple | Mapping):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for part, item in items:
+        yield from ((part, *place) for place in _not_finite(item))
 
 
 def with_tuples(value: Any) -> Any:
@@ -161,7 +177,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"--set {override}: {parent} is a {type(target).__name__}, not a section")
+            raise ConfigError(
+                f"--set {override}: {parent} is a {type(target).__name__}, not a section. Set the whole value, or put "
+                "the change into a file: --with changes.toml"
+            )
     target[field] = value
 
 

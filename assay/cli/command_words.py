@@ -91,6 +91,8 @@ class Parser(argparse.ArgumentParser):
             return  # argparse completes options, and takes a word with a space or a number as a value
         near = difflib.get_close_matches(name, known, n=1)
         owners = [path for path, leaf in leaves(self.top or self) if name in _options(leaf)]
+        if any(name in _options(leaf) for _, leaf in leaves(self)):
+            self.error(f"{name} follows the command: {self.prog} COMMAND {name}")
         if near:
             self.error(f"unknown option {name}; did you mean {near[0]}?")
         if owners:

@@ -276,6 +276,7 @@ def test_verbose_and_quiet_are_anywhere(place, word, found):
         ("train x.toml --dryrun", "--dry-run"), ("data prepare x.toml --tsak 0/2", "--task"),
         ("run x.toml --data-worker=2 --rooot r", "--root"), ("run x.toml --dry-run", "an option of: assay data pre"),
         ("init first --from quikstart", "did you mean 'quickstart'"), ("mirror", "the commands are: push, pull"),
+        ("--json doctor", "--json follows the command: assay COMMAND --json"),
     ],
 )  # fmt: skip
 def test_a_mistyped_word_is_met_with_the_nearest(typed, nearest, capsys):

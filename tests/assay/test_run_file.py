@@ -122,6 +122,12 @@ def test_a_wrong_composition_is_refused(folder, text, words):
     assert words in str(refused.value).replace("(", "").replace("base = 3: ", "")
 
 
+def test_a_preset_is_not_set_by_an_override(folder):
+    (folder / "run.toml").write_text(f'{CORPUS}[model]\npreset = "10m"\n')
+    with pytest.raises(ConfigError, match=r"name the shipped file after it: .*run\.toml configs/1b\.toml"):
+        load_run(folder / "run.toml", ['model.preset="1b"'])
+
+
 def test_a_corpus_alone_is_enough_for_the_commands_of_data(folder, capsys):
     config = load_run(folder / "corpus.toml", [], needs="data").config
     assert config.data == load_run(folder / "corpus.toml", [], [CONFIGS / "quickstart.toml"]).config.data.model_copy(

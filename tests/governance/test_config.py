@@ -49,7 +49,7 @@ def test_loads_and_overrides_in_toml_grammar(tmp_path):
         (GOOD + "qqq = 4\n", ["train.qqq", "unknown key", "choose one of steps, rate"]),
         (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "is not a whole number"]),
         (GOOD.replace("3\n", "0\n", 1), ["train.steps = 0", "must be above 0"]),
-        (GOOD.replace("3e-4", "nan"), ["not finite"]),
+        (GOOD.replace("3e-4", "nan"), ["train.rate: is not finite"]),
         ("[train]\n", ["title", "missing"]),
         (GOOD + 'kind = "c"\n', ["train.kind", '"c"', "'a' or 'b'"]),
         ("title = \n", ["not valid TOML", "line 1"]),
@@ -69,13 +69,21 @@ def test_each_fault_names_field_value_and_fix(tmp_path, text, words):
     [
         ("train.steps", "needs the form section.field=VALUE"),
         ("title=plain", "Text needs quotes"),
-        ("title.x=1", "not a section"),
+        ("title.x=1", "not a section. Set the whole value"),
         ("train.stepz=1", "did you mean 'steps'"),
     ],
 )
 def test_wrong_overrides(tmp_path, override, words):
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, GOOD, [override])
+
+
+def test_a_folder_in_place_of_a_file_names_the_files_in_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a folder\. Name a TOML file, or write a run's: assay init"):
+        read_toml(tmp_path)
+    (tmp_path / "mine.toml").write_text(GOOD)
+    with pytest.raises(ConfigError, match=r"is a folder\. Name a file in it: .*/mine\.toml"):
+        read_toml(tmp_path)
 
 
 def test_missing_file(tmp_path):
