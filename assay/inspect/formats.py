@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
 from data_pipeline.readers.file_types.orc_process import open_orc
 from data_pipeline.readers.local import has_text_name
 from data_pipeline.readers.parts import PACKED_RATIO, is_packed
+from data_pipeline.readers.sources import CODE_ARCHIVES
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
@@ -136,13 +137,19 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
         raise MissingInput(
             f"{path}: none of its {others.total():,} files has a known format ({counted}). Known are "
             f"{', '.join(_KINDS)}, all but {', '.join(_NEVER_PACKED)} also with {', '.join(PACKED)}; for others write "
-            "a reader: docs/own_code.md."
+            f"a reader: docs/own_code.md.{unpack_hint(others)}"
         )
     stated, partly = stated_licences(about), {file.suffix for file in about}
     return [
         InputFiles(kind, ending, tuple(files), _bytes(files), ending in partly, licence_of(files, stated))
         for (kind, ending), files in sorted(found.items())
     ], others
+
+
+def unpack_hint(others: Iterable[str]) -> str:
+    """Advice for endings of archives of several files, or ""."""
+    packed = [ending for ending in sorted(others) if ending in (*CODE_ARCHIVES, ".7z", ".rar")]
+    return f" Unpack archives ({', '.join(packed)}) first; only those of source code are read packed." if packed else ""
 
 
 def _bytes(files: Sequence[Path]) -> int:

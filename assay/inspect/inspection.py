@@ -26,6 +26,7 @@ from assay.inspect.formats import (
     find_inputs,
     first_records,
     has_long_line,
+    unpack_hint,
 )
 from assay.inspect.gate_outlook import closing_causes, outlook_table
 from assay.inspect.inspection_page import ClosingCause, Inspection, InspectTable
@@ -177,7 +178,7 @@ def _formats(
             long = has_long_line(group)
             named = f"{_LONG_LINE if long else 'no field of text'}: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
-    note = f"Not read: {_endings(others)}." if others else ""
+    note = f"Not read: {_endings(others)}.{unpack_hint(others)}" if others else ""
     return InspectTable("Formats and fields", ("format", "files", "size", "fields"), tuple(rows), note)
 
 
@@ -195,7 +196,7 @@ def _left_out(inputs: Sequence[InputFiles], usable: Sequence[InputFiles], others
         more = f" and {len(group.files) - 1:,} more" if len(group.files) > 1 else ""
         lines.append(f"{visible(str(group.files[0]))}{more} ({group.kind}): {why}".replace("\n", "\\n"))
     if others:
-        lines.append("of no known format, or unreadable: " + _endings(others))
+        lines.append(f"of no known format, or unreadable: {_endings(others)}.{unpack_hint(others)}".rstrip("."))
     return lines
 
 

@@ -379,6 +379,7 @@ def test_a_run_file_that_was_edited_is_kept(tmp_path, capsys):
     [
         ({}, MissingInput, "the folder holds no file"),
         ({"a.png": b"x", "b.exe": b"y", "c.exe": b"z"}, MissingInput, r"none of its 3 files .*\.exe 2, \.png 1"),
+        ({"a.zip": b"x", "b.tar.gz": b"y"}, MissingInput, r"Unpack archives \(\.tar, \.zip\) first"),
         (
             {"a.parquet.gz": b"x", "b.arrow.xz": b"y"},
             MissingInput,
