@@ -59,8 +59,14 @@ _NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'
 _SKIPPED = [tuple(name for place, name in enumerate(SOUGHT) if bits >> place & 1) for bits in range(1 << len(SOUGHT))]
 _WORD_SKIPPED = {HIDDEN: ("[hidden]", '[aria-hidden="true"]'), MODAL: ('[aria-modal="true"]',)}
 _WORD_HIDDEN = ("display:none", "display: none")
-"""Styles of hidden elements. Those around a formula stay: Wikipedia hides it behind its picture."""
+_WORD_INVISIBLE, _WORD_VISIBLE = ("visibility:hidden", "visibility: hidden"), re.compile("visibility: ?visible")
+"""Styles of hidden elements, the second unless descendants may be visible.
+
+The parent of a formula stays: Wikipedia hides it behind its picture. So does a whole page, which a script shows."""
+_READ_ALOUD = ("sr-only", "visually-hidden", "visuallyhidden", "screen-reader-text", "element-invisible", "show-for-sr")
+"""Classes of text for screen readers only, in Bootstrap, HTML5 Boilerplate, WordPress, Drupal and Foundation."""
 _FIGURE = re.compile(rb"<(/?)figure(?=[\s>])")
+_CAPTION = re.compile(rb"<(/?)figcaption(?=[\s>])", re.IGNORECASE)
 _BLOCK_OF_FIGURE = re.compile(rb"<(?:table|pre|blockquote)(?=[\s>])", re.IGNORECASE)
 _ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
 _NEVER_NAMES = re.compile(
@@ -113,8 +119,11 @@ def _selectors(page: str, bits: int) -> list[str] | None:
     found = list(_SKIPPED[bits & (ROLE - 1)])
     for bit, selectors in _WORD_SKIPPED.items():
         found += selectors if bits & bit else ()
-    around = ":not(:has(math))" if "<math" in page else ""
-    found += [f'[style*="{word}"]{around}' for word in _WORD_HIDDEN if word in page]
+    shown = ":not(body)" + (":not(:has(> math))" if "<math" in page else "")  # any depth would cost quadratic time
+    found += [f'[style*="{word}"]{shown}' for word in _WORD_HIDDEN if word in page]
+    if any(word in page for word in _WORD_INVISIBLE) and not _WORD_VISIBLE.search(page):
+        found += [f'[style*="{word}"]:not([style*="backface-{word}"]){shown}' for word in _WORD_INVISIBLE]
+    found += [f'.{name}:not([class*="not-{name}"]){shown}' for name in _READ_ALOUD if name in page]
     found += ["annotation", "annotation-xml"] if "<annotation" in page else ()  # formulas again, which no browser shows
     if bits & ROLE:
         found += [f'[role="{role}"]' for role in _ROLES if bits & SPELLED or role in page]
@@ -141,9 +150,11 @@ def mark_containers(pages: Sequence[bytes]) -> tuple[list[str], list[int]]:
 def opened_figures(page: bytes) -> bytes:
     """A page whose figures of tables, code and quotations are `div` elements.
 
-    resiliparse leaves figures out, which pictures are; many sites put such blocks into them. No byte moves.
+    resiliparse leaves figures out, which pictures are; many sites put such blocks into them. Their captions become
+    such elements too; that of a picture goes with it. No byte moves.
     """
     figures: list[tuple[int, bool]] = []  # where the open ones begin, and whether they hold a block
+    opened: list[tuple[int, int]] = []
     written = bytearray(page)
     last = 0
     for tag in _FIGURE.finditer(page):
@@ -157,6 +168,12 @@ def opened_figures(page: bytes) -> bytes:
             if holds:
                 written[start : start + 7], written[tag.start() : tag.end()] = b"<div   ", b"</div   "
                 figures[-1:] = [(begin, True) for begin, _ in figures[-1:]]
+                while opened and opened[-1][0] > start:
+                    opened.pop()
+                opened.append((start, tag.start()))
+    for start, end in opened:
+        for tag in _CAPTION.finditer(page, start, end):
+            written[tag.start() : tag.end()] = b"<%bdiv       " % tag[1]
     return bytes(written)
 
 

@@ -242,29 +242,47 @@ def test_lines_of_code_stay_together():
 FIGURES = {
     '<figure class="wp-block-table"><table><tr><td>Bonn</td><td>330</td></tr></table></figure>': ["Bonn 330"],
     '<figure class="highlight"><pre><code>def show\n  1\nend</code></pre></figure>': ["def show", "1", "end"],
-    f"<figure><figure><blockquote>{PROSE[1]}</blockquote></figure><figcaption>A play</figcaption></figure>": [PROSE[1]],
-    '<figure><img src=a alt="A boat"><span>Photo: a friend</span></figure>': [],
+    f"<figure><figure><blockquote>{PROSE[1]}</blockquote></figure><figcaption>{PROSE[2]}</figcaption></figure>": [
+        *PROSE[1:3]
+    ],
+    f"<figure><figcaption id=x>{PROSE[2]}</figcaption><pre>x = 1</pre></figure>": [PROSE[2], "x = 1"],
+    '<figure><img src=a alt="A boat"><figcaption>Photo: a friend</figcaption></figure>': [],
+    "<figure><table><tr><td>Bonn<td>330</table><figure><img src=a><figcaption>A friend's boat</figcaption></figure>"
+    "<figcaption>People in 2020</figcaption></figure>": ["Bonn 330", "People in 2020"],
     "<figure>a</figure><figure><pre>x = 1</pre>": [],
     "</figure><figures><table></figures></figure>": [],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_tables_code_and_quotations_in_figures_stay_and_pictures_go(figure):
+def test_tables_code_and_quotations_in_figures_stay_with_their_captions_and_pictures_go(figure):
     lines = own_lines(f"<main>{PARAGRAPHS}{figure}{PARAGRAPHS}</main>")
     assert [" ".join(line.split()) for line in lines[len(PROSE) :]][: len(FIGURES[figure])] == FIGURES[figure]
     assert "boat" not in " ".join(lines)
     assert "friend" not in " ".join(lines)
 
 
-@pytest.mark.parametrize("style", ["display:none", "color: red; display: none;"])
-def test_what_a_style_hides_goes_but_for_formulas(style):
-    formula = (
-        f'<span style="{style}"><math><mi>x</mi><annotation encoding="application/x-tex">x</annotation></math></span>'
-    )
-    page = f'<main>{PARAGRAPHS}<p style="{style}">{COOKIES}</p><p>{PROSE[0]} {formula}</p></main>'
+STYLES = ("display:none", "color: red; display: none;", "visibility: hidden", "color:red;visibility:hidden")
+CLASSES = ("sr-only", "note visually-hidden", "visuallyhidden", "screen-reader-text", "element-invisible a")
+
+
+@pytest.mark.parametrize(
+    "hidden", [*(f'style="{style}"' for style in STYLES), *(f'class="{name}"' for name in CLASSES)]
+)
+def test_what_is_hidden_goes_but_for_formulas(hidden):
+    formula = f'<span {hidden}><math><mi>x</mi><annotation encoding="application/x-tex">x</annotation></math></span>'
+    page = f"<body {hidden}><main>{PARAGRAPHS}<div {hidden}><p>{PROSE[1]}</p></div><p>{PROSE[0]} {formula}</p></main>"
     assert own_lines(page) == [*PROSE, f"{PROSE[0]} x"]
     assert own_lines(page.replace(formula, "x")) == [*PROSE, f"{PROSE[0]} x"]
+    nested = f"{PARAGRAPHS}{f'<div {hidden}>' * 60_000}<math><mi>x</mi></math>"
+    assert read_page(nested.encode()).text.split("\n\n") == PROSE
+
+
+@pytest.mark.parametrize("shown", ['style="backface-visibility: hidden"', 'class="sr-only md:not-sr-only"'])
+def test_what_only_looks_hidden_stays(shown):
+    assert own_lines(f"<main>{PARAGRAPHS}<p {shown}>{PROSE[0]}</p></main>") == [*PROSE, PROSE[0]]
+    inner = f'<div style="visibility: hidden"><p style="visibility: visible">{PROSE[0]}</p></div>'
+    assert own_lines(f"<main>{PARAGRAPHS}{inner}</main>") == [*PROSE, PROSE[0]]
 
 
 def test_golden_text():

@@ -53,6 +53,9 @@ def written(inner):
         ("<h2 id=a>Sub</h2>", "## Sub"),
         ("<ul><li>x<ul><li>nest</li></ul></li><li><p>y</p></li></ul>", "- x\n    - nest\n- y"),
         ("<ol><li>a<li>b</ol>", "1. a\n2. b"),
+        ("<ol data-start=9 START='5'><li>a<li><p><b>b</b> c</p><li value=9>d<li>e</ol>", "5. a\n6. b c\n9. d\n10. e"),
+        ("<ol reversed><li>a<ol start=0><li>b</ol><li><ul><li value=7>c</ul><li>d</ol>",
+         "3. a\n    0. b\n    - c\n1. d"),
         (TABLE, "| A | B\\|C |\n| --- | --- |\n| 1 | 2 3 |\n| 4 |  |"),
         ('<pre class="language-python">\nx = 1\n  y = 2\n\nz\n</pre>', "```python\nx = 1\n  y = 2\n\nz\n```"),
         ('<pre><code class="lang-c">int a;\n</code></pre>', "```c\nint a;\n```"),
@@ -145,8 +148,9 @@ def test_markdown_of_real_manuals_has_the_words_of_the_plain_text():
         "<math>" + "<mrow>" * 20_000 + "x</math>",
         "<math><annotation " + "encoding=application/x-tex " * 20_000 + "</math>",
         "<pre><code>" * 10_000 + "</table>" * 10_000,
+        "<ol reversed><li>" * 20_000 + "<b>" * 20_000,
     ],
-    ids=["tables", "math", "annotation", "code"],
+    ids=["tables", "math", "annotation", "code", "lists"],
 )
 def test_deep_and_torn_elements_are_written_within_the_limits(inner):
     page = read_page(f"{PROSE}{inner}{PROSE}".encode(), way=Extraction(structure="markdown"))

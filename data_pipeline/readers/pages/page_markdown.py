@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from data_pipeline.readers.main_text import lay_out, own_places
 from data_pipeline.readers.pages.formulas import in_dollars, latex_of_image, latex_of_math
@@ -24,7 +25,9 @@ CELL_SIZE = 500
 NOTE = "\x03"
 """Begins each note of structure; HTML allows it in no text, as `main_text.MARK`."""
 _REFERENCE = re.compile("&#(?:0*3(?![0-9])|[xX]0*3(?![0-9A-Fa-f]));?")
-_TAG = re.compile(r"<(/?)(math|script|img|pre|code|table|tr|td|th|h[1-6])(?=[\s/>])([^<>]*)>(\r?\n)?", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(/?)(math|script|img|pre|code|table|tr|td|th|[ou]l|li|h[1-6])(?=[\s/>])([^<>]*)>(\r?\n)?", re.IGNORECASE
+)
 _LANGUAGE = re.compile(
     r"""\bclass\s*=\s*["'][^"']*?(?:\b(?:language|lang|highlight-source|sourceCode)[-\s]|\bbrush:\s*)([\w+#-]+)""",
     re.IGNORECASE,
@@ -33,8 +36,11 @@ _DISPLAY = re.compile(r"\bdisplay\s*=\s*[\"']?block|mode\s*=\s*display", re.IGNO
 _TEX_SCRIPT = re.compile(r"\btype\s*=\s*[\"']?math/tex", re.IGNORECASE)
 _TEX_IMAGE = re.compile(r"\bclass\s*=\s*(?:\"[^\"]*|'[^']*|)\b(?:la)?tex\b", re.IGNORECASE)
 _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
-_NOTES = re.compile("\x03(?:([pms])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
+_NOTES = re.compile("\x03(?:([pmsn])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
 _SPAN = re.compile(r"""\b(col|row)span\s*=\s*["']?\s*([0-9]{1,4})""", re.IGNORECASE)
+_ORDINAL = re.compile(r"""(?<![\w-])(start|value)\s*=\s*["']?\s*\+?(-?[0-9]{1,9})(?![0-9])""", re.IGNORECASE)
+_REVERSED = re.compile(r"(?<![\w-])reversed(?![\w-])", re.IGNORECASE)
+_BEFORE_WORDS = re.compile(r"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre)\b)[^<>]*>)*+\s*+(?=[^<])", re.IGNORECASE)
 _WIDEST, _SPARSEST = 50, 20  # columns of one cell; places of a table for each of its cells
 _TICKS = re.compile("`+")
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
@@ -69,12 +75,20 @@ def _note(page: str) -> tuple[str, list[str]]:
     noter = _Noter(page)
     for tag in _TAG.finditer(page):
         _NOTERS.get(tag[2].lower(), _Noter.heading)(noter, tag, tag[1] == "/")
+    noter.end()
     pieces: list[str] = []
     last = 0
     for place, note in sorted(noter.notes, key=lambda found: found[0]):
         pieces += (page[last:place], NOTE, note)
         last = place
     return "".join((*pieces, page[last:])), noter.values
+
+
+class _ListTags(NamedTuple):
+    """The tags of a list and of its items."""
+
+    tag: re.Match[str]
+    items: list[re.Match[str]]
 
 
 class _Noter:
@@ -91,6 +105,8 @@ class _Noter:
         """The value of the `pre` that is open, its language; -1: none is."""
         self.cell = ""
         """The note of the next cell where it begins a table or a row."""
+        self.lists: list[_ListTags] = []
+        """The lists that are open."""
 
     def heading(self, tag: re.Match[str], closes: bool) -> None:
         if not closes:
@@ -144,6 +160,35 @@ class _Noter:
                 self._set(tag.end(3) + 1, f"s{len(self.values)};")
                 self.values.append(f"{spans.get('col', 1)} {spans.get('row', 1)}")
 
+    def list(self, tag: re.Match[str], closes: bool) -> None:
+        if not closes:
+            self.lists.append(_ListTags(tag, []))
+        elif self.lists:
+            self._number_items(self.lists.pop())
+
+    def item(self, tag: re.Match[str], closes: bool) -> None:
+        if self.lists and not closes:
+            self.lists[-1].items.append(tag)
+
+    def end(self) -> None:
+        """Close the lists that the page leaves open."""
+        while self.lists:
+            self._number_items(self.lists.pop())
+
+    def _number_items(self, found: _ListTags) -> None:
+        """Note the numbers of items that are not their places."""
+        if found.tag[2].lower() == "ul":
+            return
+        step = -1 if _REVERSED.search(found.tag[3]) else 1
+        number = _ordinal(found.tag, len(found.items) if step < 0 else 1)
+        for place, item in enumerate(found.items, 1):
+            number = _ordinal(item, number)
+            words = _BEFORE_WORDS.match(self.page, item.end(3) + 1)
+            if number != place and words:
+                self._set(words.end(), f"n{len(self.values)};")
+                self.values.append(f"{number}.")
+            number += step
+
     def _set(self, place: int, note: str) -> None:
         self.notes.append((place, note))
 
@@ -163,7 +208,16 @@ _NOTERS = {
     "tr": _Noter.row,
     "td": _Noter.table_cell,
     "th": _Noter.table_cell,
+    "ol": _Noter.list,
+    "ul": _Noter.list,
+    "li": _Noter.item,
 }
+
+
+def _ordinal(tag: re.Match[str], otherwise: int) -> int:
+    """The number that a list's or an item's tag states."""
+    found = _ORDINAL.search(tag[3])
+    return int(found[2]) if found else otherwise
 
 
 def _language(attributes: str) -> str:
@@ -198,6 +252,8 @@ class _Writer:
         self.level = 0
         """The heading's, 0 outside of one."""
         self.bullet = ""
+        self.number = ""
+        """The item's, where it is not its place in the list."""
         self.blank = False
 
     def line(self, line: str, seen: bool, kept: bool) -> None:
@@ -222,6 +278,7 @@ class _Writer:
         if seen and not kept:
             self.bullet = ""
         self._flush()
+        self.number = ""
 
     def text(self) -> str:
         """All that was written."""
@@ -237,6 +294,8 @@ class _Writer:
             self.span = len(self.words) if self.span < 0 else self.span
         elif note == "K":
             self._end_span()
+        elif note == "n":
+            self.number = value
         elif note == "s":
             self._span_cells(*map(int, value.split()))
         elif note.isdigit():
@@ -293,7 +352,7 @@ class _Writer:
         level, self.level = self.level, 0
         found = _BULLET.match(words)
         if found:
-            marker = "-" if found[2] == "•" else found[2]
+            marker = "-" if found[2] == "•" else self.number or found[2]
             self.bullet = " " * (2 * max(0, len(found[1]) - 2)) + marker + " "
             words = words[found.end() :]
         indent = len(words) - len(words.lstrip(" "))
