@@ -125,7 +125,9 @@ def test_a_malformed_value_is_passed_over_to_its_closing_mark():
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_carriage_returns_alone_end_lines_where_the_header_has_one(size):
-    for data in (b"n,text\r1,a\r2,b\r", b"n,text\r\n1,a\r\n2,b\r\n", b"\n\nn,text\n1,a\n2,b"):
+    plain = (b"n,text\r", b"n,text\r\n", b"\n\nn,text\n")
+    for header in (*plain, b'"a\r\n""b",text\r', b'\xef\xbb\xbf"\r",text\n', b"5'' disk,text\r"):
+        data = header + b"".join(row + header[-2 + (header[-2:] != b"\r\n") :] for row in (b"1,a", b"2,b"))
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
         assert [piece.text for piece in read_csv(pieces, "f", Fields("text"), Dialect())] == ["a", "b"]
     (fault,) = read_csv([b"text\nhello\rworld\n"], "f", Fields("text"), Dialect())

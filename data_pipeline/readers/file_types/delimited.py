@@ -12,8 +12,8 @@ Any other row of more than 64 MiB is `line_too_long`, and the next row is read.
 A malformed row is `not_csv`. Where its quoted value continues on further lines, these are skipped up to its closing
 mark: one that a delimiter or the line's end follows.
 
-Blank lines before the header are skipped. A file whose first line ends in a carriage return alone has such
-line ends throughout.
+Blank lines before the header are skipped. A file whose first line ends in a carriage return alone, outside quotes, has
+such line ends throughout.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from dataclasses import dataclass, replace
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
-
-_LINE_END = re.compile(rb"\r\n?|\n")
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class _Fed:
 
     def __init__(self, pieces: Iterable[bytes], form: Dialect) -> None:
         self._quote = form.quote.encode()
-        self._source = lines(_with_newlines(pieces), quote=self._quote)
+        self._source = lines(_with_newlines(pieces, form), quote=self._quote)
         quote, end = re.escape(form.quote), rf"(?:{re.escape(form.delimiter)}|\r?$)"
         self._opening = re.compile(rf"(?:^|{re.escape(form.delimiter)}){quote}")
         self._closing = re.compile(rf"(?:[^{quote}]|{quote}{quote}|{quote}(?!{end}))*+{quote}") if quote else None
@@ -198,17 +196,25 @@ class _Fed:
         return False
 
 
-def _with_newlines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _with_newlines(pieces: Iterable[bytes], form: Dialect) -> Iterator[bytes]:
     """The stream with newlines in place of bare carriage returns."""
+    quote, starts = form.quote.encode(), (b"", form.delimiter.encode()[-1:], b"\xbf")  # what precedes a quoted value
+    signs = re.compile(rb"\r\n?|\n" + (b"|" + re.escape(quote) if quote else b""))
     bare: bool | None = None
-    held = b""
+    is_open, closed = False, -1  # whether a quoted value is, and the place after the last one's mark
+    held = before = b""
     for piece in pieces:
         piece, held = held + piece, b""
-        if bare is None and (found := _LINE_END.search(piece)):
-            if found[0] == b"\r" and found.end() == len(piece):  # the next piece may begin with b"\n"
+        for found in signs.finditer(piece) if bare is None else ():
+            if found[0] == quote:
+                last = piece[found.start() - 1 : found.start()] if found.start() else before
+                is_open, closed = not is_open and (last in starts or found.start() == closed), found.end()
+            elif not is_open and found[0] == b"\r" and found.end() == len(piece):  # b"\n" may follow
                 piece, held = piece[:-1], b"\r"
-            else:
+            elif not is_open:
                 bare = found[0] == b"\r"
+                break
+        before, closed = piece[-1:] or before, closed - len(piece)
         yield piece.replace(b"\r", b"\n") if bare else piece
     yield held
 
