@@ -14,7 +14,9 @@ be read.
 from __future__ import annotations
 
 import fnmatch
+import io
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
@@ -46,6 +48,7 @@ _DAMAGE = (  # ValueError: also a number of a tar's header that is none, or a na
 )  # fmt: skip
 _ENCRYPTED = RuntimeError  # raised by zipfile for a member with a password
 _IN_MEMORY_BYTES = 16 << 20
+_END_RECORD_BYTES = (1 << 16) + 128  # the longest comment, the record and those of Zip64 before it
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
 
@@ -66,6 +69,23 @@ class Member:
     ordinal: int = 0
 
 
+def is_zip(path: Path) -> bool:
+    """Return whether a file ends as a zip does.
+
+    zipfile takes a failing device for another kind of file, so the end is read here.
+
+    Raises:
+        MissingInput: the device fails.
+    """
+    try:
+        with open_source(path) as source:
+            source.seek(max(0, source.seek(0, os.SEEK_END) - _END_RECORD_BYTES))
+            return zipfile.is_zipfile(io.BytesIO(source.read()))
+    except OSError as error:
+        end_at_machine_error(error, path)
+        raise
+
+
 def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
     """Members of an archive that match a pattern, in archive order.
 
@@ -73,7 +93,7 @@ def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
         MissingInput: the archive is of an unknown kind, or cut short.
     """
     wanted = tuple(patterns)
-    found = _zip_members(path, wanted) if zipfile.is_zipfile(path) else _tar_members(path, wanted)
+    found = _zip_members(path, wanted) if is_zip(path) else _tar_members(path, wanted)
     names: Counter[str] = Counter()
     try:
         for ordinal, member in enumerate(found):

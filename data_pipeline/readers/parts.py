@@ -10,13 +10,13 @@ reads them, and `ingest` begins a new document shard whenever one is full.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.readers.archive import is_zip
 from data_pipeline.readers.file_types.endings import COMPRESSED_WITHIN
 from data_pipeline.readers.hub import local_files
 from data_pipeline.readers.items import FilePart, SourceItem, hub_items
@@ -171,7 +171,7 @@ def cut_files(
 
 def is_stream(source: Source, archive: SourceItem) -> bool:
     """Return whether an archive's members form one stream (tar)."""
-    return isinstance(source, PackageSource) and not zipfile.is_zipfile(archive.local)
+    return isinstance(source, PackageSource) and not is_zip(archive.local)
 
 
 def plan(

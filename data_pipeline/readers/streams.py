@@ -17,6 +17,7 @@ import bz2
 import errno
 import io
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -100,6 +101,8 @@ def end_at_machine_error(error: BaseException, path: Path) -> None:
     """
     if isinstance(error, MemoryError):
         raise MissingInput(f"cannot read {path}: not enough memory. Give the run more memory.") from error
+    if isinstance(error, zipfile.BadZipFile) and isinstance(error.__context__, OSError):
+        error = error.__context__  # the end record could not be read
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         reason = error.strerror or error
         raise MissingInput(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 1 << 18
 _BATCH_PIECES = 64
-_DIGESTS = ("sha1:", "sha256:", "sha512:", "md5:")
+_DIGESTS = ("SHA1", "SHA256", "SHA512", "MD5")
 _HOST_FILE = re.compile(rb"\r\nWARC-Target-URI:[^\r\n]*/(?:robots\.txt|ai\.txt|tdmrep\.json)>?\r\n", re.IGNORECASE)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
 
@@ -163,8 +163,12 @@ def _response(raw: RawRecord) -> _Response | str:
 
 def _differs(record: WarcRecord) -> bool:
     """Return whether a block differs from its stated digest."""
-    digest = record.headers.get("WARC-Block-Digest") or ""
-    return digest.lower().startswith(_DIGESTS) and not record.verify_block_digest()
+    name, _, digest = (record.headers.get("WARC-Block-Digest") or "").upper().partition(":")
+    if name not in _DIGESTS:
+        return False
+    # fastwarc compares base32 as RFC 4648 writes it: in capitals, filled up to eight characters
+    record.headers["WARC-Block-Digest"] = f"{name}:{digest}{'=' * (-len(digest) % 8)}"
+    return not record.verify_block_digest()
 
 
 def is_altered(raw: RawRecord) -> bool:

@@ -347,8 +347,10 @@ def test_torn_and_hostile_wacz_archives_are_counted(tmp_path, monkeypatch):
 class Failing(io.FileIO):
     """A file on a device that fails in one place."""
 
+    fails = range(1001, 4000)
+
     def readinto(self, buffer):
-        if 1000 < self.tell() < 4000:
+        if self.tell() in self.fails:
             raise OSError(errno.EIO, "Input/output error")
         return super().readinto(memoryview(buffer)[:500])
 
@@ -368,6 +370,14 @@ def test_a_failing_device_is_no_damage_of_a_web_archive(tmp_path, monkeypatch, n
     )
     with pytest.raises(MissingInput, match="Input/output error"):
         made(tmp_path, type="warc", paths=[name])
+    if name == "x.wacz":  # in its end record, when it is sought and when it is read
+        monkeypatch.setattr(Failing, "fails", range((tmp_path / name).stat().st_size - 400, 1 << 20))
+        for module in ("archive", "file_types.web_captures"):
+            with pytest.raises(MissingInput, match="Input/output error"):
+                made(tmp_path, type="warc", paths=[name])
+            monkeypatch.setattr(f"data_pipeline.readers.{module}.is_zip", lambda path: True)
+        with pytest.raises(MissingInput, match="Input/output error"):
+            made(tmp_path, type="warc", paths=[name])
 
 
 def test_a_full_disk_of_temporary_files_is_no_property_of_an_archive(tmp_path, monkeypatch):

@@ -274,6 +274,21 @@ def test_a_block_that_its_digest_denies_is_quarantined(tmp_path):
     assert isinstance(only(tmp_path, warc(http(page(0)), digest=False)), Record)
 
 
+@pytest.mark.parametrize("name", ["md5", "sha1", "sha256"])
+@pytest.mark.parametrize("encode", [base64.b16encode, base64.b32encode])
+def test_digests_are_equal_in_letters_of_any_case_and_however_filled_up(tmp_path, name, encode):
+    block = http(page(0))
+    bare = warc(block, digest=False)
+    digest = encode(hashlib.new(name, block).digest()).decode()
+    for form in (digest, digest.lower(), digest.rstrip("=")):
+        field = f"WARC-Block-Digest: {name}:{form}\r\n".encode()
+        assert isinstance(only(tmp_path, bare.replace(b"Content-Length", field + b"Content-Length", 1)), Record)
+    other = field.replace(form.encode(), form[::-1].encode())
+    assert (
+        only(tmp_path, bare.replace(b"Content-Length", other + b"Content-Length", 1)).reason == "warc_digest_mismatch"
+    )
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -23,11 +23,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.readers.archive import Member, members, read_blocks
+from data_pipeline.readers.archive import Member, is_zip, members, read_blocks
 from data_pipeline.readers.opt_out import HostRules
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import WarcSource, WetSource
-from data_pipeline.readers.streams import PACKED, TornStream, end_at_machine_error, open_source
+from data_pipeline.readers.streams import PACKED, TornStream, end_at_machine_error
 from data_pipeline.readers.warc_stream import RawRecord, raw_records
 from governance.errors import MissingInput, storage_errors
 from governance.files import sha256_file
@@ -86,8 +86,7 @@ def read_wacz(
     """
     from data_pipeline.readers.warc import read_warc
 
-    open_source(path).close()
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         yield RecordFault(file, 0, "unreadable_member", sample("not a whole zip file"))
         return
     digests = _stated_digests(path)
@@ -137,7 +136,8 @@ def _stated_digests(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive, archive.open("datapackage.json") as file:
             package = json.loads(file.read(_MAX_PACKAGE_BYTES))
         resources = [(str(resource["path"]), str(resource.get("hash", ""))) for resource in package["resources"]]
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, *_DAMAGE):
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, *_DAMAGE) as error:
+        end_at_machine_error(error, path)
         return {}  # absent or unreadable: a WACZ without statements is read as it is
     of_archive = [(name, stated) for name, stated in resources if name.startswith("archive/")]
     return {name: stated.removeprefix("sha256:") if stated.startswith("sha256:") else "" for name, stated in of_archive}
