@@ -12,8 +12,9 @@ A field may hold a text, or lists and objects of any depth: every text within is
 Promise: a set is read whole or not at all. A line that is not a JSON object, a torn file or a field that no item has is
 an error: a set that is read in part would leave the rest in the corpus unnoticed.
 
-Role `items`: one Parquet file per set with a row per text, items in order: set, item (the value of `id_field`, else its
-number from 0 over the set's files), part (the path to the text), alone (whether it is of `fields`), listed (whether it
+Each row of a file is one item. Role `items`: one Parquet file per set with a row per text, items in order: set, item
+(the value of `id_field`, else its number from 0 over the set's files; "<value>:<number>" where an earlier item has that
+value), part (the path to the text), alone (whether it is of `fields`), listed (whether it
 is one of several texts of a list, as a choice is), text.
 """
 
@@ -42,7 +43,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 ITEM_SCHEMA = required(
     set=pa.string(), item=pa.string(), part=pa.string(), alone=pa.bool_(), listed=pa.bool_(), text=pa.large_string()
 )
@@ -60,7 +61,9 @@ class EvaluationSet(Section):
     answer_fields: tuple[str, ...] = ()
     """Names of the values whose texts count only as a part of the whole item: choices, answer ..."""
     id_field: str = ""
-    """The name of the value that identifies an item; "": its number does."""
+    """The name of the value that identifies an item; "": its number does.
+
+    An item with the value of an earlier one is named by its value and number."""
 
     @model_validator(mode="after")
     def _names_once(self) -> EvaluationSet:
@@ -151,10 +154,14 @@ def _write_set(
     known = dict.fromkeys(wanted.fields, True) | dict.fromkeys(wanted.answer_fields, False)
     seen: Counter[str] = Counter()
     names: dict[str, None] = {}
+    items: set[str] = set()
     number = texts = 0
     with shard_writer(target, ITEM_SCHEMA) as add, unchanged(zip(paths, digests, strict=True)):
         for row in (row for path in paths for row in read_rows(path, wanted.name)):
             item = encodable(_item_name(row, number, wanted))
+            while item in items:
+                item = f"{item}:{number}"
+            items.add(item)
             names.update(dict.fromkeys(row))
             for field, alone in known.items():
                 value = value_at(row, field, _ABSENT)

@@ -87,6 +87,14 @@ def test_items_are_numbered_over_the_files_of_a_set(tmp_path):
     ]
 
 
+def test_each_row_is_an_item_of_its_own_though_ids_repeat(tmp_path):
+    rows = [{"id": name, "q": text} for name, text in (("a", "1"), ("a", "2"), (7, "3"), ("a", "4"), ("a:1", "5"))]
+    put(tmp_path, "a.jsonl", lines_of(rows))
+    manifest = made(tmp_path, wanted(fields=("q",), id_field="id"))
+    found = [row[1] for row in rows_of(manifest, tmp_path / "root")]
+    assert found == ["a", "a:1", "7", "a:3", "a:1:4"]
+
+
 def test_a_lone_surrogate_is_replaced(tmp_path):
     put(tmp_path, "a.jsonl", b'{"q": "a \\ud800 b"}\n')
     assert rows_of(made(tmp_path, wanted(fields=("q",))), tmp_path / "root")[0][5] == "a ? b"
