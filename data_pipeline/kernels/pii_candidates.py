@@ -12,7 +12,7 @@ The kinds, and the stretch that a candidate covers:
     WORD     a word of ASCII letters and digits that has the length and the digits of an identifier
     ACCOUNT  a word that begins with two letters and two digits of an account number
     HEX      a run of hexadecimal digits and colons with five colons, or with "::" and two
-    MAC      the first of six pairs of hexadecimal digits with hyphens between
+    MAC      the first of six pairs of hexadecimal digits with hyphens between, or of three fours with dots
     KEY      a word with the first bytes of a known key or token
     ASSIGNED a value after `=` or `:` whose name ends like "key", "token", "secret", "password"
     PEM      "-----BEGIN"
@@ -249,12 +249,15 @@ def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-u
             length = j - i
             # No branch within a condition: each would be foretold wrongly for many words.
             after, second = byte_at(data, min(j, end - 1)), byte_at(data, min(i + 1, end - 1))
-            signed = (after == 58) | (after == 45) & (length == 2)
+            signed = (after == 58) | (after == 45) & (length == 2) | (after == 46) & (length == 4)
             if (j < end) & (kind & 16 != 0) & (i >= hex_until) & (length <= 4) & signed:
                 if after == 58:
                     hex_until, colons, double = _colons(data, i, end, classes)
                     if colons >= 5 or (double and colons >= 2):
                         total = _put(out, total, text, 5, chars, chars + (hex_until - i))
+                elif after == 46:
+                    if j + 10 <= end and data[j + 5] == 46:
+                        total = _put(out, total, text, 6, chars, chars + 14)
                 elif j + 15 <= end and _are_hyphens(data, j):
                     total = _put(out, total, text, 6, chars, chars + 17)
             at = (length == 2) & (c == 65) & (second == 84)

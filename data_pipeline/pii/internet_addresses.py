@@ -24,6 +24,11 @@ _FILE_ENDINGS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "css", "js", "jsx", "ts", "tsx", "json", "html", "htm",
      "xml", "pdf", "txt", "csv", "gz", "zip")
 )  # fmt: skip
+# Top levels that are never delegated: RFC 2606, 6761, 6762 (and its appendix G), 9476, and ICANN's for private use.
+_NO_TOP_LEVELS = frozenset(
+    ("test", "example", "invalid", "localhost", "local", "localdomain", "internal", "intranet", "private", "corp",
+     "home", "lan", "alt", "arpa")
+)  # fmt: skip
 _GENERIC = frozenset(("com", "org", "net", "edu", "gov", "info"))
 _SPELT_AT = re.compile(r"[\[(<{][ ]?(?:at|AT|@)[ ]?[\])>}][ ]?")
 _SPELT_DOT = r"(?:\.|[ ]?[\[(<{][ ]?(?:dot|DOT|\.)[ ]?[\])>}][ ]?|[ ](?:dot|DOT)[ ])"
@@ -89,13 +94,13 @@ def _local_start(text: str, at: int) -> int | None:
 
 
 def _is_address(text: str, start: int, domain: re.Match[str]) -> bool:
-    """Reject URL passwords, remote paths, and file names with an `@`.
+    """Reject URL passwords, remote paths, file names with an `@`, and names that no server of the internet has.
 
     Called names of other than common top levels are products of matrices: `x@w.reshape(-1)`.
     """
     last = domain.group().rpartition(".")[2].lower()
     called = text.startswith("(", domain.end()) and len(last) > 2 and last not in _GENERIC
-    if last in _FILE_ENDINGS or called:
+    if last in _FILE_ENDINGS or last in _NO_TOP_LEVELS or called:
         return False
     return not _AUTHORITY.search(text[max(0, start - 64) : start]) and not _REMOTE.match(text, domain.end())
 
@@ -205,15 +210,27 @@ def _is_global(address: str) -> bool:
     return not kept_back and first != "3fff" and (first, parts[1].lstrip("0")) != ("2001", "db8")  # RFC 3849, RFC 9637
 
 
+_GROUPED_MAC = re.compile(r"[0-9A-Fa-f]{4}(?:\.[0-9A-Fa-f]{4}){2}")
+_SAYS_HARDWARE = re.compile(r"\bmac\b|hardware|ethernet|hwaddr|\barp\b|\bbia\b|interface", re.I)
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}")
 
 
 def mac_at(text: str, start: int, end: int) -> Iterator[Detection]:
-    """The hardware address (IEEE 802, EUI-48) of six pairs with hyphens."""
-    if _MAC.fullmatch(text, start, end) and not _touched(text, start, end):
-        yield from _mac(text[start:end], start)
+    """The hardware address (IEEE 802, EUI-48) of six pairs with hyphens, or three fours with dots.
+
+    Fours of decimal digits count if they begin with 0, as the older makers' numbers do, or next to a word for them.
+    """
+    if _touched(text, start, end):
+        return
+    value = text[start:end]
+    if _MAC.fullmatch(value):
+        yield from _mac(value, start)
+    elif _GROUPED_MAC.fullmatch(value):
+        decimal = value.replace(".", "").isdigit() and value[0] != "0"
+        if not decimal or _SAYS_HARDWARE.search(text[max(0, start - 40) : start]):
+            yield from _mac(value, start)
 
 
 def _mac(value: str, start: int) -> Iterator[Detection]:
-    if len(set(re.split("[:-]", value.lower()))) > 1:  # all zeros, broadcast
+    if len(set(re.split("[:.-]", value.lower()))) > 1:  # all zeros, broadcast
         yield Detection(start, start + len(value), "mac")

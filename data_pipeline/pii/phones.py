@@ -6,7 +6,7 @@ whole groups of a run. Its shape decides:
 - certain shapes count by themselves: international (E.164, written as in E.123 or RFC 3966: `+`, or an exit code 00
   or 011, an assigned country code, at most 15 digits, at least seven or as few as the country's plan has), the North
   American plan (NPA-NXX-XXXX), a trunk prefix 0 with nine to twelve digits in groups, an area code in parentheses,
-  mobile numbers whose plan fixes first digits and groups;
+  mobile numbers whose plan fixes first digits and groups, and what a link to WhatsApp names;
 - vague shapes (seven to twelve digits that no calendar, address or serial explains) count only next to a word that
   says so ("call", "Tel.", "móvil", ...), for most such digits are not telephone numbers.
 
@@ -54,6 +54,12 @@ _SAYS_OTHER = re.compile(
     re.I,
 )
 
+_LINK = re.compile(r"(?:\bwa\.me/|\bwhatsapp(?:\.com/|://)send/?\?phone=)\Z", re.I)
+_SAYS_LOTTERY = re.compile(
+    r"lott|jackpot|powerball|\bdraw|\bkeno|tirage|ziehung|gewinnzahl|sorteo|sorteio|estrazion", re.I
+)
+_LINE_OF_PAIRS = re.compile(r"[^\n]*?(?<![0-9])([0-9]{2}(?:[ \-][0-9]{2}){4,})(?![0-9])")
+
 # National digits at most, by country code (ITU-T E.164 and its operational bulletins); others: what 15 leaves.
 _NATIONAL_DIGITS = {
     "1": 10, "7": 10, "20": 10, "27": 9, "30": 10, "31": 9, "32": 9, "33": 9, "34": 9, "36": 9, "39": 11, "40": 9,
@@ -100,7 +106,8 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
         return None
     digits = 0
     totals = [digits := digits + run.ends[group] - run.starts[group] for group in range(first, stop)]
-    if digits < 7 or not _opens(text, run, first, start):
+    linked = first == 0 and _LINK.search(text[max(0, start - _LINE) : start]) is not None
+    if digits < 7 or not (linked or _opens(text, run, first, start)):
         return None
     groups = [text[run.starts[group] : run.ends[group]] for group in range(first, stop)]
     # Inside a run only separators and digits precede a number, so no word names it there.
@@ -118,7 +125,11 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
             continue
         part = Slice(tuple(groups[:count]), tuple(run.between[first:last]), prefix)
         named = (before or ends_run) and _is_named(text, start, end, part)
-        if named or (not otherwise and _is_certain(part) and not _is_in_a_list(run, first, part)):
+        if (
+            named
+            or (linked and count == 1 and _is_international(part.groups[0], part))
+            or (not otherwise and _is_certain(part) and not _is_in_a_list(text, run, first, part))
+        ):
             end = extension.end() if extension else run.ends[last + second]
             return start + _opens_unclosed(part), end, first + count + second
     return None
@@ -134,10 +145,11 @@ def _has_second_line(text: str, run: DigitRun, last: int) -> bool:
     )
 
 
-def _is_in_a_list(run: DigitRun, first: int, part: Slice) -> bool:
+def _is_in_a_list(text: str, run: DigitRun, first: int, part: Slice) -> bool:
     """Return whether the groups are of a list, not of a number.
 
-    They count up by one, or are some of a longer list of pairs of digits.
+    They count up by one, are some of a longer list of pairs of digits, or drawn numbers: five pairs in ascending order,
+    next to a line of such pairs or a word for a lottery.
     """
     numbers = [int(group) for group in part.groups]
     if len(numbers) > 2 and all(after - before == 1 for before, after in itertools.pairwise(numbers)):
@@ -145,7 +157,32 @@ def _is_in_a_list(run: DigitRun, first: int, part: Slice) -> bool:
     if set(part.sizes) != {2} or len(part.groups) != 5 or part.prefix:
         return False
     sizes = {end - start for start, end in zip(run.starts, run.ends, strict=True)}
-    return sizes == {2} and len(run.ends) % 5 > 0
+    if sizes == {2} and len(run.ends) % 5 > 0:
+        return True
+    if not _ascends(numbers):
+        return False
+    if (
+        sizes == {2}
+        and len(run.ends) > 5
+        and _ascends([int(text[a:b]) for a, b in zip(run.starts, run.ends, strict=True)])
+    ):
+        return True
+    begin, end = run.starts[first], run.ends[first + 4]
+    line, after = text.rfind("\n", max(0, begin - _LINE), begin), text.find("\n", end, end + _LINE)
+    lines = [text[max(0, text.rfind("\n", max(0, line - _LINE), line)) : line].strip("\n")] if line >= 0 else []
+    lines += [text[after + 1 : after + 1 + _LINE]] if after >= 0 else []
+    rows = [found[1] for found in map(_LINE_OF_PAIRS.match, lines) if found]
+    pairs = [[int(pair) for pair in re.split("[ -]", row)] for row in rows]
+    if any(_ascends(row[place : place + 5]) for row in pairs for place in range(len(row) - 4)):
+        return True
+    return _SAYS_LOTTERY.search(text[max(0, begin - _LINE) : begin]) is not None
+
+
+_LINE = 80  # characters of a line that are looked at
+
+
+def _ascends(numbers: list[int]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(numbers))
 
 
 def _opens_unclosed(part: Slice) -> bool:
@@ -286,9 +323,9 @@ def _is_north_american(part: Slice) -> bool:
 def _is_trunk(part: Slice) -> bool:
     """Return whether it is a national number with its trunk prefix 0.
 
-    Examples are 020 7946 0958, 01 23 45 67 89, 0151/84645522 and 08-928 571 38.
+    Examples are 020 7946 0958, 01 23 45 67 89, 0151/84645522, 08-928 571 38 and 030 12345-0.
     """
-    sizes = part.sizes
+    sizes = _sizes_with_switchboard(part)
     first = part.groups[0]
     if first[0] != "0" or first[1:2] in ("", "0") or not 9 <= sum(sizes) <= 12 or min(sizes) < 2:
         return False
@@ -308,6 +345,17 @@ def _is_trunk(part: Slice) -> bool:
     return 2 <= len(sizes) <= 5 and sizes[0] <= 5 and (len(sizes) > 2 or sizes[1] >= 5)
 
 
+def _sizes_with_switchboard(part: Slice) -> list[int]:
+    """Sizes of the groups, where a last "-0" counts with the one before.
+
+    It reaches an organisation's switchboard (DIN 5008).
+    """
+    sizes = part.sizes
+    if len(sizes) > 2 and part.between[-1] == "-" and part.groups[-1] == "0":
+        return [*sizes[:-2], sizes[-2] + 1]
+    return sizes
+
+
 def _is_area_in_parentheses(part: Slice) -> bool:
     """Return whether it is a number with its area code in parentheses.
 
@@ -316,7 +364,7 @@ def _is_area_in_parentheses(part: Slice) -> bool:
     prefix, groups, between = part.prefix, part.groups, part.between
     if groups[0] == "8" and between[:1] in ((" (",), ("(",), ("-(",)):
         prefix, groups, between = "(", groups[1:], between[1:]
-    sizes = [len(group) for group in groups]
+    sizes = _sizes_with_switchboard(Slice(groups, between, prefix))
     year = len(groups[0]) == 4 and groups[0][:2] in ("18", "19", "20")
     return (
         prefix == "("
