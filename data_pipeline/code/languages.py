@@ -1,6 +1,7 @@
 """Programming language of a file, by name, first line or content.
 
-Names of languages and patterns of file names are those of Pygments, plus R, which Pygments knows as S. A name that
+Names of languages and patterns of file names are those of Pygments, plus R, which Pygments knows as S, Svelte, and more
+names of Docker's files. A name that
 several languages share is decided by content: `.h` and `.m` by the constructs below, those whose languages Pygments
 does not name by a sign of each, others by Pygments' own estimate.
 """
@@ -51,6 +52,9 @@ _SIGNS: dict[str, tuple[tuple[str, str], ...]] = {
     ".ts": (("XML", r"\A\s*<(?:\?xml|!DOCTYPE TS|TS\b)"),),
 }
 """Languages of an ending, each with its sign; the first found counts. An empty sign is always found."""
+_MORE_ENDINGS = {".svelte": "Svelte", ".dockerfile": "Docker", ".containerfile": "Docker"}
+_DOCKER = re.compile(r"(?:Docker|Container)file(?:\..+)?")
+"""A name with an ending that states no language, such as Dockerfile.dev."""
 _OTHER_FILES = frozenset(("go.mod", "go.work"))  # of no language; the ending is Modula-2's
 _OBJECTIVE_C = re.compile(r"^[ \t]*(@(interface|implementation|protocol|property|class|end|import)\b|#import\b)", re.M)
 _CPP = re.compile(
@@ -91,7 +95,12 @@ def known_language(name: str) -> str:
 @functools.cache
 def _names() -> dict[str, str]:
     languages = _aliases().values()
-    return {_folded(alias): name for alias, name in _aliases().items()} | {_folded(name): name for name in languages}
+    more = {_folded(name): name for name in _MORE_ENDINGS.values()}
+    return (
+        more
+        | {_folded(alias): name for alias, name in _aliases().items()}
+        | {_folded(name): name for name in languages}
+    )
 
 
 def _folded(name: str) -> str:
@@ -131,7 +140,9 @@ def _by_name(name: str) -> tuple[str, ...]:
         ending = "." + ".".join(parts[first:])
         if found := endings.get(ending) or endings.get(ending.lower()):
             return found
-    return ()
+        if more := _MORE_ENDINGS.get(ending.lower()):
+            return (more,)
+    return ("Docker",) if _DOCKER.fullmatch(name) else ()
 
 
 def _by_interpreter(text: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 UNKNOWN = "NOASSERTION"
-LICENCE_RULES = 5
+LICENCE_RULES = 6
 """Version of the rules here, in the key of documents of source code."""
 HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18
@@ -78,9 +78,12 @@ _NOTICE = (
 _UNDER = re.compile(r"\b(licen[cs]ed|released|distributed|available|provided) under\b", re.I)
 _LIABILITY = re.compile(r"\bliab(le|ility)\b", re.I)
 _MARKS = re.compile(
-    r"^[ \t]*(/\*+|\*+/|\*+|//+!?|#+!?|--+|;+|%+|<!--|-->|dnl\b|\.\.|\"\"\"|'''|!+|\(\*|\*\)|REM\b)?[ \t]?", re.M
+    r"^[ \t]*(/\*+|\*+/|\*+|//+!?|#+!?|--+|;+|%+|<!--|-->|dnl\b|\.\.|\"\"\"|'''|\"(?=[ \t])|!+|\(\*|\*\)|REM\b)?[ \t]?",
+    re.M,
 )
 _LINE_COMMENT = re.compile(r"[ \t]*(#|//|--|;|%|!|dnl\b|\.\.|rem\b|'(?!''))", re.I)
+_VIM_COMMENT = re.compile(r"[ \t]*\"(?:[ \t]|$)")  # at the top only: below, strings of other languages begin so
+_PASCAL_IDENTIFIER = re.compile(r"\{[^{}\"]*SPDX-License-Identifier:[^{}\"]*\}", re.I)  # JSON has quotation marks
 _DIRECTIVE = re.compile(
     r"[ \t]*#[ \t]*(include|define|undef|if|ifdef|ifndef|elif|else|endif|pragma|import|error|line)\b"
 )
@@ -197,17 +200,20 @@ def _header_and_end(text: str) -> tuple[str, int]:
     lines: list[str] = []
     end = ""
     size = at = 0
+    is_pascal = _PASCAL_IDENTIFIER.search(text, 0, HEADER_CHARACTERS) is not None
     for line in text[: 2 * HEADER_CHARACTERS].splitlines(keepends=True):
         stripped = line.strip()
         if end:
             if end in stripped:
                 end = ""
+        elif is_pascal and stripped.startswith("{"):
+            end = "" if "}" in stripped else "}"
         elif opener := _opener(stripped):
             end = _closer(stripped, opener)
         elif _DIRECTIVE.match(line) or _BEFORE_COMMENT.match(stripped):
             at += len(line)
             continue
-        elif stripped and not _LINE_COMMENT.match(line):
+        elif stripped and not _LINE_COMMENT.match(line) and not _VIM_COMMENT.match(line):
             break
         lines.append(line)
         size += len(line)
