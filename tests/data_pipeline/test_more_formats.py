@@ -555,6 +555,8 @@ def test_each_construct_leaves_its_words_wherever_it_is(lines):
      ("[[a]b]]", "[[a]b]]"), ("<pre>[[a]]\n b</pre>", "[[a]]\nb"), ("<ref>open", "<ref>open"), ("__TOC__ a", "a"),
      ("<ce>a <center>b</center>", "<ce>a b"), ("a<ref>b</refs>c</ref >d", "ad"),
      ("[[a|[http://b.example c]]]d", "cd"), ("[[File:a|b [[c]] [http://d.example e]]]f", "f"), ("[[a]]]", "a]"),
+     ("a\n\n[[de:Titel]]\n[[zh-min-nan:B C]] \n[[simple:D]]\n", "a"), ("[[:de:Titel]]", "de:Titel"),
+     ("[[WP:About]]\n[[de:T|b]]\n[[std::vector]]\n[[en:x]] y", "WP:About\nb\nstd::vector\nen:x y"),
      ("-{zh-hans:计算机;zh-hant:電腦}-是-{R|原文}-和-{字}-", "计算机是原文和字"),
      ("-{H|zh-cn:a;zh-tw:b}-x<languages />", "x"),
      ("1-{2-chloroethyl}-3", "1-{2-chloroethyl}-3")],

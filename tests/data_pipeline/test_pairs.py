@@ -80,6 +80,25 @@ def test_po_messages(tmp_path):
     assert (faults, passed) == ([], {"untranslated": 1, "fuzzy": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("ISO-8859-1", "latin-1"), ("CP1252", "cp1252"), ("utf-8", "utf-8"), ("Shift_JIS", "shift_jis"),
+     ("CHARSET", "utf-8"), ("UTF-16", "utf-8"), ("rot13", "utf-8"), ("unicode_escape", "utf-8")],
+)  # fmt: skip
+def test_po_in_the_charset_of_its_header(tmp_path, name, codec):
+    word = "表示" if codec == "shift_jis" else "Größe"  # one of its bytes is a backslash
+    po = PO.replace("charset=UTF-8", f"charset={name}").replace("Speichern ", f"{word} ").replace("# A", f"# {word}")
+    pairs, faults, _ = read(tmp_path, {"de.po": po.encode(codec)})
+    assert (pairs[0], faults) == (('Save "as"', f"{word} unter"), [])
+
+
+@pytest.mark.parametrize(("name", "reason"), [("ASCII", "wrong_encoding"), ("foo", "not_utf8")])
+def test_bytes_outside_the_charset_are_a_fault(tmp_path, name, reason):
+    po = PO.replace("charset=UTF-8", f"charset={name}").replace("Speichern ", "Größe ")
+    pairs, faults, _ = read(tmp_path, {"de.po": po.encode("latin-1")})
+    assert ([found for _, found in faults], len(pairs)) == ([reason], 2)
+
+
 @given(forms=st.lists(st.sampled_from(["", "eins", "zwei", "drei"]), min_size=1, max_size=8))
 def test_every_plural_form_is_read_or_counted(tmp_path_factory, forms):
     """Languages have one (Japanese) to six (Arabic) of them."""

@@ -14,6 +14,7 @@ among the translated messages and plural forms, or its unit, from 0.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ from governance.errors import ConfigError, MissingInput, PipelineError
 
 _PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?)?\s*"(.*)"\s*')
 _ALIEN = "not_po"
+_CHARSET = re.compile(rb"\bcharset=([\w.:-]+)", re.IGNORECASE)
+_ASCII = bytes(range(32, 127))
+_ESCAPING = ("unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape")  # Python's, not charsets
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 Pair = tuple[int, str, str]
@@ -192,13 +196,15 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
     """Values of each message by keyword, and whether it is fuzzy.
 
-    A message with a line that is not UTF-8 or not a line of PO, or of more than 64 MiB, is a fault as a whole.
+    A message with a line that is not in the file's charset or not a line of PO, or of more than 64 MiB, is a fault as a
+    whole.
     """
+    encoding = _charset_of(path)
     values: dict[str, list[str]] = {}
     name, fuzzy, next_fuzzy, size = "", False, False, 0
     whole = True
     for count, line in enumerate(lines(blocks(path))):
-        text = line.decode("utf-8", "replace").strip()
+        text = line.decode(encoding, "replace").strip()
         if text.startswith("#"):
             next_fuzzy = _is_fuzzy(text, next_fuzzy)
         if (found := _parts_of(line, text)) is None:
@@ -209,7 +215,7 @@ def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]
                 yield _joined(values), fuzzy
             values, fuzzy, next_fuzzy, whole, size = {}, next_fuzzy, False, True, 0
         size += len(line)
-        if reason := _fault_of(line, size, keyword, whole=whole):
+        if reason := _fault_of(line, size, keyword, encoding, whole=whole):
             pairs.fault(count, reason, line)
             values, whole = {}, False
         name = keyword or name
@@ -217,6 +223,31 @@ def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]
             values.setdefault(name, []).append(_ESCAPE.sub(lambda sign: _ESCAPES.get(sign[1], sign[1]), string))
     if values and whole:
         yield _joined(values), fuzzy
+
+
+def _charset_of(path: Path) -> str:
+    """The encoding that the header of a PO file names, else UTF-8.
+
+    gettext requires one that holds ASCII; its templates name none ("CHARSET").
+    """
+    is_header = False
+    for line in lines(blocks(path)):
+        if line.startswith(b"msgid"):
+            if is_header or line.strip() != b'msgid ""':
+                break
+            is_header = True
+        if is_header and (found := _CHARSET.search(line)):
+            name = found[1].decode("ascii")
+            return name if _holds_ascii(name) else "utf-8"
+    return "utf-8"
+
+
+def _holds_ascii(encoding: str) -> bool:
+    try:
+        known = codecs.lookup(encoding).name
+        return known not in _ESCAPING and _ASCII.decode(known) == _ASCII.decode("ascii")
+    except (LookupError, UnicodeError):
+        return False
 
 
 def _is_fuzzy(comment: str, before: bool) -> bool:
@@ -238,22 +269,24 @@ def _parts_of(line: bytes, text: str) -> tuple[str, str] | None:
     return (_ALIEN, "") if text and not text.startswith(("#", "domain ")) else None
 
 
-def _fault_of(line: bytes, size: int, keyword: str, *, whole: bool) -> str:
+def _fault_of(line: bytes, size: int, keyword: str, encoding: str, *, whole: bool) -> str:
     """Fault of a message's line; "" without a new one."""
     if keyword == _ALIEN:
         return _ALIEN if whole else ""
     if size > MAX_RECORD_BYTES:
         return "line_too_long" if whole else ""
-    return "" if _is_utf8(line) else "not_utf8"
+    if _is_in(line, encoding):
+        return ""
+    return "not_utf8" if encoding == "utf-8" else "wrong_encoding"
 
 
 def _joined(values: dict[str, list[str]]) -> dict[str, str]:
     return {name: "".join(strings) for name, strings in values.items()}
 
 
-def _is_utf8(line: bytes) -> bool:
+def _is_in(line: bytes, encoding: str) -> bool:
     try:
-        line.decode("utf-8")
+        line.decode(encoding)
     except UnicodeDecodeError:
         return False
     return True

@@ -1,8 +1,8 @@
 """Wikitext as plain text, in time linear in the page.
 
 Kept are paragraphs, headings, lists, and the words of links. Templates, tables, comments, references, formulas,
-galleries, and links to files and categories are left out. Nothing is expanded, so one pass per construct is enough, in
-the order of MediaWiki's preprocessor: what it takes out first hides what it holds.
+galleries, and links to files, categories and the page in other languages are left out. Nothing is expanded, so one pass
+per construct is enough, in the order of MediaWiki's preprocessor: what it takes out first hides what it holds.
 
     1. comments, and elements whose content is not wikitext      <!-- -->  <ref>  <nowiki>
     2. templates and arguments                                   {{ }}  {{{ }}}
@@ -43,6 +43,10 @@ _ADDRESS = re.compile(rf"\[{_PROTOCOL}[^\s\[\]<>\"]++[ \t]*+([^\[\]\n]*+)\]", re
 _NO_TITLE = re.compile(rf"[ \t]*{_PROTOCOL}|[^\[\]{{}}<>\n]*+[\[\]{{}}<>\n]", re.IGNORECASE)
 _VARIANTS = re.compile(r"-\{(?:([A-Za-z;\s-]*)\|)?([^{}]*+)\}-")
 _VARIANT = re.compile(r"\s*(?:[a-z]{2,3}(?:-[a-z]+)*)\s*:")
+_OTHER_LANGUAGES = re.compile(
+    r"\n[ \t]*\[\[[ ]*(?!(?:wp|mw)[ ]*:)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*[ ]*:[^\[\]\n|:][^\[\]\n|]*\]\][ \t]*(?=\n)"
+)
+"""A link that the wiki shows beside the page; codes of projects are written so, too."""
 _QUOTES = re.compile("''+")
 _TAG = re.compile(rf"</?({_HTML})(?=[\s/>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n(={1,6})([^\n]*?)\1[ \t]*(?=\n)")
@@ -67,6 +71,8 @@ def plain_text(page: str) -> str:
     text = _without_tables(_without_templates(text))
     if "-{" in text:
         text = _VARIANTS.sub(_words_of_variants, text)
+    if ":" in text:
+        text = _OTHER_LANGUAGES.sub("", text)
     text = _with_words_of_links(text, frozenset(line.lower().split("|")))
     if "[" in text:
         text = _ADDRESS.sub(r"\1", text)
