@@ -94,7 +94,7 @@ def _local_start(text: str, at: int) -> int | None:
 
 
 def _is_address(text: str, start: int, domain: re.Match[str]) -> bool:
-    """Reject URL passwords, remote paths, file names with an `@`, and names that no server of the internet has.
+    """Reject URL passwords, remote paths, file names, and names of no server.
 
     Called names of other than common top levels are products of matrices: `x@w.reshape(-1)`.
     """
@@ -216,9 +216,10 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4
 
 
 def mac_at(text: str, start: int, end: int) -> Iterator[Detection]:
-    """The hardware address (IEEE 802, EUI-48) of six pairs with hyphens, or three fours with dots.
+    """The hardware address (IEEE 802, EUI-48) of pairs or fours.
 
-    Fours of decimal digits count if they begin with 0, as the older makers' numbers do, or next to a word for them.
+    Six pairs have hyphens between, three fours dots. Fours of decimal digits count if they begin with 0, as the older
+    makers' numbers do, or next to a word for them.
     """
     if _touched(text, start, end):
         return

@@ -346,7 +346,7 @@ def _is_trunk(part: Slice) -> bool:
 
 
 def _sizes_with_switchboard(part: Slice) -> list[int]:
-    """Sizes of the groups, where a last "-0" counts with the one before.
+    """Group sizes, a last "-0" being part of the one before.
 
     It reaches an organisation's switchboard (DIN 5008).
     """

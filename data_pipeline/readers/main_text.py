@@ -64,7 +64,9 @@ _WORD_INVISIBLE, _WORD_VISIBLE = ("visibility:hidden", "visibility: hidden"), re
 
 The parent of a formula stays: Wikipedia hides it behind its picture. So does a whole page, which a script shows."""
 _READ_ALOUD = ("sr-only", "visually-hidden", "visuallyhidden", "screen-reader-text", "element-invisible", "show-for-sr")
-"""Classes of text for screen readers only, in Bootstrap, HTML5 Boilerplate, WordPress, Drupal and Foundation."""
+"""Classes of text for screen readers only.
+
+They are those of Bootstrap, HTML5 Boilerplate, WordPress, Drupal and Foundation."""
 _FIGURE = re.compile(rb"<(/?)figure(?=[\s>])")
 _CAPTION = re.compile(rb"<(/?)figcaption(?=[\s>])", re.IGNORECASE)
 _BLOCK_OF_FIGURE = re.compile(rb"<(?:table|pre|blockquote)(?=[\s>])", re.IGNORECASE)

@@ -46,7 +46,7 @@ _VARIANT = re.compile(r"\s*(?:[a-z]{2,3}(?:-[a-z]+)*)\s*:")
 _OTHER_LANGUAGES = re.compile(
     r"\n[ \t]*\[\[[ ]*(?!(?:wp|mw)[ ]*:)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*[ ]*:[^\[\]\n|:][^\[\]\n|]*\]\][ \t]*(?=\n)"
 )
-"""A link that the wiki shows beside the page; codes of projects are written so, too."""
+"""A link that the wiki shows apart from the text."""
 _QUOTES = re.compile("''+")
 _TAG = re.compile(rf"</?({_HTML})(?=[\s/>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n(={1,6})([^\n]*?)\1[ \t]*(?=\n)")
