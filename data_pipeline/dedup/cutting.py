@@ -141,7 +141,7 @@ def _cut_group(
         row = int(rows[a])
         text = texts[row].as_buffer().to_pybytes()
         left = cutting.left(text, list(zip(starts[a:b].tolist(), ends[a:b].tolist(), strict=True)))
-        if len(left) < cutting.min_left_bytes:
+        if len(left) < max(1, cutting.min_left_bytes):  # an empty document is none
             reasons[row], evidence[row] = "duplicate_text", f"bytes_cut={len(text) - len(left)} of {len(text)}"
         changed[row] = left.decode("utf-8")
     left_texts = edited(texts, changed)

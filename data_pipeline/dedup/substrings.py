@@ -50,7 +50,7 @@ from governance.stage import Recipe, Runtime
 Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
-VERSION = 1
+VERSION = 2
 _KINDS = ("repeat", "gap")
 _REPEAT, _GAP = range(2)
 _WORD_BYTES = 32  # a cut moves by at most as much so that no word is torn
@@ -139,7 +139,7 @@ def repeated_spans(
                 left -= end - start
             if len(rows) >= _A_ROW_GROUP:
                 pack()
-            return left == len(whole) or left >= config.min_left_bytes  # as `_cut_group` decides
+            return left == len(whole) or left >= max(1, config.min_left_bytes)  # as `_cut_group` decides
 
         short = find_repeats(
             data, offsets, text.astype(np.int64), shared.start, shared.group, config.window[0], config.min_bytes, stays

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from data_pipeline.kernels.fasttext_scores import TextClassifier
     from governance.kernels.buffers import Bytes, Offsets
 
-VERSION = 1
+VERSION = 2
 FIELD = "data.clean.language_model"
 _FILE = "model.bin"
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -129,7 +129,8 @@ def best_codes(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], tuple[str, ...]]:
     """The best code of each window, its probability, and the codes' names.
 
-    The code is -1 where a window is blank or no row of the model occurs in it.
+    Labels with one code (eng_Latn, eng_Dsrt) count together. The code is -1 where a window is blank or no row of the
+    model occurs in it.
     """
     from data_pipeline.kernels.fasttext_scores import score_labels
 
@@ -140,10 +141,12 @@ def best_codes(
         texts = [data[start:end].tobytes() for start, end in zip(starts[part], ends[part], strict=True)]
         offsets = np.concatenate([[0], np.cumsum(ends[part] - starts[part])]).astype(np.int64)
         scores = score_labels(np.frombuffer(b"".join(texts), np.uint8), offsets, model, range(len(model.labels)))
+        if len(codes) < len(place_of):
+            scores = np.stack([scores[:, place_of == place].sum(axis=1) for place in range(len(codes))], axis=1)
         best = scores.argmax(axis=1)
         holds_text = np.array([not text.isspace() and len(text) > 0 for text in texts], bool)
         probabilities[part] = np.where(holds_text, np.minimum(scores[np.arange(len(best)), best], 1.0), 0.0)
-        found[part] = np.where(probabilities[part] > 0, place_of[best], -1)
+        found[part] = np.where(probabilities[part] > 0, best, -1)
     return found, probabilities, codes
 
 

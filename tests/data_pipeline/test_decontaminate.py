@@ -16,7 +16,7 @@ from governance.manifest import verify
 from governance.stage import Runtime
 from tests.data_pipeline.document_artifacts import documents_of
 
-GOLDEN = "d395373ebe168c8e4653ba2671b94cfd8ccda6b2a26a46dda17b9f0a0dc3b06a"
+GOLDEN = "595fd54dde8bc3566773bdab7d34b11cf94b52295d837d6e857e2561b41cef70"
 FILLER = "The harbour was quiet that evening and nobody spoke of the storm. "
 QUESTION = "Which gas do plants take from the air when they make sugar?"
 ITEMS = [

@@ -25,7 +25,7 @@ from governance.parallel import map_shards
 from governance.stage import Runtime
 from tests.data_pipeline.test_paragraphs import corpus, rows_of
 
-GOLDEN = "520749cae4dcbf0f84955c4ae8ee69b8122fadf801628fea37604140fc3a3402"
+GOLDEN = "c1b41e05b477afebb9c8747ab2339c7f7822bb3bebe167f1fcb574a060dbccac"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -181,10 +181,13 @@ def test_a_document_altered_before_the_join_leaves_no_cut(tmp_path):
     assert drop_substrings(documents, SubstringsConfig(), Runtime(tmp_path)).digest == whole.digest
 
 
-def test_a_document_of_nothing_else_leaves_whole(tmp_path):
+@pytest.mark.parametrize("least", [0, 100])
+def test_a_document_of_nothing_else_leaves_whole(tmp_path, least):
     shared = prose(1, 900)
     made = drop_substrings(
-        corpus(tmp_path, [f"{shared} {prose(2, 200)}", shared]), SubstringsConfig(), Runtime(tmp_path)
+        corpus(tmp_path, [f"{shared} {prose(2, 200)}", shared]),
+        SubstringsConfig(min_left_bytes=least),
+        Runtime(tmp_path),
     )
     assert [(row["id"], row["reason"], row["text"]) for row in rows_of(made, "removed", tmp_path)] == [
         ("web/f#1", "duplicate_text", shared)
