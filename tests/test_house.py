@@ -36,7 +36,7 @@ DOORS = {
     "fastwarc": {"data_pipeline/readers/warc.py", "data_pipeline/readers/warc_stream.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
     "pygments": {"data_pipeline/code/languages.py"},
-    "license_expression": {"data_pipeline/code/licences.py"},
+    "license_expression": {"governance/gate/licence_choices.py"},
     "licenseclassifier": {"data_pipeline/code/licences.py"},
     "pypdfium2": {"data_pipeline/readers/pdf/text_layer.py"},
     "presidio_analyzer": {"data_pipeline/pii/entities/presidio.py"},

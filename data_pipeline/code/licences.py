@@ -27,7 +27,8 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+
+from governance.gate.licence_choices import licensing, parsed
 
 UNKNOWN = "NOASSERTION"
 LICENCE_RULES = 6
@@ -36,8 +37,6 @@ HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18
 MIN_COVERAGE = 0.75
 _NOTICE_CHARACTERS = 2000  # before the bound below a header, which may cut the notice that they begin
-_EXPRESSION_CHARACTERS = 1000
-_EXPRESSION_BRACKETS = 50  # the parser calls itself for each
 _TITLE_CHARACTERS = 120
 
 _IDENTIFIER = re.compile(r"SPDX-License-Identifier:[ \t]*(?P<expression>[^\n]*)", re.I)
@@ -122,49 +121,11 @@ def normalised(expression: str) -> str:
     """
     if not expression.strip() or not _EXPRESSION.fullmatch(expression):
         return UNKNOWN
-    parsed = _parsed(expression.strip())
-    if parsed is None:
+    tree = parsed(expression.strip())
+    if tree is None:
         return UNKNOWN
-    unknown = [key for key in _licensing().unknown_license_keys(parsed) if not key.startswith("LicenseRef-")]
-    return UNKNOWN if unknown else str(parsed)
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed(expression: str) -> Any:
-    """A parsed expression, or None if it is malformed or too large."""
-    import license_expression
-
-    if len(expression) > _EXPRESSION_CHARACTERS or expression.count("(") > _EXPRESSION_BRACKETS:
-        return None
-    try:
-        return _licensing().parse(expression)
-    # The library's own two, and what its parser lets through, for example of "()" and of "(OR".
-    except (license_expression.ExpressionError, license_expression.ParseError, IndexError, AssertionError):
-        return None
-
-
-@functools.cache
-def _licensing() -> Any:
-    import license_expression
-
-    return license_expression.get_spdx_licensing()
-
-
-def permits(expression: str, allowed: Collection[str], denied: Collection[str]) -> bool:
-    """Return whether an expression can be met with allowed licences only.
-
-    One side of an OR is enough. No `allowed` means all; an exception (WITH) only adds to what its licence permits.
-    Text that is not an expression counts as one name. `allowed` and `denied` are spelt as `listed_licences` does.
-    """
-
-    def met(part: Any) -> bool:
-        if getattr(part, "args", ()):
-            return (any if part.operator.strip().upper() == "OR" else all)(map(met, part.args))
-        names = {str(part), str(getattr(part, "license_symbol", part))}
-        return not names & set(denied) and (not allowed or bool(names & set(allowed)))
-
-    parsed = _parsed(expression)
-    return met(expression if parsed is None else parsed)
+    unknown = [key for key in licensing().unknown_license_keys(tree) if not key.startswith("LicenseRef-")]
+    return UNKNOWN if unknown else str(tree)
 
 
 def listed_licences(names: Collection[str]) -> tuple[str, ...]:
@@ -178,11 +139,11 @@ def listed_licences(names: Collection[str]) -> tuple[str, ...]:
 
 def _listed(name: str) -> str:
     licence = UNKNOWN if name == UNKNOWN else normalised(name)
-    parsed = None if licence == UNKNOWN else _parsed(licence)
-    several = bool(getattr(parsed, "args", ())) or bool(getattr(parsed, "is_exception", False))
+    tree = None if licence == UNKNOWN else parsed(licence)
+    several = bool(getattr(tree, "args", ())) or bool(getattr(tree, "is_exception", False))
     # "GPL" is read as GPL-1.0-or-later, which is not what a list that names it means.
     versionless = re.search(r"\d", licence) and not re.search(r"\d", name)
-    if name != UNKNOWN and (parsed is None or several or versionless):
+    if name != UNKNOWN and (tree is None or several or versionless):
         raise ValueError(
             f"{name[:100]!r} is not the SPDX identifier of one licence. Write it as https://spdx.org/licenses has it, "
             f'for example "GPL-3.0-only", one per entry; "{UNKNOWN}" for unknown licences.'
@@ -287,8 +248,8 @@ def _adds_licence(below: str, found: str) -> bool:
     comments = re.sub(r"\n{3,}", "\n\n", "\n".join(_comments(below)))
     stated = _stated(below)
     notice = _MARKS.sub("", _IDENTIFIER.sub("", comments))
-    known = set(_licensing().license_keys(found)) if found else set()
-    keys = {UNKNOWN} if stated == UNKNOWN else set(_licensing().license_keys(stated)) if stated else set()
+    known = set(licensing().license_keys(found)) if found else set()
+    keys = {UNKNOWN} if stated == UNKNOWN else set(licensing().license_keys(stated)) if stated else set()
     if not keys <= known or not _has_notice(notice):
         return not keys <= known
     in_words = (
@@ -310,7 +271,7 @@ def _stated(text: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _contradicts(notice: str, stated: str) -> bool:
     """Return whether a notice has licences that a stated expression lacks."""
-    keys = _licensing().license_keys
+    keys = licensing().license_keys
     known = set(keys(stated)) if stated else set()
     return any(not set(keys(licence)) <= known for licence in _texts_in(notice)[0])
 

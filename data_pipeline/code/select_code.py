@@ -32,7 +32,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from data_pipeline.code.file_rules import FileRules, reason_of
-from data_pipeline.code.licences import permits
 from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs, unmatched
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -47,6 +46,7 @@ from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import Source, licence_lists
 from governance.config import Section
 from governance.file_digests import file_inputs, unchanged
+from governance.gate.licence_choices import permits
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import ShardMade

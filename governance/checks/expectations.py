@@ -38,7 +38,7 @@ from governance.checks.evaluations import EVALUATIONS
 from governance.checks.gx import named_expectations
 from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.interval_rules import COLUMNS, NOTE, Judged, judge_intervals
-from governance.checks.judgeable import columns, exactly, unjudgeable, values_of
+from governance.checks.judgeable import columns, exactly, unjudgeable, values_of, with_choices
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.decision import CheckResult, Status
 from governance.gate.explanation import counted
@@ -86,6 +86,7 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
 
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
+    gates = [with_choices(gate, table) for gate in gates]
     refused = {index: reason for index, gate in enumerate(gates) if (reason := _unjudgeable(gate, table))}
     values = {index: _values_of(gate, table) for index, gate in enumerate(gates) if index not in refused}
     built: dict[int, Any] = {}
@@ -236,7 +237,7 @@ def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     for index, gate in enumerate(gates):
         if not _unjudgeable(gate, table) and _values_of(gate, table):
             with contextlib.suppress(Exception):  # if the engine refuses, the audit's own results have the error
-                built.append(build_expectation(gate, index))
+                built.append(build_expectation(with_choices(gate, table), index))
     return built
 
 

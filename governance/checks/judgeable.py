@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.checks.interval_rules import COLUMNS
 from governance.gate.gate_expectations import NEEDS
+from governance.gate.licence_choices import widened
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
         if reason := not_one_column(name, table):
             return reason
     return _not_exact(gate, table[gate.column]) if needs.numbers else ""
+
+
+def with_choices(gate: Gate, table: pd.DataFrame) -> Gate:
+    """The gate, wider by the expressions that its licences meet."""
+    if (gate.suite, gate.expectation, gate.column) != ("licences", "in_set", "licence"):
+        return gate
+    if not_one_column("licence", table):
+        return gate
+    found = table["licence"].dropna()
+    return gate.model_copy(update={"values": widened(gate.values, map(str, found))})
 
 
 def not_one_column(name: str, table: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.checks.evaluations import EVALUATIONS, RowEvaluation, TableEvaluation
 from governance.checks.interval_rules import Judged, judge_intervals
-from governance.checks.judgeable import exactly, limits, number, shown
+from governance.checks.judgeable import exactly, limits, number, shown, with_choices
 from governance.gate.explanation import IN_CORPUS, counted
 from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate
@@ -54,7 +54,7 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     if not isinstance(evaluation, RowEvaluation):
         return []
     column = exactly(table[[gate.column]])[gate.column]
-    broken = evaluation.broken(gate, column)
+    broken = evaluation.broken(with_choices(gate, table), column)
     if not needs.missing:
         broken = broken & column.notna()
     return [int(place) for place in table.index[broken.astype(bool)]]

@@ -20,6 +20,7 @@ from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError, near_path
 from governance.files import sha256_bytes
 from governance.gate.gate_expectations import NEEDS, Expectation, Needs
+from governance.gate.licence_choices import widened
 from governance.signing.dsse import key_id, public_key
 
 Suite = Literal[
@@ -269,7 +270,7 @@ class Policy(Section):
             and NEEDS[gate.expectation].allows_values
             and all(row.get(name, value) == value for name, value in gate.where.items())
             and gate.severity != "warning"
-            and licence not in gate.values
+            and licence not in widened(gate.values, [licence])
         ]
 
 

@@ -96,11 +96,13 @@ def test_a_batch_of_more_rows_than_there_are_is_refused_before_the_audit(project
 def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_is_made(project, caplog):
     sources = 'data.sources=[{type="jsonl",name="x",licence="%s",paths=["*.jsonl"]}]'
     found = {}
-    for licence in ("MIT", "CC-BY-NC-4.0", "NOASSERTION"):
+    for licence in ("MIT", "CC-BY-NC-4.0", "NOASSERTION", "CC-BY-NC-4.0 OR MIT"):
         caplog.clear()
         start.warn_of_licences(load_run(project / "run.toml", [sources % licence]))
         found[licence] = [record.getMessage() for record in caplog.records]
-    assert found["MIT"] == found["NOASSERTION"] == []  # the second is refused by `clean`
+    assert (
+        found["MIT"] == found["CC-BY-NC-4.0 OR MIT"] == found["NOASSERTION"] == []
+    )  # the second is refused by `clean`
     [warned] = found["CC-BY-NC-4.0"]
     assert warned.startswith("source x: the policy does not allow its licence CC-BY-NC-4.0, so licences.allowed will")
     caplog.clear()

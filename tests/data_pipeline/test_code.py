@@ -25,7 +25,6 @@ from data_pipeline.code.licences import (
     licence_of_header,
     listed_licences,
     normalised,
-    permits,
 )
 from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs
 from data_pipeline.code.select_code import select_code
@@ -38,6 +37,7 @@ from data_pipeline.pii.redact import redact
 from data_pipeline.prepare import stage_names
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
+from governance.gate.licence_choices import permits
 from governance.stage import Runtime
 from tests.data_pipeline.test_more_formats import Failing
 

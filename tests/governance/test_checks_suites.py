@@ -237,3 +237,7 @@ def test_a_licence_that_is_not_allowed_is_a_sentence():
     assert result.detail.startswith("licence matches /MIT/ in 1 of 3 rows, required in all")
     [passed] = run_suite(frame_of(rows[:1]), [rule], "licences")
     assert passed.detail == "licence is one of 1 allowed value in 1 of 1 row, required in all"
+    choices = [{"source": "a", "licence": f"MIT {word} X", "documents": 1} for word in ("OR", "AND")]
+    [result] = run_suite(frame_of(choices), [rule], "licences")
+    assert (result.status, result.unexpected) == ("fail", 1)  # one side of an OR is enough
+    assert result.detail.startswith("1 document of source a is in the corpus under licence MIT AND X, which")
