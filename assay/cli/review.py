@@ -23,6 +23,7 @@ from governance.checks.messages import offending_rows, row_text, rows_where
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences
+from governance.gate.explanation import counted
 from governance.gate.policy import Gate, Policy
 from governance.gate.refusals import REFUSALS, Refused, withdrawal_faults
 from governance.gate.signed_statements import (
@@ -347,7 +348,7 @@ def _observed(reason: Mapping[str, Any]) -> str:
     observed = reason["observed"]
     text = observed if isinstance(observed, str) else shown(observed)
     beyond = reason["deviation"]
-    return f"{text} of {reason['rows']} row(s)" + (f", deviation {beyond:.12g}" if beyond is not None else "")
+    return f"{text} in {counted(reason['rows'], 'row')}" + (f", deviation {beyond:.12g}" if beyond is not None else "")
 
 
 def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:

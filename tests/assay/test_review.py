@@ -92,7 +92,7 @@ def test_the_evidence_is_shown_with_rows_and_masked_samples(desk):
     assert "A kept document has words." in output
     assert "data: ann" in output
     assert "threshold  between: words at least 1; severity critical" in output
-    assert "observed   0 of 3 row(s), deviation 1" in output
+    assert "observed   0 in 3 rows, deviation 1" in output
     assert "row        s/0#2: 0" in output
     assert "sample     s/0#2: write to [e-mail]" in output
     assert "0170" not in output
