@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 # The newest python of PATH that is at least 3.11; `make PYTHON=python3.12 ...` chooses another.
 PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+# Without setuptools' box of warnings that an installation may be edited.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONFIG ?= configs/quickstart.toml
 CLUSTER ?= tests/cluster
 # A thread to each process, since more would wait for one another; and where a test asks for two, the one that waits
@@ -100,12 +102,12 @@ $(VENV)/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/python
 	@echo "installing Assay and what it needs (about two minutes)"
 	@# An older pip warns of an extra of lxml that is there (it compares html_clean with html-clean).
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=23.3'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(PIP) 'pip>=23.3'
+	@$(PIP) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what the tests need"
 	@# Much of it is never imported: what is, Python compiles then.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,ray]'
+	@$(PIP) --no-compile -c constraints.txt -e '.[dev,ray]'
 	@touch $@
