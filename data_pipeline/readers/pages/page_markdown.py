@@ -37,6 +37,7 @@ _TEX_SCRIPT = re.compile(r"\btype\s*=\s*[\"']?math/tex", re.IGNORECASE)
 _TEX_IMAGE = re.compile(r"\bclass\s*=\s*(?:\"[^\"]*|'[^']*|)\b(?:la)?tex\b", re.IGNORECASE)
 _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
 _NOTES = re.compile("\x03(?:([pmsn])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
+_NOTES_BETWEEN_BLANKS = re.compile("(?<= )(?:\x03(?:[pmsn][0-9]+;|[A-Za-z1-6]))+ ")
 _SPAN = re.compile(r"""\b(col|row)span\s*=\s*["']?\s*([0-9]{1,4})""", re.IGNORECASE)
 _ORDINAL = re.compile(r"""(?<![\w-])(start|value)\s*=\s*["']?\s*\+?(-?[0-9]{1,9})(?![0-9])""", re.IGNORECASE)
 _REVERSED = re.compile(r"(?<![\w-])reversed(?![\w-])", re.IGNORECASE)
@@ -55,7 +56,7 @@ def markdown(page: str) -> str:
     """
     noted, values = _note(_REFERENCE.sub(" ", page.replace(NOTE, "")))
     lines = lay_out(noted).split("\n")
-    kept = set(own_places("\n".join([_NOTES.sub("", line) if NOTE in line else line for line in lines])))
+    kept = set(own_places("\n".join([_without_notes(line) if NOTE in line else line for line in lines])))
     writer = _Writer(values)
     last_kept = False
     for place, line in enumerate(lines):
@@ -65,6 +66,11 @@ def markdown(page: str) -> str:
             last_kept = place in kept
         writer.line(bare, bool(seen), last_kept)
     return writer.text()
+
+
+def _without_notes(line: str) -> str:
+    """A line as it is laid out without notes: blanks around one are one."""
+    return _NOTES.sub("", _NOTES_BETWEEN_BLANKS.sub("", line))
 
 
 def _note(page: str) -> tuple[str, list[str]]:
@@ -107,6 +113,8 @@ class _Noter:
         """The note of the next cell where it begins a table or a row."""
         self.lists: list[_ListTags] = []
         """The lists that are open."""
+        self.tables = 0
+        """Number of tables that are open: a note at any other closing tag would be text where there is none."""
 
     def heading(self, tag: re.Match[str], closes: bool) -> None:
         if not closes:
@@ -144,8 +152,9 @@ class _Noter:
 
     def table(self, tag: re.Match[str], closes: bool) -> None:
         self.cell = "" if closes else "T"
-        if closes:
+        if closes and self.tables:
             self._set(tag.end(3) + 1, "t")
+        self.tables = max(0, self.tables + (-1 if closes else 1))
 
     def row(self, tag: re.Match[str], closes: bool) -> None:
         self.cell = self.cell or "R"
