@@ -14,7 +14,6 @@ be read.
 from __future__ import annotations
 
 import fnmatch
-import io
 import lzma
 import os
 import shutil
@@ -72,7 +71,7 @@ class Member:
 def is_zip(path: Path) -> bool:
     """Return whether a file ends as a zip does.
 
-    zipfile takes a failing device for another kind of file, so the end is read here.
+    zipfile takes a failing device for another kind of file, so the end is read here first.
 
     Raises:
         MissingInput: the device fails.
@@ -80,7 +79,8 @@ def is_zip(path: Path) -> bool:
     try:
         with open_source(path) as source:
             source.seek(max(0, source.seek(0, os.SEEK_END) - _END_RECORD_BYTES))
-            return zipfile.is_zipfile(io.BytesIO(source.read()))
+            source.read(_END_RECORD_BYTES)
+            return zipfile.is_zipfile(source)
     except OSError as error:
         end_at_machine_error(error, path)
         raise
