@@ -296,7 +296,11 @@ def in_use(root: Path, *, joins: bool = False) -> str:
     for folder in sorted(root.glob("train/*")):
         if holder := live_holder(folder):
             return f"a training in {folder.relative_to(root)}: {holder}"
-    for lock in (*sorted(root.glob("share-*.lock")), *(() if joins else (root / "join.lock",))):
+    for lock in (
+        *sorted(root.glob("share-*.lock")),
+        *sorted(root.glob("claim_*.lock")),
+        *(() if joins else (root / "join.lock",)),
+    ):
         if is_held(lock):
             return f"a worker that holds {lock.name}"
     for path, process in living_writers(root):

@@ -77,12 +77,12 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
 
 
 @contextlib.contextmanager
-def turn_alone(root: Path) -> Iterator[None]:
-    """Hold the root's join lock, once its holder has ended.
+def turn_alone(lock: Path) -> Iterator[None]:
+    """Hold a lock file of a root, once its holder has ended.
 
     For work whose bytes differ each time, such as a measurement, so that two equal commands do it once.
     """
-    lock, note = root / JOIN_LOCK, f"process {os.getpid()} on {socket.gethostname()}"
+    note = f"process {os.getpid()} on {socket.gethostname()}"
     while True:
         with held(lock, note) as holder:
             if holder is None:

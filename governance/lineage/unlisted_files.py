@@ -34,7 +34,7 @@ from governance.signing.running_digests import GROWING
 _KEY = rf"[0-9a-f]{{{KEY_LENGTH}}}"
 _BY_RULE = re.compile(
     rf"""(?x)
-    (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join|synthetic/requests)\.lock # locks
+    (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join|synthetic/requests|claim_[a-z]+-{_KEY})\.lock # locks
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
     | \.clean-up/.+                                                 # artifacts that are being deleted
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)

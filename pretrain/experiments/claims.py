@@ -12,6 +12,7 @@ falls on all of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -24,8 +25,8 @@ from governance.config import Section
 from governance.errors import ManifestError, PipelineError
 from governance.files import sha256_file, write_json
 from governance.log import progress
-from governance.manifest import FILE_NAME, Manifest, describe, output_fault
-from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, describe, output_fault
+from governance.stage import Made, Recipe, Runtime, find, run_stage
 from governance.workers import turn_alone
 from pretrain.data.dataset import Rows, open_rows, refuse_small
 from pretrain.experiments.claim_findings import findings
@@ -210,7 +211,7 @@ def _made(
 ) -> Manifest:
     """Find or make the artifact of one training.
 
-    One at a time: its times differ each time, and another one's would not be those that its manifest lists.
+    One process makes it: its times differ each time, and another one's would not be those that its manifest lists.
     """
     shown, found = 0, True
 
@@ -230,7 +231,9 @@ def _made(
         result = losses["recall"] if "recall" in losses else losses["curve"][-1]["loss"]
         return Made([describe(target / _LOSSES, runtime.root)], {"diverged": result is None})
 
-    with turn_alone(runtime.root):
+    key = recipe.key([tokens.digest])
+    lock = runtime.root / f"{recipe.stage}-{key[:KEY_LENGTH]}.lock"
+    with contextlib.nullcontext() if find(recipe.stage, key, runtime.root) else turn_alone(lock):
         manifest = run_stage(recipe, [tokens.as_input()], runtime, make)
     advance(max(0, amount - shown), found=found)
     return manifest
