@@ -251,7 +251,7 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     whole = sizes.before(train.steps + 1) * train.sequence_length
     tokens = whole - sizes.before(begun + 1) * train.sequence_length
     work = step.seconds * tokens / step.tokens
-    checkpoint = _checkpoint(recipe, settings, vocabulary, cluster, step)
+    checkpoint = _checkpoint(recipe, settings, inputs, step)
     calibration = calibration_of(cluster)
     spread = (calibration.low, 1.0, calibration.high) if not correction.words else (0.9, 1.0, 1.1)
     mtbf, restart = cluster.node_mtbf_hours.bounds, cluster.restart_minutes.bounds
@@ -289,15 +289,13 @@ def factors_of(run: LoadedRun) -> Factors:
     return resolve(run.config.energy.factors, run.folder)
 
 
-def _checkpoint(
-    recipe: TrainRecipe, settings: Settings, vocabulary: int, cluster: Cluster, step: StepPlan
-) -> dict[str, float]:
+def _checkpoint(recipe: TrainRecipe, settings: Settings, inputs: PlanInputs, step: StepPlan) -> dict[str, float]:
     """Sizes and times of a checkpoint."""
-    config = settings.checkpoint
+    config, cluster, vocabulary = settings.checkpoint, inputs.cluster, inputs.vocabulary
     size, base = checkpoint_bytes(recipe, vocabulary), base_bytes(recipe, vocabulary)
     kept = config.keep_last + config.keep_best
     if config.keep_every_steps:
-        kept += recipe.train.steps // config.keep_every_steps
+        kept += recipe.train.steps // config.keep_every_steps - inputs.begun // config.keep_every_steps
     if step.ranks > 1 and config.native and reads_native(settings.engine):
         kept += 1  # the native shards of the newest
     rate = 1e9 * min(cluster.storage_total_gb_s.value, cluster.storage_gb_s.value * step.nodes)

@@ -26,7 +26,11 @@ class OverBudget:
 def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
     """Compare a training with the policy's budget; None: it is within."""
     _, value, high = plan.costs["kwh"]
-    if budget is None or value is None or high is None or high <= budget.kilowatt_hours:
+    if budget is None or value is None or high is None:
+        return None
+    if budget.scope == "root":  # the ledger has those of train.continue_from, too
+        value, high = (one * (plan.begun + plan.steps) / plan.steps for one in (value, high))
+    if high <= budget.kilowatt_hours:
         return None
     certain = value > budget.kilowatt_hours
     words = (

@@ -171,8 +171,9 @@ def test_a_plan_counts_the_steps_after_those_of_the_checkpoint_that_it_continues
     """The parent's steps cost nothing here; one that has made them all leaves nothing to plan."""
     root, steps = tmp_path / "root", the_run().config.train.steps
     continued = ["--cluster", "h100", "--set", "train.continue_from='checkpoint/cccccccccccccccc'"]
-    assert planned("1b", *continued)[0] == 66  # as at a start
+    missing = planned("1b", *continued)[1]  # an earlier job may still make it
     whole = planned("1b", "--cluster", "h100")[1]
+    assert missing["usd"] == whole["usd"]
     for made in (steps - steps // 4, steps):
         values = {"inputs": (), "outputs": (), "stats": {}, "run": {}}
         write_manifest(Manifest(stage="checkpoint", version=1, key="c" * 64, config={"step": made}, **values), root)
