@@ -118,7 +118,8 @@ class Rank:
         if not self.alike:
             return words
         others = ", ".join(f"rank {rank.number} (pid {rank.child.pid})" for rank in self.alike)
-        return f"{words}. The same holds for {others}: any of them may be the cause"
+        same = all(rank.stuck == self.stuck for rank in self.alike)
+        return f"{words}. {'The same holds for' if same else 'Also silent:'} {others}: any of them may be the cause"
 
 
 def launch(

@@ -36,7 +36,10 @@ from pretrain.export.new_folder import new_folder
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
 INDEX = "model.safetensors.index.json"
-REPLACED = ("model.safetensors", "model-*-of-*.safetensors", INDEX, TEMPLATE_FILE)
+REPLACED = (
+    "model.safetensors", "model-*-of-*.safetensors", INDEX, TEMPLATE_FILE, "adapter_config.json",
+    "adapter_model.safetensors",
+)  # fmt: skip
 """Files that loaders prefer or add, and that an earlier export into the same repository may have left there."""
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}

@@ -47,7 +47,12 @@ def test_every_file_arrives_in_a_private_repository_and_again_in_the_same(hub, f
 def test_no_file_of_an_earlier_export_is_left_that_loaders_would_read(hub, folder):
     """`transformers` takes model.safetensors where it is there, even next to an index of other files."""
     push(folder, "lab/tiny", "Checkpoint 1", again=AGAIN, replaces=REPLACED)
-    hub.files |= {"model-00001-of-00002.safetensors": b"old", "chat_template.jinja": b"old", "notes.md": b"mine"}
+    hub.files |= {
+        "model-00001-of-00002.safetensors": b"old",
+        "chat_template.jinja": b"old",
+        "adapter_config.json": b"old",
+        "notes.md": b"mine",
+    }
     (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
     (folder / INDEX).write_text("{}")
     push(folder, "lab/tiny", "Checkpoint 2", again=AGAIN, replaces=REPLACED)
