@@ -92,7 +92,7 @@ def _gate(ours: Gate, theirs: Gate) -> Iterator[tuple[str, bool]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.15g}"  # two bounds that differ are never written alike
+        return repr(value).removesuffix(".0")  # two bounds that differ are never written alike
     if isinstance(value, tuple):
         return ", ".join(value) or "empty"
     return "not set" if value is None or value in ("", {}) else str(value)

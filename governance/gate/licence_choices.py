@@ -67,7 +67,15 @@ def _is_compound(text: str) -> bool:
     tree = parsed(text)
     if not getattr(tree, "args", ()) and not hasattr(tree, "license_symbol"):
         return False
+    if not all(_adds_only(name) for name in tree.get_symbols()):
+        return False
     return _words(str(tree)) == _words(text)
+
+
+def _adds_only(name: Any) -> bool:
+    """Return whether what follows WITH, if anything, is an exception of SPDX's list: other words may restrict."""
+    exception = getattr(name, "exception_symbol", None)
+    return exception is None or bool(exception.is_exception)
 
 
 def _words(expression: str) -> list[str]:

@@ -178,7 +178,9 @@ class Licences(Section):
     """Licences that documents may carry."""
 
     allowed: tuple[str, ...]
-    """SPDX identifiers or expressions, compared as written."""
+    """SPDX identifiers, or expressions compared as written.
+
+    One side of an OR in a document's expression is enough; an exception after WITH changes nothing."""
 
 
 class EnergyBudget(Section):

@@ -40,6 +40,8 @@ def test_an_expression_has_the_value_of_its_tree(tree):
         ("GPL-3.0-only AND Apache-2.0 OR MIT", True),
         ("MIT OR LicenseRef-own", True),
         ("LicenseRef-MIT-Bootstrap OR GPL-3.0-only", False),  # the parser takes it for MIT
+        *((f"MIT WITH {word}", False) for word in ("Commons-Clause", "LicenseRef-NonCommercial", "GPL-3.0-only", "NC")),
+        ("MIT WITH NC OR Apache-2.0", False),
         ("MIT or GPL-3.0-only", False),  # operators are upper case
         *(
             (text, False)
