@@ -56,7 +56,8 @@ _SAYS_OTHER = re.compile(
 
 _LINK = re.compile(r"(?:\bwa\.me/|\bwhatsapp(?:\.com/|://)send/?\?phone=)\Z", re.I)
 _SAYS_LOTTERY = re.compile(
-    r"lott|jackpot|powerball|\bdraw|\bkeno|tirage|ziehung|gewinnzahl|sorteo|sorteio|estrazion", re.I
+    r"\blott[oe]|\bloter[ií]|jackpot|powerball|\bdrawn?\b|\bdraws\b|\bkeno|tirage|ziehung|gewinnzahl|sorteo|sorteio|estrazion",
+    re.I,
 )
 _LINE_OF_PAIRS = re.compile(r"[^\n]*?(?<![0-9])([0-9]{2}(?:[ \-][0-9]{2}){4,})(?![0-9])")
 
@@ -169,7 +170,7 @@ def _is_in_a_list(text: str, run: DigitRun, first: int, part: Slice) -> bool:
         return True
     begin, end = run.starts[first], run.ends[first + 4]
     line, after = text.rfind("\n", max(0, begin - _LINE), begin), text.find("\n", end, end + _LINE)
-    lines = [text[max(0, text.rfind("\n", max(0, line - _LINE), line)) : line].strip("\n")] if line >= 0 else []
+    lines = [text[max(0, line - _LINE) : line].rpartition("\n")[2]] if line >= 0 else []
     lines += [text[after + 1 : after + 1 + _LINE]] if after >= 0 else []
     rows = [found[1] for found in map(_LINE_OF_PAIRS.match, lines) if found]
     pairs = [[int(pair) for pair in re.split("[ -]", row)] for row in rows]
