@@ -81,7 +81,7 @@ _MARKS = re.compile(
     re.M,
 )
 _LINE_COMMENT = re.compile(r"[ \t]*(#|//|--|;|%|!|dnl\b|\.\.|rem\b|'(?!''))", re.I)
-_VIM_COMMENT = re.compile(r"[ \t]*\"(?:[ \t]|$)")  # at the top only: below, strings of other languages begin so
+_VIM_COMMENT = re.compile(r"[ \t]*\"(?:[ \t\r]|$)")  # at the top only: below, strings of other languages begin so
 _PASCAL_IDENTIFIER = re.compile(r"\{[^{}\"]*SPDX-License-Identifier:[^{}\"]*\}", re.I)  # JSON has quotation marks
 _DIRECTIVE = re.compile(
     r"[ \t]*#[ \t]*(include|define|undef|if|ifdef|ifndef|elif|else|endif|pragma|import|error|line)\b"

@@ -124,7 +124,8 @@ def _selectors(page: str, bits: int) -> list[str] | None:
     shown = ":not(body)" + (":not(:has(> math))" if "<math" in page else "")  # any depth would cost quadratic time
     found += [f'[style*="{word}"]{shown}' for word in _WORD_HIDDEN if word in page]
     if any(word in page for word in _WORD_INVISIBLE) and not _WORD_VISIBLE.search(page):
-        found += [f'[style*="{word}"]:not([style*="backface-{word}"]){shown}' for word in _WORD_INVISIBLE]
+        shown_later = f"{shown}:not(main):not(body > *)"  # a script shows what holds the whole page
+        found += [f'[style*="{word}"]:not([style*="backface-{word}"]){shown_later}' for word in _WORD_INVISIBLE]
     found += [f'.{name}:not([class*="not-{name}"]){shown}' for name in _READ_ALOUD if name in page]
     found += ["annotation", "annotation-xml"] if "<annotation" in page else ()  # formulas again, which no browser shows
     if bits & ROLE:

@@ -83,7 +83,8 @@ def test_po_messages(tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec"),
     [("ISO-8859-1", "latin-1"), ("CP1252", "cp1252"), ("utf-8", "utf-8"), ("Shift_JIS", "shift_jis"),
-     ("CHARSET", "utf-8"), ("UTF-16", "utf-8"), ("rot13", "utf-8"), ("unicode_escape", "utf-8")],
+     ("CHARSET", "utf-8"), ("UTF-16", "utf-8"), ("rot13", "utf-8"), ("unicode_escape", "utf-8"),
+     ("idna", "utf-8")],
 )  # fmt: skip
 def test_po_in_the_charset_of_its_header(tmp_path, name, codec):
     word = "表示" if codec == "shift_jis" else "Größe"  # one of its bytes is a backslash
@@ -92,7 +93,7 @@ def test_po_in_the_charset_of_its_header(tmp_path, name, codec):
     assert (pairs[0], faults) == (('Save "as"', f"{word} unter"), [])
 
 
-@pytest.mark.parametrize(("name", "reason"), [("ASCII", "wrong_encoding"), ("foo", "not_utf8")])
+@pytest.mark.parametrize(("name", "reason"), [("ASCII", "wrong_encoding"), ("foo", "not_utf8"), ("UTF-8", "not_utf8")])
 def test_bytes_outside_the_charset_are_a_fault(tmp_path, name, reason):
     po = PO.replace("charset=UTF-8", f"charset={name}").replace("Speichern ", "Größe ")
     pairs, faults, _ = read(tmp_path, {"de.po": po.encode("latin-1")})

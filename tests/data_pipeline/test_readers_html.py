@@ -283,6 +283,8 @@ def test_what_only_looks_hidden_stays(shown):
     assert own_lines(f"<main>{PARAGRAPHS}<p {shown}>{PROSE[0]}</p></main>") == [*PROSE, PROSE[0]]
     inner = f'<div style="visibility: hidden"><p style="visibility: visible">{PROSE[0]}</p></div>'
     assert own_lines(f"<main>{PARAGRAPHS}{inner}</main>") == [*PROSE, PROSE[0]]
+    for name in ("main", "div"):  # a script shows the page once it is whole
+        assert own_lines(f'<body><{name} style="visibility: hidden">{PARAGRAPHS}</{name}></body>') == PROSE
 
 
 def test_golden_text():

@@ -54,6 +54,8 @@ def written(inner):
         ("<ul><li>x<ul><li>nest</li></ul></li><li><p>y</p></li></ul>", "- x\n    - nest\n- y"),
         ("<ol><li>a<li>b</ol>", "1. a\n2. b"),
         ("<ol data-start=9 START='5'><li>a<li><p><b>b</b> c</p><li value=9>d<li>e</ol>", "5. a\n6. b c\n9. d\n10. e"),
+        ('<ol class="reversed" title="start=7"><li>a<li>b</ol>', "1. a\n2. b"),
+        ("<ol start=5><li><math><mi>x</mi></math> foo<li>b</ol>", "5. $x$ foo\n6. b"),
         ("<ol reversed><li>a<ol start=0><li>b</ol><li><ul><li value=7>c</ul><li>d</ol>",
          "3. a\n    0. b\n    - c\n1. d"),
         (TABLE, "| A | B\\|C |\n| --- | --- |\n| 1 | 2 3 |\n| 4 |  |"),

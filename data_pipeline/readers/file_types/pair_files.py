@@ -6,10 +6,10 @@
     memory.tmx             TMX 1.4: the first segments in the two languages of each unit; markup inside is left out
 
 Passed over, by reason: `untranslated` and `fuzzy` (PO), `other_language` (a TMX unit without both), `long_pair`.
-Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `line_too_long` (also a message of PO of more than
-64 MiB), `not_po` (a message with a line that is not of the format), and of TMX `corrupt_xml`, `truncated_xml`,
-`hostile_xml` (an entity of its own, or a unit or a tag of more than 64 MiB). A record's position is its line, its place
-among the translated messages and plural forms, or its unit, from 0.
+Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `wrong_encoding` (bytes outside a PO file's
+charset), `line_too_long` (also a message of PO of more than 64 MiB), `not_po` (a message with a line that is not of the
+format), and of TMX `corrupt_xml`, `truncated_xml`, `hostile_xml` (an entity of its own, or a unit or a tag of more than
+64 MiB). A record's position is its line, its place among the translated messages and plural forms, or its unit, from 0.
 """
 
 from __future__ import annotations
@@ -238,14 +238,14 @@ def _charset_of(path: Path) -> str:
             is_header = True
         if is_header and (found := _CHARSET.search(line)):
             name = found[1].decode("ascii")
-            return name if _holds_ascii(name) else "utf-8"
+            return codecs.lookup(name).name if _holds_ascii(name) else "utf-8"
     return "utf-8"
 
 
 def _holds_ascii(encoding: str) -> bool:
     try:
         known = codecs.lookup(encoding).name
-        return known not in _ESCAPING and _ASCII.decode(known) == _ASCII.decode("ascii")
+        return known not in _ESCAPING and _ASCII.decode(known, "replace") == _ASCII.decode("ascii")
     except (LookupError, UnicodeError):
         return False
 

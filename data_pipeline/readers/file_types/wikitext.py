@@ -44,7 +44,8 @@ _NO_TITLE = re.compile(rf"[ \t]*{_PROTOCOL}|[^\[\]{{}}<>\n]*+[\[\]{{}}<>\n]", re
 _VARIANTS = re.compile(r"-\{(?:([A-Za-z;\s-]*)\|)?([^{}]*+)\}-")
 _VARIANT = re.compile(r"\s*(?:[a-z]{2,3}(?:-[a-z]+)*)\s*:")
 _OTHER_LANGUAGES = re.compile(
-    r"\n[ \t]*\[\[[ ]*(?!(?:wp|mw)[ ]*:)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*[ ]*:[^\[\]\n|:][^\[\]\n|]*\]\][ \t]*(?=\n)"
+    r"\n[ \t]*\[\[[ ]*(?!(?:wp|mw|doi|rfc|bug)[ ]*:)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*[ ]*:"
+    r"[^\[\]\n|:][^\[\]\n|]*\]\][ \t]*(?=\n)"
 )
 """A link that the wiki shows apart from the text."""
 _QUOTES = re.compile("''+")

@@ -39,9 +39,12 @@ _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
 _NOTES = re.compile("\x03(?:([pmsn])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
 _NOTES_BETWEEN_BLANKS = re.compile("(?<= )(?:\x03(?:[pmsn][0-9]+;|[A-Za-z1-6]))+ ")
 _SPAN = re.compile(r"""\b(col|row)span\s*=\s*["']?\s*([0-9]{1,4})""", re.IGNORECASE)
-_ORDINAL = re.compile(r"""(?<![\w-])(start|value)\s*=\s*["']?\s*\+?(-?[0-9]{1,9})(?![0-9])""", re.IGNORECASE)
-_REVERSED = re.compile(r"(?<![\w-])reversed(?![\w-])", re.IGNORECASE)
-_BEFORE_WORDS = re.compile(r"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre)\b)[^<>]*>)*+\s*+(?=[^<])", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+))?""")
+_ORDINAL = re.compile(r"\+?-?[0-9]{1,9}")
+_BEFORE_WORDS = re.compile(
+    r"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre|math|script|style|svg)\b)[^<>]*>)*+\s*+(?=[^<]|<(?:math|script)\b)",
+    re.IGNORECASE,
+)
 _WIDEST, _SPARSEST = 50, 20  # columns of one cell; places of a table for each of its cells
 _TICKS = re.compile("`+")
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
@@ -188,7 +191,7 @@ class _Noter:
         """Note the numbers of items that are not their places."""
         if found.tag[2].lower() == "ul":
             return
-        step = -1 if _REVERSED.search(found.tag[3]) else 1
+        step = -1 if "reversed" in _attributes(found.tag) else 1
         number = _ordinal(found.tag, len(found.items) if step < 0 else 1)
         for place, item in enumerate(found.items, 1):
             number = _ordinal(item, number)
@@ -225,8 +228,16 @@ _NOTERS = {
 
 def _ordinal(tag: re.Match[str], otherwise: int) -> int:
     """The number that a list's or an item's tag states."""
-    found = _ORDINAL.search(tag[3])
-    return int(found[2]) if found else otherwise
+    stated = _attributes(tag).get("value" if tag[2].lower() == "li" else "start", "")
+    return int(stated) if _ORDINAL.fullmatch(stated) else otherwise
+
+
+def _attributes(tag: re.Match[str]) -> dict[str, str]:
+    """The values of a tag's attributes by name in lower case; the first of a name counts, as in HTML."""
+    found: dict[str, str] = {}
+    for one in _ATTRIBUTE.finditer(tag[3]):
+        found.setdefault(one[1].lower(), (one[2] or "").strip("\"' "))
+    return found
 
 
 def _language(attributes: str) -> str:
