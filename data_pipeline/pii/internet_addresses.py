@@ -24,11 +24,9 @@ _FILE_ENDINGS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "css", "js", "jsx", "ts", "tsx", "json", "html", "htm",
      "xml", "pdf", "txt", "csv", "gz", "zip")
 )  # fmt: skip
-# Top levels that are never delegated: RFC 2606, 6761, 6762 (and its appendix G), 9476, and ICANN's for private use.
-_NO_TOP_LEVELS = frozenset(
-    ("test", "example", "invalid", "localhost", "local", "localdomain", "internal", "intranet", "private", "corp",
-     "home", "lan", "alt", "arpa")
-)  # fmt: skip
+_NO_TOP_LEVELS = frozenset(("localhost", "localdomain", "arpa"))
+"""Names of this machine and of reverse lookups. Other levels that are not delegated (.local, .corp) name persons within
+an organisation."""
 _GENERIC = frozenset(("com", "org", "net", "edu", "gov", "info"))
 _SPELT_AT = re.compile(r"[\[(<{][ ]?(?:at|AT|@)[ ]?[\])>}][ ]?")
 _SPELT_DOT = r"(?:\.|[ ]?[\[(<{][ ]?(?:dot|DOT|\.)[ ]?[\])>}][ ]?|[ ](?:dot|DOT)[ ])"

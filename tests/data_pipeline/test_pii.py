@@ -49,7 +49,7 @@ TEXTS = {
 }  # fmt: skip
 NOTHING = [
     "@handle", "@app.route", "lodash@4.17.21", "icon@2x.png", "git@github.com:org/repo.git", "user@localhost",
-    "jane@host.local", "root@localhost.localdomain", "jane@x.Test", "jane@mail.example", "jane@nas.lan", "a@b.internal",
+    "root@localhost.localdomain", "jane@host.localhost",
     "https://user:secret@db.example.org/x", r"[a-z]+@[a-z]+\.[a-z]{2,}", "a@b", "mail me @ noon.tomorrow",
     "ISBN 978-3-16-148410-0", "ISBN 0-306-40615-2", "2023-10-27", "27.10.2023", "10/27/2023", "2024-03-15T14:40:44Z",
     "192.168.100.200", "10.0.19045.3693", "3.14159265358979", "4.18.0.2623", "1914-1918", "ORD-4155552671",

@@ -155,7 +155,7 @@ def test_a_receipt_says_what_was_read_and_what_was_not(trained, tmp_path, capsys
         assert main([*words_typed, *files]) == 0
         assert words in capsys.readouterr().out
         one = json.loads((tmp_path / f"{number}.json").read_bytes())
-        text = asked.read_text() if isinstance(asked, Path) else ""
+        text = asked.read_text() if isinstance(asked, Path) else None
         assert faults(one, key, text, (root / "journal.jsonl").read_bytes()) == []
         assert set(re.findall(r"tales/\w+\.jsonl#\d+", json.dumps(one))) <= {str(asked)}  # no other document
     assert main([*words_typed, *files]) == 78  # the receipt is there already
