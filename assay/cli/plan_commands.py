@@ -77,7 +77,7 @@ def plan(arguments: Arguments) -> None:
 
 
 def _begun(loaded: LoadedRun, root: Path) -> int:
-    """Steps that the checkpoint of `train.continue_from` has made; 0 while an earlier job has yet to make it."""
+    """Steps before `train.continue_from`; 0 while its checkpoint is not made."""
     from assay.training_recipe import steps_before
 
     try:

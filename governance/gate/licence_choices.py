@@ -60,8 +60,9 @@ def widened(allowed: Collection[str], found: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_compound(text: str) -> bool:
-    """Return whether a text is an expression of several names, all spelt as SPDX does.
+    """Return whether a text is an expression of several names.
 
+    All are spelt as SPDX does.
     The parser knows other spellings too, such as "mit or zlib", and takes some LicenseRefs for the licence they vary.
     """
     tree = parsed(text)
@@ -73,7 +74,10 @@ def _is_compound(text: str) -> bool:
 
 
 def _adds_only(name: Any) -> bool:
-    """Return whether what follows WITH, if anything, is an exception of SPDX's list: other words may restrict."""
+    """Return whether an exception of SPDX follows WITH, if anything.
+
+    Other words there may restrict.
+    """
     exception = getattr(name, "exception_symbol", None)
     return exception is None or bool(exception.is_exception)
 

@@ -72,7 +72,7 @@ def markdown(page: str) -> str:
 
 
 def _without_notes(line: str) -> str:
-    """A line as it is laid out without notes: blanks around one are one."""
+    """A line without its notes; blanks around one are one."""
     return _NOTES.sub("", _NOTES_BETWEEN_BLANKS.sub("", line))
 
 
@@ -233,7 +233,7 @@ def _ordinal(tag: re.Match[str], otherwise: int) -> int:
 
 
 def _attributes(tag: re.Match[str]) -> dict[str, str]:
-    """The values of a tag's attributes by name in lower case; the first of a name counts, as in HTML."""
+    """Values of a tag's attributes; the first of a name counts."""
     found: dict[str, str] = {}
     for one in _ATTRIBUTE.finditer(tag[3]):
         found.setdefault(one[1].lower(), (one[2] or "").strip("\"' "))
