@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assay.config import LoadedRun
+from governance.errors import MissingInput
+from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.data.batch_size import batch_sizes
@@ -52,13 +54,19 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 def steps_before(run: LoadedRun, root: Path) -> int:
     """Steps that the checkpoint of `train.continue_from` has made; 0 without one.
 
+    One that does not exist is a warning: an earlier job may still make it.
+
     Raises:
-        MissingInput: it does not exist.
         CheckpointError: it is not a checkpoint, or its manifest is torn.
     """
     from pretrain.checkpoint.load import parent_of
 
-    parent = parent_of(_train(run), root) if run.config.train.continue_from else None
+    try:
+        parent = parent_of(_train(run), root) if run.config.train.continue_from else None
+    except MissingInput:
+        name = run.config.train.continue_from
+        get_logger(__name__).warning("train.continue_from = %r is not there yet, so all steps are counted", name)
+        return 0
     return parent.step if parent is not None else 0
 
 

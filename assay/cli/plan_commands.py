@@ -7,8 +7,6 @@ from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, load
-from assay.config import LoadedRun
-from governance.errors import MissingInput
 
 
 def plan(arguments: Arguments) -> None:
@@ -25,6 +23,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.start_preflight import corpus_figures, require_site_rules
+    from assay.training_recipe import steps_before
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
     from slurm.config import with_site
@@ -48,7 +47,7 @@ def plan(arguments: Arguments) -> None:
         teacher, words = online_teacher_of(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
     correction = Correction(document_tokens=document_tokens)
-    begun = _begun(loaded, runtime.root)
+    begun = steps_before(loaded, runtime.root)
     inputs = PlanInputs(vocabulary, cluster, nodes, teacher, correction, section.spare_nodes, begun)
     if arguments.from_run:
         inputs = replace(inputs, correction=correction_from(arguments.from_run, loaded, inputs))
@@ -74,15 +73,3 @@ def plan(arguments: Arguments) -> None:
         raise BudgetReached(over.words)
     if over:
         say(f"budget      {over.words}", budget=over.words)
-
-
-def _begun(loaded: LoadedRun, root: Path) -> int:
-    """Steps before `train.continue_from`; 0 while its checkpoint is not made."""
-    from assay.training_recipe import steps_before
-
-    try:
-        return steps_before(loaded, root)
-    except MissingInput:
-        words = "continues   train.continue_from is not there yet, so all steps are counted"
-        say(words, plan=[words])
-        return 0

@@ -160,9 +160,7 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = online_teacher_of(loaded, runtime, vocabulary)[0] if distils else None
-    begun = 0
-    with contextlib.suppress(MissingInput):  # an earlier job may still make that checkpoint
-        begun = steps_before(loaded, runtime.root)
+    begun = steps_before(loaded, runtime.root)
     line, warnings = submission_lines(loaded, vocabulary, config, teacher, document_tokens, begun)
     say(line, plan=line)
     for warning in warnings:

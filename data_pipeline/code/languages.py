@@ -1,9 +1,8 @@
 """Programming language of a file, by name, first line or content.
 
 Names of languages and patterns of file names are those of Pygments, plus R, which Pygments knows as S, Svelte, and more
-names of Docker's files. A name that
-several languages share is decided by content: `.h` and `.m` by the constructs below, those whose languages Pygments
-does not name by a sign of each, others by Pygments' own estimate.
+names of Docker's files. A name that several languages share is decided by content: `.h` and `.m` by the constructs
+below, those whose languages Pygments does not name by a sign of each, others by Pygments' own estimate.
 """
 
 from __future__ import annotations

@@ -305,8 +305,7 @@ def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:
     """Wasted millijoules by cause.
 
     A cause is "killed", "rolled back", "preempted" (by a signal before there was anything to save), or the name of the
-    error that ended the attempt. Its figure is None where it
-    wasted something and no meter saw it.
+    error that ended the attempt. Its figure is None where it wasted something and no meter saw it.
     """
     wasted: dict[str, list[int | None]] = {}
     for piece in pieces:

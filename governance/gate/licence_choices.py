@@ -62,8 +62,8 @@ def widened(allowed: Collection[str], found: Iterable[str]) -> tuple[str, ...]:
 def _is_compound(text: str) -> bool:
     """Return whether a text is an expression of several names.
 
-    All are spelt as SPDX does.
-    The parser knows other spellings too, such as "mit or zlib", and takes some LicenseRefs for the licence they vary.
+    All are spelt as SPDX does: the parser also knows other spellings, such as "mit or zlib", and takes some LicenseRefs
+    for the licence they vary.
     """
     tree = parsed(text)
     if not getattr(tree, "args", ()) and not hasattr(tree, "license_symbol"):
