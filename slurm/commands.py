@@ -160,8 +160,8 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
     return items
 
 
-def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
-    """Accounting of the jobs, with earlier starts for `every_start`.
+def accounted(jobs: Iterable[str], *, since: str = "") -> list[Accounted]:
+    """Accounting of every start of the jobs.
 
     `since`, in local time, excludes jobs that had these ids before: the ids start again when they reach MaxJobId.
 
@@ -174,8 +174,7 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = ""
     fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,CPUTimeRAW,ConsumedEnergyRaw,JobName,Comment"
     output = _run(
         "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(ids)}",
-        f"--format={fields}", *["--duplicates"] * every_start,
-        *[f"--starttime={since}"] * bool(since),
+        f"--format={fields}", "--duplicates", *[f"--starttime={since}"] * bool(since),
     )  # fmt: skip
     rows: list[Accounted] = []
     for line in output.splitlines():
@@ -321,13 +320,13 @@ def mine() -> int:
         return 0
 
 
-def on_a_node(options: Sequence[str], *command: str) -> str:
-    """Output of a command on a node that is soon free.
+def on_a_node(options: Sequence[str], *command: str) -> None:
+    """Run a command on a node that is soon free.
 
     Raises:
         ClusterError: no node is free, or the command fails there.
     """
-    return _run("srun", "--immediate=10", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
+    _run("srun", "--immediate=10", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
 
 
 def release(jobs: Sequence[str]) -> None:

@@ -102,11 +102,6 @@ def tasks_of(shards: int, config: SlurmConfig, max_array_size: int) -> int:
     return max(1, min(bounds))
 
 
-def shards_of(task: int, tasks: int, shards: int) -> range:
-    """The shards of one task: what `assay data prepare --task TASK/TASKS` makes."""
-    return range(task, shards, tasks)
-
-
 def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -> tuple[str, ...]:
     training, model = kind == "train", kind in ("train", "evaluate")
     signal = f"USR1@{config.signal_seconds}"

@@ -423,7 +423,7 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
     except ClusterError as error:
         silent.append(str(error))
     try:
-        found = commands.accounted(left, every_start=True, since=since)
+        found = commands.accounted(left, since=since)
         accounted = [item for item in found if _ours(item, names)]
     except ClusterError as error:
         silent.append(str(error))

@@ -75,13 +75,13 @@ def estimated_watts(power: CpuPower, utilisation: float) -> tuple[float, float, 
     )
 
 
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_model() -> str:
     """The processor's name as the kernel gives it.
 
     Returns "" where the kernel gives none (many ARM systems).
     """
     try:
-        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 if line.startswith("model name"):
                     return " ".join(line.partition(":")[2].split())

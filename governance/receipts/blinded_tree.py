@@ -154,7 +154,7 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
         nodes[(1 << depth) + places] = hashes
     for level in reversed(range(depth)):
         pairs = nodes[2 << level : 4 << level].reshape(-1, 2 * NODE_BYTES)
-        made = _hash(1, pairs)
+        made = sha256_rows(np.insert(pairs, 0, 1, axis=1))[:, :NODE_BYTES]
         made[~pairs.any(axis=1)] = 0
         nodes[1 << level : 2 << level] = made
     return BlindedTree(high, low, leaves, nodes, depth, secret)
@@ -163,11 +163,6 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
 def depth_of(names: int) -> int:
     """Levels below the root that are kept for this many names."""
     return max(0, names.bit_length() - 1 - _BUCKET_BITS)
-
-
-def _hash(kind: int, *columns: Hashes) -> Hashes:
-    rows = np.concatenate([np.full((len(columns[0]), 1), kind, np.uint8), *columns], axis=1)
-    return sha256_rows(rows)[:, :NODE_BYTES]
 
 
 def _reduce(high: Words, low: Words, leaves: Hashes, secret: bytes, depth: int) -> tuple[Hashes, npt.NDArray[np.int64]]:

@@ -40,7 +40,6 @@ from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.verify_receipt import KINDS, leaf_value
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-STAGE = "receipts"
 VERSION = 4
 HEAD, NAMES, DOCUMENTS = "head.json", "names.bin", "documents.bin"
 _SALTS, _SECRET_BYTES = 16, 32

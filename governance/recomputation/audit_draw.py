@@ -43,6 +43,6 @@ def chance_of_finding(count: int, amount: int, faulty: int = 1) -> float:
     return 1.0 - math.comb(count - faulty, amount) / math.comb(count, amount)
 
 
-def surely_found(count: int, amount: int, chance: float = 0.95) -> int:
-    """Least number of faulty stretches that are found with this probability."""
-    return next(faulty for faulty in range(1, count + 1) if chance_of_finding(count, amount, faulty) >= chance)
+def surely_found(count: int, amount: int) -> int:
+    """Least number of faulty stretches that are found with 95 % probability."""
+    return next(faulty for faulty in range(1, count + 1) if chance_of_finding(count, amount, faulty) >= 0.95)

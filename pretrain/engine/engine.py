@@ -42,7 +42,7 @@ from pretrain.engine.repeated_blocks import stop_at_repeated_blocks
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
 from pretrain.engine.step import accumulate_in_one_pass, skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
-from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation, without_package
+from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation, without_mlflow
 from pretrain.engine.wrapped import Wrapped
 from pretrain.finetuning.adapters import freeze
 from pretrain.model.decoder import Batch, Decoder
@@ -369,7 +369,7 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
             raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     unmark_optimizers()
-    with importing(), unmarked_imports(), without_compilation(), without_package("mlflow"):
+    with importing(), unmarked_imports(), without_compilation(), without_mlflow():
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer

@@ -84,16 +84,16 @@ def without_compilation() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_package(name: str) -> Iterator[None]:
-    """Hide a package that is not imported yet within this context."""
-    absent = name not in sys.modules
+def without_mlflow() -> Iterator[None]:
+    """Hide mlflow within this context, unless it is already imported."""
+    absent = "mlflow" not in sys.modules
     if absent:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         if absent:
-            sys.modules.pop(name, None)
+            sys.modules.pop("mlflow", None)
 
 
 @contextlib.contextmanager

@@ -82,7 +82,6 @@ def export(
     tokenizer: Manifest,
     target: Path,
     root: Path,
-    shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
     facts: ExportFacts = ExportFacts(),
 ) -> tuple[Manifest, dict[str, str]]:
@@ -95,7 +94,6 @@ def export(
         tokenizer: the artifact of the tokenizer that it was trained with (`tokenizer_check.py`).
         target: a new or empty folder.
         root: the artifacts' root.
-        shard_bytes: most bytes of a file of weights; a larger tensor has its own file.
         dtype: type to which the weights are rounded, to nearest, ties to even.
         facts: for the card and the chat template.
 
@@ -108,13 +106,12 @@ def export(
         ConfigError: the target is not empty, or a weight is too large for fp16.
     """
     with new_folder(target):
-        return _export(checkpoint, tokenizer, target, root, (shard_bytes, dtype), facts)
+        return _export(checkpoint, tokenizer, target, root, dtype, facts)
 
 
 def _export(
-    checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, form: tuple[int, Dtype], facts: ExportFacts
+    checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, dtype: Dtype, facts: ExportFacts
 ) -> tuple[Manifest, dict[str, str]]:
-    shard_bytes, dtype = form
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
     refuse_foreign_tokenizer(manifest, tokenizer, root)
@@ -133,7 +130,7 @@ def _export(
         def read(name: str) -> Any:
             return biases[name] if name in biases else weight(name, None)
 
-        family, digests = write_folder(read, identity, vocabulary, target, shard_bytes, dtype, facts.labels)
+        family, digests = write_folder(read, identity, vocabulary, target, dtype=dtype, labels=facts.labels)
     card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
     write_text(target / "README.md", card)
     return manifest, digests

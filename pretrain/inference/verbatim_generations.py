@@ -28,7 +28,6 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.checkpoint.format import identity_of
 from pretrain.evaluation.model_bias import wilson
 
-STAGE = "verbatim"
 VERSION = 1
 LENGTHS = (25, 50, 100, 200, 400)
 """Least characters of a passage, one row each."""

@@ -215,12 +215,12 @@ def _shortened(line: str) -> str:
     return f"{line[:_HALF_LINE]} ... {line[-_HALF_LINE:]}"
 
 
-def tail_of(path: Path, most: int = TAIL_BYTES, start: int = 0) -> str:
+def tail_of(path: Path, start: int = 0) -> str:
     """End of a log from `start` on; "" where there is none."""
     try:
         with open(path, "rb") as log:
             size = log.seek(0, os.SEEK_END)
-            most = min(most, max(0, size - start))
+            most = min(TAIL_BYTES, max(0, size - start))
             log.seek(max(0, size - most))
             read = log.read(most)
     except OSError:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
-from slurm.graph import PlannedRun, plan, shards_of, tasks_of
+from slurm.graph import PlannedRun, plan, tasks_of
 
 STEPS = ("ingest", "clean", "dedup", "dedup-2", "encode")
 CONFIGS = st.builds(
@@ -60,12 +60,10 @@ def test_what_a_job_needs_is_done_before_it(config, shards, size):
 
 
 @given(CONFIGS, st.integers(1, 10_000), SIZES)
-def test_an_array_fits_the_cluster_and_makes_every_shard_once(config, shards, size):
+def test_an_array_fits_the_cluster(config, shards, size):
     tasks = tasks_of(shards, config, size)
     assert 1 <= tasks <= size
     assert not config.max_tasks or tasks <= config.max_tasks
-    made = [shard for task in range(tasks) for shard in shards_of(task, tasks, shards)]
-    assert sorted(made) == list(range(shards))
     for job in planned(shards, config, size):
         [array] = [option for option in job.options if option.startswith("--array=")] or [None]
         assert (array is not None) == bool(job.tasks) == (job.kind == "share")
@@ -76,7 +74,7 @@ def test_an_array_fits_the_cluster_and_makes_every_shard_once(config, shards, si
 @given(st.integers(1, 1000), st.integers(1, 20))
 def test_a_task_makes_no_more_than_requested_where_the_cluster_allows_it(shards, each):
     tasks = tasks_of(shards, SlurmConfig(shards_per_task=each), 10_000)
-    assert max(len(shards_of(task, tasks, shards)) for task in range(tasks)) <= each
+    assert tasks * each >= shards
 
 
 def test_five_thousand_shards_are_planned_in_as_many_tasks_as_an_array_may_have():
@@ -84,7 +82,6 @@ def test_five_thousand_shards_are_planned_in_as_many_tasks_as_an_array_may_have(
     [ingest] = [job for job in jobs if job.name == "ingest"]
     assert ingest.tasks == 1001
     assert "--array=0-1000%20" in ingest.options
-    assert len(shards_of(0, 1001, 5000)) == 5
     by_default = {job.name: job for job in planned(5000, SlurmConfig(), 1001)}
     assert "--array=0-1000%100" in by_default["ingest"].options
 

@@ -358,4 +358,4 @@ def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
     ]
     lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in output]
     monkeypatch.setattr(commands, "_run", lambda *words: "\n".join(lines))
-    assert [start.joules for start in commands.accounted(["7"], every_start=True)] == [600, 1300]
+    assert [start.joules for start in commands.accounted(["7"])] == [600, 1300]

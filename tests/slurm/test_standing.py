@@ -52,7 +52,7 @@ class Cluster:
                 found.append(commands.Queued(unit, state, reason, 60, "node1", ""))
         return found
 
-    def accounted(self, jobs, *, every_start=False, since=""):
+    def accounted(self, jobs, *, since=""):
         self.calls.append(("accounted", *jobs))
         if not self.database:
             raise ClusterError("sacct: error: Problem talking to the database: Connection refused")

@@ -14,6 +14,7 @@ from typing import Any
 from governance.reports.html.markup import Child, Html, compact, foreign, tag
 
 Point = tuple[float, float]
+_INTERVALS = 5  # most between the marks of an axis
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def interval_about(
     return svg([*marks, span, dot], label, 10, "bar")
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round values that span [low, high].
 
     The steps are 1, 2 or 5 times a power of ten.
@@ -106,8 +107,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     largest = max(abs(low), abs(high))
     span = high - low if high - low > 1e-9 * largest else largest  # equal but for rounding
     span = span if span > 1e-250 else 1.0
-    power = 10 ** math.floor(math.log10(span / most))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most)
+    power = 10 ** math.floor(math.log10(span / _INTERVALS))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= _INTERVALS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, max(last, first + 1) + 1)]
 

@@ -11,6 +11,7 @@ from pretrain.experiments.experiment_report import Found, method_section, report
 from pretrain.experiments.scaling.coordinates import part_in_words
 from pretrain.experiments.scaling.scaling_law import ScalingLaw
 
+_POINTS = 24  # of a curve of the law
 _NAMES = (
     ("constant", "E, nats: the loss that no size and no text removes"),
     ("parameter_factor", "A"), ("parameter_exponent", "alpha"), ("token_factor", "B"), ("token_exponent", "beta"),
@@ -71,13 +72,13 @@ def _curves(found: Found) -> Html:
     return tag("section", tag("h2", "Curves of equal FLOPs"), tag("div", drawn, class_="charts"))
 
 
-def _fitted(law: ScalingLaw, rows: Sequence[Found], points: int = 24) -> list[tuple[float, float]]:
+def _fitted(law: ScalingLaw, rows: Sequence[Found]) -> list[tuple[float, float]]:
     """The law along a budget's curve, between its smallest and largest size."""
     low, high = (math.log(row["parameters"]) for row in (rows[0], rows[-1]))
     product = math.exp(sum(math.log(row["parameters"] * row["tokens"]) for row in rows) / len(rows))
     found = []
-    for at in range(points):
-        parameters = math.exp(low + (high - low) * at / (points - 1))
+    for at in range(_POINTS):
+        parameters = math.exp(low + (high - low) * at / (_POINTS - 1))
         found.append((math.log10(parameters), law.loss(parameters, product / parameters)))
     return found
 
