@@ -46,6 +46,13 @@ _SHARED = (
 )  # fmt: skip
 """Figures of a rank that are its share of a node without GPUs."""
 
+_RATES = (
+    "gemm_tflops_768", "gemm_tflops_2048", "attention_tflops_64_forward", "attention_tflops_64_backward",
+    "attention_tflops_128_forward", "attention_tflops_128_backward", "memory_gb_s", "node_link_gb_s", "network_gb_s",
+    "host_link_gb_s", "storage_gb_s", "storage_total_gb_s",
+)  # fmt: skip
+"""Figures that make a run faster as they grow."""
+
 
 class Cluster(Section):
     """Nodes of one kind, and what they cost."""
@@ -113,6 +120,15 @@ class Cluster(Section):
         scaled = {"load_node_watts": share} if self.device == "cuda" else dict.fromkeys(_SHARED, 1 / share)
         figures = {name: getattr(self, name).times(factor) for name, factor in scaled.items()}
         return self.model_copy(update={"ranks_per_node": a_node, **figures})
+
+    def at(self, speed: Literal["slow", "fast"]) -> Cluster:
+        """The nodes with every rate at its worse or better bound."""
+        rate = 0 if speed == "slow" else 2
+        ends = {**dict.fromkeys(_RATES, rate), "hop_us": 2 - rate}
+        figures: dict[str, ClusterFigure] = {name: getattr(self, name) for name in ends}
+        bounds = {name: ClusterFigure(value=figures[name].bounds[end], source=figures[name].source)
+                  for name, end in ends.items()}  # fmt: skip
+        return self.model_copy(update=bounds)
 
     @property
     def machine(self) -> Machine:

@@ -250,24 +250,37 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     step = step_plan(recipe, settings, inputs)
     whole = sizes.before(train.steps + 1) * train.sequence_length
     tokens = whole - sizes.before(begun + 1) * train.sequence_length
-    work = step.seconds * tokens / step.tokens
-    checkpoint = _checkpoint(recipe, settings, inputs, step)
     calibration = calibration_of(cluster)
-    spread = (calibration.low, 1.0, calibration.high) if not correction.words else (0.9, 1.0, 1.1)
+    if correction.words:  # measured on such nodes, so their rates count as known
+        cases = [(0.9, cluster), (1.0, cluster), (1.1, cluster)]
+    else:
+        cases = [(calibration.low, cluster.at("fast")), (1.0, cluster), (calibration.high, cluster.at("slow"))]
     mtbf, restart = cluster.node_mtbf_hours.bounds, cluster.restart_minutes.bounds
     found = [
-        expected(
-            work * share, settings.checkpoint.every_steps * step.seconds * share, checkpoint["stall_seconds"],
-            checkpoint["write_seconds"], 60 * minutes + checkpoint["read_seconds"], 3600 * hours, inputs.nodes,
-        )
-        for share, hours, minutes in zip(spread, reversed(mtbf), restart, strict=True)
-    ]  # fmt: skip
+        _expected(recipe, settings, replace(inputs, cluster=nodes), tokens, share, 60 * minutes, hours)
+        for (share, nodes), hours, minutes in zip(cases, reversed(mtbf), restart, strict=True)
+    ]
     wall = Band(*(one.wall for one in found))
     spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts, inputs.spare_nodes)
     return Plan(
-        cluster, step, begun, train.steps - begun, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint,
-        found[1], spent, data_plan(run.config.data, whole, vocabulary), correction, train.precision,
-        inputs.spare_nodes,
+        cluster, step, begun, train.steps - begun, tokens, parameter_count(recipe.model, vocabulary), wall,
+        _checkpoint(recipe, settings, inputs, step), found[1], spent, data_plan(run.config.data, whole, vocabulary),
+        correction, train.precision, inputs.spare_nodes,
+    )  # fmt: skip
+
+
+def _expected(
+    recipe: TrainRecipe, settings: Settings, inputs: PlanInputs, tokens: int, share: float, restart: float, hours: float
+) -> Failures:
+    """Failures of a run of this many tokens.
+
+    Its steps take `share` of the predicted time; a restart takes seconds, and a node fails once in these hours.
+    """
+    step = step_plan(recipe, settings, inputs)
+    seconds, save = share * step.seconds, _checkpoint(recipe, settings, inputs, step)
+    return expected(
+        seconds * tokens / step.tokens, settings.checkpoint.every_steps * seconds, save["stall_seconds"],
+        save["write_seconds"], restart + save["read_seconds"], 3600 * hours, inputs.nodes,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from assay.planning.cluster import ClusterFigure
 from assay.planning.layouts import fastest
 from assay.planning.plan import Plan, StepPlan
 from governance.energy.band import Band
@@ -142,14 +143,14 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     parts.append(
         tag(
             "section",
-            table("Layouts: the fastest micro batch of each", _HEAD, rows, range(9), shown=30),
+            table("Layouts: the fastest micro batch of each, without failures", _HEAD, rows, range(1, 9), shown=30),
             *(tag("p", reason, class_="note") for reason in refusals(found)),
         )
     )
     parts += [tag("section", drawing) for drawing in _drawings(plan, found)]
     sources = [
-        (name, f"{figure['value']:g}", figure["source"])
-        for name, figure in plan.cluster.model_dump().items() if isinstance(figure, dict)
+        (name, _bounded(figure), figure.source)
+        for name, figure in plan.cluster if isinstance(figure, ClusterFigure)
     ]  # fmt: skip
     parts.append(
         tag("section", table(f"Figures of {plan.cluster.name}", ("figure", "value", "source"), sources, (1,), shown=40))
@@ -182,6 +183,12 @@ def _band(band: Band, scale: float = 1.0) -> str:
     if value is None:
         return "an unknown amount"
     return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
+
+
+def _bounded(figure: ClusterFigure) -> str:
+    """The exact figure, with its bounds where they differ."""
+    low, value, high = figure.bounds
+    return f"{value:g}" + f" ({low:g} to {high:g})" * (low < high)
 
 
 def _gib(count: float) -> str:

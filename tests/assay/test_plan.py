@@ -260,6 +260,22 @@ def test_a_plan_pays_for_spare_nodes():
     assert "4 node(s) and 1 spare, MFU" in shown
 
 
+@given(data=st.data())
+def test_the_bounds_hold_the_plan_at_every_figure_within_its_own_bounds(data):
+    """So the slowest network that the cluster file allows is within them."""
+    cluster = read_cluster("h100")
+    bounds = {name: getattr(cluster, name).bounds for name in FIGURES}
+    drawn = {name: data.draw(st.floats(low, high), label=name) for name, (low, _, high) in bounds.items() if low < high}
+    changes = {name: ClusterFigure(value=value, source="drawn") for name, value in drawn.items()}
+    changed = PlanInputs(32000, cluster.model_copy(update=changes), 8)
+    whole, one = (make_plan(the_run("7b"), inputs) for inputs in (PlanInputs(32000, cluster, 8), changed))
+    for band, value in [
+        (whole.wall, one.wall.value),
+        *((whole.costs[name], one.costs[name].value) for name in one.costs),
+    ]:
+        assert band.low <= value <= band.high
+
+
 def test_factors_of_the_run_go_first():
     settings = ['energy.factors.pue={value=1.05, source="our own", year=2026}']
     plan = plan_of(settings=settings)
@@ -402,6 +418,8 @@ def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
     for figure in FIGURES:
         assert figure in text
     assert "arXiv:2506.14551" in text
+    assert ">989.4<" in text
+    assert ">320 (45 to 400)<" in text
     assert text.count("stage 0 refused: engine.zero_stage = 0 with train.precision") == 1
 
 
