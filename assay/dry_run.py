@@ -4,7 +4,8 @@ It starts nothing and makes no artifact.
 
 Promise: it refuses with the message and the exit code of a start on this machine (`start_preflight.py`), or
 with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. Not checked, so a start may
-still refuse them: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
+still refuse them: the gate, the rows, `train.initial_weights`, `train.continue_from`, the teacher, files of tasks. It
+imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, teacher)
-    yield "result      would start; a start also checks the gate, the rows, train.continue_from, the teacher and tasks"
+    unchecked = "the gate, the rows, train.initial_weights, train.continue_from, the teacher and tasks"
+    yield f"result      would start; a start also checks {unchecked}"
 
 
 def online_teacher_of(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:

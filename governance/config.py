@@ -257,6 +257,8 @@ _PLAIN = {
     "finite_number": "is not a finite number",
 }
 """Type of a validator's fault -> its words, with the fault's own values."""
+_EXACT = 2.0**53
+"""Whole numbers below it are exact as a float."""
 
 
 def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> str:
@@ -280,7 +282,24 @@ def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> st
     message = _PLAIN.get(fault["type"], "").format(**facts) or fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(found, dict):
         return f"{field}: {message}"  # a rule over several fields names its own values
-    return f"{field} = {_short(json.dumps(found, ensure_ascii=False, default=str))}: {message}"
+    meant = _number_meant(fault["type"], found)
+    return f"{field} = {_short(json.dumps(found, ensure_ascii=False, default=str))}: {message}{meant}"
+
+
+def _number_meant(fault: str, found: Any) -> str:
+    """The number to write, where a value of another type spells it.
+
+    In TOML 1e3 is not a whole number, and "3" is text.
+    """
+    if fault not in ("int_type", "int_from_float", "float_type") or not isinstance(found, str | float):
+        return ""
+    try:
+        number = float(found)
+    except ValueError:
+        return ""
+    if fault == "float_type":
+        return f"; write {number!r}, without quotes" if math.isfinite(number) else ""
+    return f"; write {int(number)}" if number.is_integer() and abs(number) < _EXACT else ""
 
 
 def _known_keys(schema: type[Section], location: Sequence[Any]) -> str:

@@ -308,7 +308,8 @@ def commit(
         attest(manifest)
         write_manifest(manifest, root)
     sweep_temporaries(path.parent)
-    get_logger(__name__).info("%s: made, digest %s", manifest.stage, manifest.digest[:16])
+    at = f", step {step} in {manifest.folder}" if (step := manifest.config.get("step")) is not None else ""
+    get_logger(__name__).info("%s: made%s, digest %s", manifest.stage, at, manifest.digest[:16])
     return manifest
 
 

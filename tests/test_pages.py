@@ -26,7 +26,7 @@ LEFT_OUT = {
     r"assay run corpus.toml configs/1b.toml": "trains a billion parameters: tests/assay/test_run_file.py",
     r"assay governance check configs/quickstart.toml": "needs the package index: tests/test_quickstart.py",
     r"assay (classify |(run|export) labels.toml)": "starts from an export: tests/assay/test_classification.py",
-    r"assay (run .*chats.toml|export .* --adapter)": "starts from an export: tests/assay/test_finetuning.py",
+    r"assay ((run|generate) .*chats.toml|export .* --adapter)": "starts from an export: tests/assay/test_finetuning.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
     r"assay run inspect-NAME/run.toml configs/10m.toml": "trains 600 steps: tests/assay/test_inspect.py",
     r"pip install |export '?RAY_|(srun .* )?ray |'?first=|sleep |.* --engine ray": "needs a Ray cluster: "

@@ -69,6 +69,11 @@ def generate(arguments: Arguments) -> None:
     from pretrain.inference.next_token import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    if sampling.top_p < 1 and not sampling.temperature:
+        get_logger(__name__).warning(
+            "--top-p %g has no effect at temperature 0, which takes the likeliest token; add --temperature 1",
+            sampling.top_p,
+        )
     if not all(arguments.stops):
         raise ConfigError("--stop: is empty, so every text would end before it begins; give a text or leave it out")
     prompts = prompts_of(arguments.prompts, arguments.prompts_file)
@@ -324,7 +329,8 @@ def prompts_of(words: Sequence[str], file: Path | None, option: str = "--prompts
     if file is not None:
         prompts += _read(file, option, blank)
     if not any(map(str.strip, prompts)) if blank else not prompts:
-        raise ConfigError(f"no prompt: give texts after the checkpoint, or a file with {option} FILE")
+        empty = f" ({file} holds none)" if file is not None else ""
+        raise ConfigError(f"no prompt{empty}: give texts after the checkpoint, or a file with {option} FILE")
     return prompts
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from assay.config import LoadedRun
 from assay.planning.data_stages import MILLISECONDS
 from assay.start_preflight import may_have_gpu
+from assay.training_recipe import steps_before
 from data_pipeline.prepare import survey
 from governance.errors import PipelineError
 from governance.log import get_logger
@@ -53,7 +55,7 @@ def expected_seconds(run: LoadedRun, runtime: Runtime, steps: Sequence[str], ran
     for step in steps:
         start, each = _ALONE.get(step, (_START, MILLISECONDS.get(step, _USUAL) / 1e3 / processes))
         seconds[step] = busy * (start + each * megabytes)
-    seconds["train"] = _training_seconds(run, ranks, cores / busy)
+    seconds["train"] = _training_seconds(run, runtime.root, ranks, cores / busy)
     if not earlier:
         total = timedelta(seconds=round(sum(seconds.values())))
         training = timedelta(seconds=round(seconds["train"]))
@@ -65,10 +67,11 @@ def expected_seconds(run: LoadedRun, runtime: Runtime, steps: Sequence[str], ran
     return seconds | earlier
 
 
-def _training_seconds(run: LoadedRun, ranks: Ranks, cores: float) -> float:
+def _training_seconds(run: LoadedRun, root: Path, ranks: Ranks, cores: float) -> float:
     recipe, engine = run.config.recipe, run.config.engine
     train, vocabulary = recipe.train, run.config.data.tokenizer.vocabulary_size
-    tokens = batch_sizes(train).before(train.steps + 1) * train.sequence_length
+    sizes, begun = batch_sizes(train), min(steps_before(run, root), train.steps)
+    tokens = (sizes.before(train.steps + 1) - sizes.before(begun + 1)) * train.sequence_length
     if engine.device == "cuda" or (engine.device == "auto" and may_have_gpu()):
         a_step = train.global_batch_size * train.sequence_length
         return _TRAINING_START + forecast(recipe, engine, vocabulary, ranks).step * tokens / a_step

@@ -217,7 +217,7 @@ class WandbMirror:
         """First row that neither a folder nor the server has."""
         sent = json.loads(self._sent.read_text()) if self._sent.exists() else {}
         try:
-            rows = [row["_step"] + 1 for row in read_offline(self._folder / FOLDER).history]
+            rows: list[int] = [row["_step"] + 1 for row in read_offline(self._folder / FOLDER).history]
         except MissingInput:
             rows = []
         return max([0, int(sent.get("rows", 0)), *rows])
@@ -411,9 +411,15 @@ def show_finished(place: Path, config: TrackingConfig, group: str, runs: Sequenc
     """
     mode, record = mode_of(config), place / SHOWN_RUNS
     requested = mode == "online" or (mode == "offline" and (config.mode != "auto" or "WANDB_MODE" in os.environ))
-    shown = json.loads(record.read_text()) if record.exists() else []
+    if not requested:
+        return False
+    try:
+        shown = [str(name) for name in json.loads(record.read_bytes())] if record.exists() else []
+    except (OSError, TypeError, ValueError) as error:
+        get_logger(__name__).warning("W&B shows nothing new: %s cannot be read (%s); remove it", record, error)
+        return False
     new = [run for run in runs if run.identity not in shown]
-    if not requested or not new:
+    if not new:
         return False
     apart = multiprocessing.get_context("spawn").Process(target=_show, args=(place, config, group, new))
     apart.start()

@@ -7,6 +7,7 @@ import pytest
 from assay.config import load_run
 from assay.planning import first_estimate
 from assay.planning.first_estimate import expected_seconds
+from governance.manifest import Manifest, write_manifest
 from governance.stage import Runtime
 from pretrain.distributed.process_group import Ranks
 
@@ -40,6 +41,16 @@ def test_every_step_of_a_first_run_has_a_time_that_grows_with_its_work(expected,
     assert more["clean"] > few["clean"]
     assert more["train"] == few["train"]
     assert re.search(r"first run: roughly \d+:\d\d:\d\d in all, \d", caplog.text)
+
+
+def test_the_steps_of_a_parent_take_no_time(expected, project):
+    """The parent made a quarter of the steps, so three quarters of the training's time remain."""
+    values = {"inputs": (), "outputs": (), "stats": {}, "run": {}}
+    parent = Manifest(stage="checkpoint", version=1, key="c" * 64, config={"step": 25}, **values)
+    write_manifest(parent, project / "root")
+    whole = expected("train.steps=100")["train"] - first_estimate._TRAINING_START
+    continued = expected("train.steps=100", f"train.continue_from='{parent.folder}'")["train"]
+    assert continued - first_estimate._TRAINING_START == pytest.approx(0.75 * whole)
 
 
 def test_others_on_the_cores_make_a_step_longer(expected, monkeypatch):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from assay.cli.main import main
 from assay.cli.model_commands import before_stop, prompts_of
 from governance.errors import ConfigError, MissingInput
 
@@ -20,7 +21,7 @@ def test_blank_lines_stay_where_lines_correspond(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\n \ntwo\n")
     assert prompts_of([], tmp_path / "a.txt", "--file", blank=True) == ["one", "", " ", "two"]
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(ConfigError, match=r"no prompt: .* with --file FILE"):
+    with pytest.raises(ConfigError, match=r"no prompt \(.*/empty\.txt holds none\): .* with --file FILE"):
         prompts_of([], tmp_path / "empty.txt", "--file", blank=True)
     with pytest.raises(MissingInput, match=r"--file .*none.txt: cannot be read"):
         prompts_of([], tmp_path / "none.txt", "--file", blank=True)
@@ -31,6 +32,14 @@ def test_a_byte_order_mark_is_no_text_and_an_ending_has_no_case(tmp_path):
     (tmp_path / "b.JSONL").write_text('\ufeff{"prompt": "\\ud83e\\uddea"}\n', encoding="utf-8")
     assert prompts_of([], tmp_path / "a.txt") == ["one"]
     assert prompts_of([], tmp_path / "b.JSONL") == ["\U0001f9ea"]
+
+
+def test_a_nucleus_without_a_draw_is_a_warning(project, capsys):
+    words = ["generate", str(project / "run.toml"), "last", "x", "--top-p", "0.9"]
+    assert main(words) == 66
+    assert "--top-p 0.9 has no effect at temperature 0" in capsys.readouterr().err
+    assert main([*words, "--temperature", "0.5"]) == 66
+    assert "has no effect" not in capsys.readouterr().err
 
 
 def test_a_text_is_cut_at_its_first_stop():

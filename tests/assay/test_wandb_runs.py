@@ -21,7 +21,7 @@ from governance.gate.verdict import Keyring
 from governance.stage import Runtime
 from governance.verification import verify_root
 from pretrain.config.training import TrackingConfig
-from pretrain.metrics.wandb import _options, mode_of
+from pretrain.metrics.wandb import FinishedRun, _options, mode_of, show_finished
 from pretrain.metrics.wandb_reader import read_offline
 from tests.governance.attacked import FAILS, demand, flip, only, prepare, words_of
 from tests.pretrain.wandb_server import stand_in
@@ -100,6 +100,14 @@ def test_reasons_are_words_and_the_alert_has_those_that_close(monkeypatch, tmp_p
     assert gate.alert == f"BLOCK: {words}"
     table = gate.summary["gate/reasons"]
     assert table.rows == [(words,), ("bias.gap failed (cannot block, owner: privacy): 0.2 > 0.1 [encode]",)]
+
+
+@pytest.mark.parametrize("torn", [b"", b'["a', b"3", b"\xff"])
+def test_a_torn_list_of_shown_runs_is_a_warning(tmp_path, caplog, torn):
+    (tmp_path / "shown.json").write_bytes(torn)
+    new = FinishedRun("data", "data-1", "a" * 64, {}, {})
+    assert not show_finished(tmp_path, TrackingConfig(mode="offline"), "tokens-1", [new])
+    assert re.search(rf"{tmp_path}/shown\.json cannot be read \(.*\); remove it", caplog.text)
 
 
 def test_what_the_file_leaves_open_is_w_and_bs_variable(monkeypatch):

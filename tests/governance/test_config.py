@@ -47,7 +47,9 @@ def test_loads_and_overrides_in_toml_grammar(tmp_path):
     [
         (GOOD + "stpes = 4\n", ["train.stpes", "unknown key", "did you mean 'steps'"]),
         (GOOD + "qqq = 4\n", ["train.qqq", "unknown key", "choose one of steps, rate"]),
-        (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "is not a whole number"]),
+        (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "is not a whole number; write 3"]),
+        (GOOD.replace("3\n", "1e3\n", 1), ["train.steps = 1000.0: is not a whole number; write 1000"]),
+        (GOOD.replace("3e-4", '"3e-4"'), ['train.rate = "3e-4": is not a number; write 0.0003, without quotes']),
         (GOOD.replace("3\n", "0\n", 1), ["train.steps = 0", "must be above 0"]),
         (GOOD.replace("3e-4", "nan"), ["train.rate: is not finite"]),
         ("[train]\n", ["title", "missing"]),
