@@ -66,6 +66,8 @@ def written(inner):
         ('<p><code>0;</code> <img class="latex" alt="x_1"></p>', "`0;` $x_1$"),
         ("<pre>```\na</pre>", "````\n```\na\n````"),
         ("<p>a <code>x`y</code> <code>``</code> <code> </code>b</p>", "a `` x`y `` ``` `` ``` b"),
+        ("<ul><li>a<li> <code></code></ul><p>b</p>", "- a\n\nb"),
+        (f"<ul><li> <code>{PROSE}</code></ul>", f"- `{LONG}`"),
         ("<p>a <code>b<br>c</code> d</p>", "a `b`\n`c` d"),
         ("<ul><li><p>a</p><p>b</p><ol><li><p>c</p><p>d</p></ol></li></ul><p>e</p>",
          "- a\n\n    b\n\n    1. c\n\n        d\n\ne"),

@@ -45,6 +45,10 @@ _BEFORE_WORDS = re.compile(
     r"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre|math|script|style|svg)\b)[^<>]*>)*+\s*+(?=[^<]|<(?:math|script)\b)",
     re.IGNORECASE,
 )
+_BEFORE_CODE = re.compile(
+    r"(?:\s*+<(?!/?code\b|!|(?:[ou]l|li|table|pre|math|script|style|svg)\b)[^<>]*>)*+\s*+(?=[^<]|<(?:math|script)\b)",
+    re.IGNORECASE,
+)
 _WIDEST, _SPARSEST = 50, 20  # columns of one cell; places of a table for each of its cells
 _TICKS = re.compile("`+")
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
@@ -112,6 +116,8 @@ class _Noter:
         """The tag of the formula that is open."""
         self.code = -1
         """The value of the `pre` that is open, its language; -1: none is."""
+        self.is_inline = False
+        """Whether inline code with words is open."""
         self.cell = ""
         """The note of the next cell where it begins a table or a row."""
         self.lists: list[_ListTags] = []
@@ -148,10 +154,15 @@ class _Noter:
             self._set(tag.start(), "P")
 
     def inline(self, tag: re.Match[str], closes: bool) -> None:
-        if self.code < 0:
-            self._set(tag.start() if closes else tag.end(3) + 1, "K" if closes else "k")
-        elif not closes and not self.values[self.code]:
-            self.values[self.code] = _language(tag[3])
+        if self.code >= 0:
+            if not closes and not self.values[self.code]:
+                self.values[self.code] = _language(tag[3])
+        elif closes and self.is_inline:
+            self._set(tag.start(), "K")
+            self.is_inline = False
+        elif not closes and (words := _BEFORE_CODE.match(self.page, tag.end(3) + 1)):
+            self._set(words.end(), "k")  # next to words: alone, the note would be text where there is none
+            self.is_inline = True
 
     def table(self, tag: re.Match[str], closes: bool) -> None:
         self.cell = "" if closes else "T"
