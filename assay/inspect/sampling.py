@@ -1,8 +1,9 @@
 """An even sample of files within a bound of bytes.
 
 Small files, and texts of any size, are taken whole, every n-th one; of other larger files evenly spaced stretches of
-whole lines, row groups or stripes are copied. A compressed file, a web archive, a wiki's dump and an Arrow stream can
-only be read from the start: the head is copied, compressed as the file is. `ingest` reports what is damaged.
+whole lines or row groups are copied. A compressed file, a web archive, a wiki's dump and an Arrow stream can only be
+read from the start, and a stripe of ORC only whole: the head is copied, compressed as the file is. `ingest` reports
+what is damaged.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from assay.inspect.formats import InputFiles
 from data_pipeline.readers.file_types.arrow_files import at_stream
+from data_pipeline.readers.file_types.orc_process import open_orc
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines
 from governance.files import atomic_file, atomic_path, place
 
@@ -207,16 +209,13 @@ def _batches(file: Path, target: Path, size: int) -> None:
                 break
 
 
-def _stripes(file: Path, target: Path, size: int) -> None:
-    """Evenly spaced stripes of an ORC file, or parts of them."""
-    with file.open("rb") as source:
-        orc = pyarrow.orc.ORCFile(source)
-        fraction = (size + 1) / file.stat().st_size
-        rows = max(1, int(orc.nrows * fraction))
-        with atomic_path(target) as temporary, pyarrow.orc.ORCWriter(str(temporary), compression="zstd") as writer:
-            for stripe in _every([*range(orc.nstripes)], fraction):
-                batch = orc.read_stripe(stripe).slice(0, rows)
-                writer.write(pa.Table.from_batches([batch]))
+def _first_rows(file: Path, target: Path, size: int) -> None:
+    """The first rows of an ORC file, whose stripes may be of any size."""
+    with open_orc(file) as orc, atomic_path(target) as temporary:
+        rows = max(1, int(orc.stated * (size + 1) / file.stat().st_size))
+        with pyarrow.orc.ORCWriter(str(temporary), compression="zstd") as writer:
+            for batch in orc.batches:
+                writer.write(pa.Table.from_batches([batch.slice(0, rows)]))
                 rows -= batch.num_rows
                 if rows <= 0:
                     break
@@ -243,7 +242,7 @@ def _archives(file: Path, target: Path, size: int) -> None:
                 break
 
 
-_BY_PART = {"parquet": _row_groups, "arrow": _batches, "orc": _stripes, "wacz": _archives}
+_BY_PART = {"parquet": _row_groups, "arrow": _batches, "orc": _first_rows, "wacz": _archives}
 
 
 def _whole_pages(file: Path, size: int) -> Iterator[bytes]:

@@ -124,6 +124,23 @@ def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeyp
     assert came[2] == came[1], "no record is cut"
 
 
+def test_one_stripe_that_unpacks_to_much_takes_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 1000)
+    texts = [f"{row} {'a' * 1_000_000}" for row in range(200)]
+    pyarrow.orc.write_table(pa.table({"text": texts}), tmp_path / "a.orc", compression="zstd", stripe_size=1 << 30)
+    [group], _ = find_inputs(tmp_path)
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        read, _ = sample_files(group, 0.1, tmp_path / "copies")
+    finally:
+        pa.set_memory_pool(usual)
+    assert pool.max_memory() < 150_000_000
+    assert pyarrow.orc.ORCFile(read.files[0]).nrows in range(15, 25)
+
+
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.floats(0.05, 1.0))
 def test_evenly_spaced_stretches_hold_each_line_at_most_once(tmp_path_factory, lengths, share):
     texts = [b"%d %s\n" % (number, b"x" * length) for number, length in enumerate(lengths)]
