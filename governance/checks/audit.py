@@ -52,7 +52,7 @@ from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.stage_order import STAGES
 
-VERSION = 13
+VERSION = 14
 REQUIRED = tuple(row.name for row in STAGES if row.audited and not row.optional)
 """Artifacts that every audit requires, in order."""
 OPTIONAL = tuple(row.name for row in STAGES if row.audited and row.optional)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LABELS = ("metric", "stage", "type", "source", "language", "axis", "group", "against", "instrument", "id")
 """Columns that name a row for the reader."""
+_TOTAL = "(all)"
+"""Label of a row that sums up others, which say more."""
 EXPLAINED = {"quarantined_share": "quarantined_records"}
 """Judged column -> the column that explains its value, where the table has one."""
 _COMPARED = {
@@ -127,15 +129,26 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
     if NEEDS[gate.expectation].missing:
         places = table.index[table[gate.column].isna()][:_SHOWN]
         return ", ".join(filter(None, (label(gate, table, place) for place in places)))
+    found = [(_place_of(gate, table, value), value) for value in seen]
+    parts = [(place, value) for place, value in found if not _is_total(gate, table, place)]
     lines = []
-    for value in seen[:_SHOWN]:
-        place = (table[gate.column] == value).idxmax()
+    for place, value in (parts or found)[:_SHOWN]:
         name = label(gate, table, place)
         text = shown(value) if isinstance(value, Real) else repr(str(value)[:60])
         note = table.at[place, EXPLAINED[gate.column]] if EXPLAINED.get(gate.column) in table.columns else ""
         text = f"{text} ({note})" if note else text
         lines.append(f"{name}: {text}" if name else text)
     return ", ".join(lines)
+
+
+def _place_of(gate: Gate, table: pd.DataFrame, value: Any) -> Any:
+    """First row with a value; one of a total only where no other has it."""
+    same = table[gate.column] == value
+    return next((place for place in table.index[same] if not _is_total(gate, table, place)), same.idxmax())
+
+
+def _is_total(gate: Gate, table: pd.DataFrame, place: Any) -> bool:
+    return _TOTAL in label(gate, table, place).split("/")
 
 
 def label(gate: Gate, table: pd.DataFrame, place: Any) -> str:

@@ -251,6 +251,9 @@ def test_the_detail_names_the_offending_row():
     table = pd.DataFrame({"stage": ["clean", "clean"], "source": ["wiki", "news"], "x": [0.1, 0.7]})
     result = one(table, gate("between", max=0.5))
     assert result.detail == ("x is at most 0.5 in 1 of 2 rows, required in all; worst 0.7; for example clean/news: 0.7")
+    sums = pd.DataFrame({"stage": "ingest", "source": ["(all)", "wiki", "(all)", "news"], "x": [2.0, 1.0, 3.0, 3.0]})
+    assert one(sums, gate("between", max=0.5)).detail.endswith("for example ingest/wiki: 1, ingest/news: 3")
+    assert one(sums[:1], gate("between", max=0.5)).detail.endswith("for example ingest/(all): 2")
     of_types = pd.DataFrame({"type": ["name", "place"], "x": [0.1, 0.7]})
     assert one(of_types, gate("between", max=0.5)).detail.endswith("for example place: 0.7")
 
