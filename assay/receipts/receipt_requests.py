@@ -53,7 +53,7 @@ class ReceiptRequest:
     """A name by which a document is asked for."""
 
     kind: str
-    """ "text", "url" or "id"."""
+    """ "text", "raw text", "url" or "id"."""
     value: str
     """The text, the canonical URL, or the id."""
 
@@ -124,7 +124,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
     hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))
     made = corpus_tree(tokens, Runtime(root, hooks=hooks), journal)
     names = open_names(made, root)
-    kind, place = _kind_found(names, request)
+    form, place = _form_found(names, request, asked)
     identities = names.identities_of(place) if place is not None else frozenset()
     steps: list[int] = []
     if place is not None:
@@ -144,7 +144,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
         kept = set(map(bytes, names.identities))
         facts["nearest"] = nearest_document(request.value, tokens, root, kept, identities)
     key = private_key(keyring.own, make=False)
-    found = receipt(names, (kind, request.value), steps, facts, key)
+    found = receipt(names, (form.kind, form.value), steps, facts, key)
     if faults := verify_receipt.faults(found, key.public_key()):
         raise ManifestError(f"{root / made.folder}: was altered: {'; '.join(faults)}. Remove it, and ask again")
     return found
@@ -234,16 +234,18 @@ def tokens_of(checkpoint: Manifest, root: Path) -> Manifest:
         ) from error
 
 
-def _kind_found(names: NameTree, request: ReceiptRequest) -> tuple[str, int | None]:
-    """The kind by which the corpus holds it, and its place.
+def _form_found(names: NameTree, request: ReceiptRequest, asked: str) -> tuple[ReceiptRequest, int | None]:
+    """The form in which the corpus holds the name, and its place.
 
-    A text may be held in its raw form only.
+    A text may be held in its raw form only. A URL may be asked for in the canonical form that a receipt prints, and the
+    canonical form of that may be another (`http://h:443`).
     """
-    for kind in (request.kind, *(["raw text"] if request.kind == "text" else [])):
-        place = names.tree.place(names.tag_of(kind, name_of(kind, request.value)))
+    others = {"text": ReceiptRequest("raw text", request.value), "url": ReceiptRequest("url", asked)}
+    for form in (request, others.get(request.kind, request)):
+        place = names.tree.place(names.tag_of(form.kind, name_of(form.kind, form.value)))
         if place is not None:
-            return kind, place
-    return request.kind, None
+            return form, place
+    return request, None
 
 
 def _builds_on(checkpoint: Manifest) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from assay.config import load_run
 from assay.pipeline import corpus
-from assay.receipts.receipt_requests import ReceiptRequest, _held, _intact_shards, _removals, read_request
+from assay.receipts.receipt_requests import ReceiptRequest, _form_found, _held, _intact_shards, _removals, read_request
 from assay.receipts.unknown_ids import id_note
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.sources import JsonlSource
@@ -17,6 +17,7 @@ from data_pipeline.tokens.token_shards import TokenShard
 from governance.errors import AlteredFile, ConfigError
 from governance.files import remove_file
 from governance.manifest import Manifest, read_manifest
+from governance.receipts.verify_receipt import name_of
 from governance.stage import Runtime
 
 
@@ -69,6 +70,16 @@ def test_an_id_of_any_form_is_one_if_a_source_holds_it(project):
     for asked in ("mine/tale 33", "mine/tale", "tale 3", " "):
         with pytest.raises(ConfigError, match="is not a file, a URL or an id"):
             read_request(asked, runtime.root)
+
+
+@pytest.mark.parametrize("asked", ["http://h:443/a", "https://h:443/a"])
+def test_a_url_is_found_by_the_form_that_a_receipt_prints(asked, tmp_path):
+    """The canonical form of `https://h:443/a` is not itself."""
+    held = {("url", name_of("url", "https://h:443/a")): 7}
+    names = SimpleNamespace(tag_of=lambda kind, name: (kind, name), tree=SimpleNamespace(place=held.get))
+    assert _form_found(names, read_request(asked, tmp_path), asked) == (ReceiptRequest("url", "https://h:443/a"), 7)
+    other = read_request("https://h:444/a", tmp_path)
+    assert _form_found(names, other, "https://h:444/a") == (other, None)
 
 
 def test_shards_that_change_while_steps_are_counted_give_no_receipt(project):
