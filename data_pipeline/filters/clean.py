@@ -76,7 +76,7 @@ from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 11
+VERSION = 12
 
 
 class CleanConfig(Thresholds):

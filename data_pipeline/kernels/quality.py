@@ -7,6 +7,8 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
   much of a text is in a script without spaces, where a word is an ideograph or a syllable.
 - A *line* ends at LF and is taken without the white space at its ends; blank lines do not count. A *paragraph* is a run
   of lines that are not blank.
+- A line begins with a bullet where its first character is one; `-` and `*` are only as words of their own, because in
+  Spanish and other languages a hyphen next to the first word begins a line of dialogue.
 - Repeated lines and paragraphs are those equal to an earlier one; the first does not count. `..._character_share` is
   of all characters of such lines. FineWeb's share of characters in repeated lines is the same figure.
 - `top_n_gram_share`: occurrences of the most frequent n-gram (of the longest such) times its length, at most 1; 0 when
@@ -298,7 +300,7 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_firsts, stop_rows, kin
                     unspaced += strange
                     sentences += sentence_ends
                 if line_length == 0:
-                    bullet_lines += kinds[point] & BULLET != 0
+                    bullet_lines += kinds[point] & BULLET != 0 and (point > 127 or size == 1)
                     gap, gap_length = uint64(0), 0
                 words[n_words] = h if h else uint64(1)
                 starts[n_words], sizes[n_words] = i, stop - i

@@ -215,6 +215,7 @@ def test_normalise_says_what_it_does():
         ("abcdefghijkl " * 60, {}, {}, ("words_too_long", "mean_word_length=12")),
         (GOOD + " \N{HORIZONTAL ELLIPSIS}" * 20, {}, {}, "too_many_ellipses"),
         ("\n".join("- " + line for line in GOOD.split(". ")), {}, {}, "too_many_bullet_lines"),
+        ("\n".join("-" + line for line in GOOD.split(". ")), {}, {}, None),
         (GOOD.replace(".", "...\n"), {}, {"max_ellipsis_ratio": 1.0}, "too_many_ellipsis_lines"),
         (GOOD + " 1234 5678 91011" * 20, {}, {}, "too_few_alphabetic_words"),
         (

@@ -132,6 +132,11 @@ def sentence_count(lines):
     return count
 
 
+def has_bullet(line):
+    first = next(iter(words_of(line)))
+    return first in ("-", "*") or first[0] in "•‣◦▪"
+
+
 def reference(text, language):
     words = list(words_of(text))
     small = "".join(c.lower() if c.isascii() else c for c in text)
@@ -148,7 +153,7 @@ def reference(text, language):
         "mean_word_length": share(characters, len(words)),
         "hash_ratio": share(text.count("#"), len(words)),
         "ellipsis_ratio": share(text.count("...") + text.count("…"), len(words)),
-        "bullet_line_share": share(sum(line[0] in "-*•‣◦▪" for line in lines), len(lines)),
+        "bullet_line_share": share(sum(has_bullet(line) for line in lines), len(lines)),
         "ellipsis_line_share": share(sum(line.endswith(("...", "…")) for line in lines), len(lines)),
         "alphabetic_word_share": share(sum(any(c.isalpha() for c in word) for word in words), len(words)),
         "stop_words": math.nan,
