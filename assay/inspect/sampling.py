@@ -210,7 +210,10 @@ def _batches(file: Path, target: Path, size: int) -> None:
 
 
 def _first_rows(file: Path, target: Path, size: int) -> None:
-    """The first rows of an ORC file, whose stripes may be of any size."""
+    """The first rows of an ORC file.
+
+    A stripe, which would be the smallest even part, may have any size.
+    """
     with open_orc(file) as orc, atomic_path(target) as temporary:
         rows = max(1, int(orc.stated * (size + 1) / file.stat().st_size))
         with pyarrow.orc.ORCWriter(str(temporary), compression="zstd") as writer:

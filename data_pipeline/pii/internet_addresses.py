@@ -22,7 +22,9 @@ _DOMAIN = re.compile(
 )
 _FILE_ENDINGS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "css", "js", "jsx", "ts", "tsx", "json", "html", "htm",
-     "xml", "pdf", "txt", "csv", "gz", "zip")
+     "xml", "pdf", "txt", "csv", "gz", "zip", "tgz", "yml", "yaml", "toml", "conf", "ini", "log", "jar", "exe", "dll",
+     # units of systemd, of which a template's instance has an "@" (`getty@tty1.service`)
+     "service", "socket", "target", "timer", "mount", "automount", "device", "swap", "slice", "scope")
 )  # fmt: skip
 _NO_TOP_LEVELS = frozenset(("localhost", "localdomain", "arpa"))
 """Names of this machine and of reverse lookups. Other levels that are not delegated (.local, .corp) name persons within

@@ -142,7 +142,10 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
 
 
 def _place_of(gate: Gate, table: pd.DataFrame, value: Any) -> Any:
-    """First row with a value; one of a total only where no other has it."""
+    """First row with a value.
+
+    It is a total's only where no other row has the value.
+    """
     same = table[gate.column] == value
     return next((place for place in table.index[same] if not _is_total(gate, table, place)), same.idxmax())
 

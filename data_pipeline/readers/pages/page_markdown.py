@@ -117,7 +117,7 @@ class _Noter:
         self.code = -1
         """The value of the `pre` that is open, its language; -1: none is."""
         self.is_inline = False
-        """Whether inline code with words is open."""
+        """Inline code with words is open."""
         self.cell = ""
         """The note of the next cell where it begins a table or a row."""
         self.lists: list[_ListTags] = []
