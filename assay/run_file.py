@@ -213,7 +213,8 @@ def _warn_of_shipped_policy(policy: Path, shipped: str) -> None:
     """
     get_logger(__name__).warning(
         "the run has no policy of its own (no [governance] policy, and no %s): the shipped policy %s judges this "
-        "corpus. Write your own next to the run's file: assay init %s", policy, shipped, policy.parent,
+        "corpus. Write a copy to edit next to the run's file: assay init %s --from %s", policy, shipped, policy.parent,
+        policy.stem,
     )  # fmt: skip
 
 

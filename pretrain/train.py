@@ -45,6 +45,7 @@ from pretrain.data.corrupted_rows import corrupted_rows
 from pretrain.data.dataset import (
     Rows,
     altered_shards,
+    holds_validation,
     open_rows,
     refuse_altered,
     refuse_other_than_pairs,
@@ -347,7 +348,7 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     train_rows = corrupted_rows(without_removed(train_rows, train), tokens, train, root)
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows.count, train.sequence_length, max(batch_sizes(train).sizes))
-    if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
+    if not holds_validation(tokens, root):
         if train.patience:
             raise ConfigError(
                 f"train.patience = {train.patience}: {tokens.folder} has no validation documents to stop by. Raise "

@@ -107,8 +107,10 @@ def test_rows_of_token_shards_that_were_not_judged_are_refused(copied):
 def test_nothing_held_out_is_reported_and_trained_all_the_same(project, capsys):
     text = (project / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
     (project / "run.toml").write_text(text)
-    assert main(["run", str(project / "run.toml"), "--root", str(project / "made"), "--data-workers", "1"]) == 0
+    words = [str(project / "run.toml"), "--root", str(project / "made"), "--data-workers", "1"]
+    assert main(["run", *words]) == 0
     assert "no validation loss is measured" in capsys.readouterr().err
+    assert main(["governance", "takedown", words[0], "tales/a.jsonl#5", "--plan", *words[1:]]) == 0
 
 
 def test_rows_packed_for_another_length_are_refused(everything, capsys):

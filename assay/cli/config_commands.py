@@ -29,18 +29,19 @@ from governance.log import get_logger
 def init(arguments: Arguments) -> None:
     """Write a run's file and its policy into a folder.
 
-    A model size, which has no corpus, gets one in a separate file.
+    A model size, which has no corpus, gets one in a separate file. A policy is written alone, with its parents.
 
     Raises:
         ConfigError: a file of that name exists with other content.
     """
     source = CONFIGS / f"{arguments.name}.toml"
     values = read_toml(source)
-    policies = policy_files(CONFIGS / values.get("governance", {}).get("policy", "policy.toml"))
+    alone = arguments.name.startswith("policy")
+    policies = policy_files(CONFIGS / values.get("governance", {}).get("policy", source if alone else "policy.toml"))
     folder: Path = arguments.folder
     texts = {folder / path.name: path.read_text(encoding="utf-8") for path in (source, *policies)}
     run = [folder / source.name]
-    if "[[data.sources]]" not in texts[run[0]]:
+    if not alone and "[[data.sources]]" not in texts[run[0]]:
         _, first, *_ = (CONFIGS / "quickstart.toml").read_text(encoding="utf-8").split("[[data.sources]]")
         run.insert(0, folder / "corpus.toml")
         texts[run[0]] = (
@@ -60,8 +61,9 @@ def init(arguments: Arguments) -> None:
                 f"your part: put your files where {folder / pattern} finds them, or name yours in `paths` of {run[0]}",
                 missing=[folder / pattern],
             )
-    line = shlex.join(["assay", "run", *map(str, run)])
-    say(f"next: {line}", next=line)
+    if not alone:
+        line = shlex.join(["assay", "run", *map(str, run)])
+        say(f"next: {line}", next=line)
 
 
 def show(arguments: Arguments) -> None:

@@ -24,6 +24,7 @@ from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences
 from governance.gate.explanation import counted
+from governance.gate.gate_expectations import bound_text
 from governance.gate.policy import Gate, Policy
 from governance.gate.refusals import REFUSALS, Refused, withdrawal_faults
 from governance.gate.signed_statements import (
@@ -277,7 +278,7 @@ def _most_fault(text: str, least: float) -> str:
         number = float(text)
     except ValueError:
         return f"{text!r} is not a number"
-    return "" if least <= number < float("inf") else f"the deviation is {least:g}; {text} would not cover it"
+    return "" if least <= number < float("inf") else f"the deviation is {bound_text(least)}; {text} would not cover it"
 
 
 def _waiver_faults(bench: Bench, gate: Gate, reason: Mapping[str, Any], key: Any) -> list[str]:
@@ -339,7 +340,7 @@ def _threshold(gate: Gate) -> str:
     arguments = {**({"column": gate.column} if gate.column else {}), **gate.kwargs}
     named = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     parts = [f"{gate.gx}({named})" if gate.gx else f"{gate.expectation}: {quantile}{number} {bounds}".rstrip()]
-    parts += [f"in a share of {gate.mostly:g}"] if gate.mostly < 1 else []
+    parts += [f"in a share of {bound_text(gate.mostly)}"] if gate.mostly < 1 else []
     parts += [f"where {name} = {value or 'nothing'}" for name, value in sorted(gate.where.items())]
     return "; ".join([*parts, f"severity {gate.severity}"])
 

@@ -29,7 +29,7 @@ from assay.cli.option_values import (
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
-    "transformer-base", "transformer-big",
+    "transformer-base", "transformer-big", "policy", "policy-strict",
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
 _WITHOUT_JSON = ("completion", "schema")
@@ -120,7 +120,7 @@ def _setup(commands: Commands[Parser]) -> None:
         dest="name",
         choices=_EXAMPLES,
         default="quickstart",
-        help="configuration to start from: a whole run, or a model size (default: %(default)s)",
+        help="configuration to start from: a whole run, a model size, or a policy alone (default: %(default)s)",
     )
     command.set_defaults(group="config")
     command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from assay.inspect.inspection_page import ClosingCause, InspectTable
 from governance.checks.bias.bias import TABLES_FILE
 from governance.checks.bias.representation import COVERAGE
+from governance.checks.judgeable import limits
 from governance.checks.messages import EXPLAINED
 from governance.checks.suites import quarantined_records, source_rows
 from governance.gate.policy import Policy
@@ -55,12 +56,11 @@ def _sources(policy: Policy, made: Sequence[Manifest], root: Path) -> Iterator[C
             records = ""
             if gate.column in EXPLAINED:
                 records = f" ({quarantined_records(made[0], root).get(row['source'], '')})"
-            words = f"at most {gate.max:g}" if value > high else f"at least {gate.min:g}"
             yield ClosingCause(
                 gate.id,
-                f"{gate.column} at {row['stage']} is {value:.3g}{records}, and {words} is allowed",
+                f"{gate.column} at {row['stage']} is {value:.3g}{records}, and {limits(gate)} is allowed",
                 f"Correct or remove what causes it, or let the gate's owner ({gate.owner}) change the bound in a "
-                "policy next to the run's file (assay init)",
+                "policy next to the run's file (assay init --from policy)",
             )
             break
 
@@ -82,7 +82,7 @@ def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[Closin
         state = "State the documents' licence in the run's file"
         fix = (
             "Refuse them (data.clean.refuse_licences), have legal allow them in a policy next to the run's file (assay "
-            "init), or state another licence for the source, without licence_field"
+            "init --from policy), or state another licence for the source, without licence_field"
         )
         yield ClosingCause(gate, f"the policy does not allow {', '.join(named)}", state if unknown else fix)
 
@@ -101,7 +101,7 @@ def _languages(policy: Policy, counted: Manifest, root: Path) -> Iterator[Closin
         ):
             fix = (
                 f"Keep other languages only (data.clean.languages), or let {gate.owner} lower its min in a policy next "
-                "to the run's file (assay init)"
+                "to the run's file (assay init --from policy)"
             )
             yield ClosingCause(gate.id, str(row["note"]), fix)
 

@@ -63,7 +63,9 @@ def proposed_run(
     if any(GUESS in group.form.values() for group, _ in usable):
         parts += [f"# The encoding {GUESS} is a guess: check the letters of some texts (assay data show)."]
     if causes:
-        parts += ["# Gates that would close, so that nothing would be trained (`assay init` writes a policy to edit):"]
+        parts += [
+            "# Gates that would close, so that nothing would be trained (a policy to edit: `assay init --from policy`):"
+        ]
         parts += [textwrap.fill(cause, 110, initial_indent="# - ", subsequent_indent="#   ") for cause in causes]
     if left_out:
         parts += ["# Left out, so that no document comes from them:"]

@@ -30,7 +30,7 @@ from governance.stage import Runtime
 from pretrain.checkpoint.format import STAGE, Parent
 from pretrain.checkpoint.load import parent_of
 from pretrain.config.training import TrainRecipe
-from pretrain.data.dataset import open_rows
+from pretrain.data.dataset import holds_validation, open_rows
 from pretrain.data.removed_documents import places_in
 from pretrain.data.sampler import sampler_of
 
@@ -179,7 +179,7 @@ def _held(
     requests: Sequence[str], found: Sequence[Impact], tokens: Manifest, root: Path, recipe: TrainRecipe
 ) -> tuple[frozenset[bytes], tuple[str, ...]]:
     """Identities to remove from the rows, and fates of the others."""
-    roles = [role for role in ("train", "validation") if tokens.files(role, root)]
+    roles = ["train", *["validation"] * holds_validation(tokens, root)]
     shards = [shard for role in roles for shard in open_rows(tokens, role, root, recipe.train.sequence_length).shards]
     wanted = [frozenset(map(bytes.fromhex, one.identities)) for one in found]
     every = frozenset[bytes]().union(*wanted)

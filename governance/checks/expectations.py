@@ -42,7 +42,7 @@ from governance.checks.judgeable import columns, exactly, unjudgeable, values_of
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.decision import CheckResult, Status
 from governance.gate.explanation import counted
-from governance.gate.gate_expectations import NEEDS
+from governance.gate.gate_expectations import NEEDS, bound_text
 from governance.gate.policy import Gate
 from governance.processes import time_limit
 
@@ -320,7 +320,7 @@ def _plain_result(
     elif status == "pass" and counted and rows < gate.min_rows:
         status, detail = "inconclusive", f"{_too_few(gate, rows, rows)}; {detail}"
     elif status == "pass" and not counted and missing > gate.max_missing:
-        detail = f"{missing:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
+        detail = f"{missing:.4g} of the values are missing, at most {bound_text(gate.max_missing)} may be; {detail}"
         status = "inconclusive"
     elif status == "pass" and observed is None and NEEDS[gate.expectation].observes != "names":
         status, detail = "inconclusive", f"no finite number was observed; {detail}"

@@ -17,7 +17,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.interval_rules import COLUMNS
-from governance.gate.gate_expectations import NEEDS
+from governance.gate.gate_expectations import NEEDS, bound_text
 from governance.gate.licence_choices import widened
 from governance.gate.policy import Gate
 
@@ -151,8 +151,8 @@ def anchored(regex: str) -> str:
 
 def limits(gate: Gate) -> str:
     """Bounds as text."""
-    low = "" if gate.min is None else f"at least {gate.min:g}"
-    high = "" if gate.max is None else f"at most {gate.max:g}"
+    low = "" if gate.min is None else f"at least {bound_text(gate.min)}"
+    high = "" if gate.max is None else f"at most {bound_text(gate.max)}"
     return " and ".join(filter(None, (low, high)))
 
 

@@ -13,7 +13,7 @@ from governance.checks.evaluations import EVALUATIONS, RowEvaluation, TableEvalu
 from governance.checks.interval_rules import Judged, judge_intervals
 from governance.checks.judgeable import exactly, limits, number, shown, with_choices
 from governance.gate.explanation import IN_CORPUS, counted
-from governance.gate.gate_expectations import NEEDS
+from governance.gate.gate_expectations import NEEDS, bound_text
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def describe(
 
 
 def _required(gate: Gate) -> str:
-    return "required in all" if gate.mostly == 1 else f"required in {100 * gate.mostly:g} %"
+    share = float(f"{100 * gate.mostly:.12g}")  # 100 * 0.07 is 7.000000000000001
+    return "required in all" if gate.mostly == 1 else f"required in {bound_text(share)} %"
 
 
 def _refused_licences(rows: pd.DataFrame) -> str:

@@ -47,7 +47,7 @@ def explain(verdict: Mapping[str, Any], owners: Owners | None = None) -> str:
 
 
 def _next(closing: Sequence[Mapping[str, Any]]) -> str:
-    again = "then: assay run CONFIG"
+    again = "then repeat the command"
     if any(row["status"] in ("error", "missing") for row in closing):
         return f"a gate without a result cannot be waived; correct what its line names, {again}"
     return f"change the corpus or its settings, {again}; or the owner decides: assay governance review CONFIG"

@@ -66,3 +66,11 @@ NEEDS: Mapping[Expectation, Needs] = {
     "interval_between": Needs("intervals", bounds=True, observes="number"),
     "gx": Needs("named"),
 }  # fmt: skip
+
+
+def bound_text(bound: float) -> str:
+    """A bound as its shortest exact decimal: 0.3333333, 1000001.
+
+    Fewer digits would name a bound that a result beyond it meets.
+    """
+    return repr(float(bound)).removesuffix(".0")

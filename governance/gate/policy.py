@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError, near_path
 from governance.files import sha256_bytes
-from governance.gate.gate_expectations import NEEDS, Expectation, Needs
+from governance.gate.gate_expectations import NEEDS, Expectation, Needs, bound_text
 from governance.gate.licence_choices import widened
 from governance.signing.dsse import key_id, public_key
 
@@ -103,7 +103,9 @@ class Gate(Section):
         if needs.bounds and self.min is None and self.max is None:
             raise ValueError(f"gate {self.id}: {self.expectation} needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"gate {self.id}: min {self.min:g} is above max {self.max:g}; nothing could pass")
+            raise ValueError(
+                f"gate {self.id}: min {bound_text(self.min)} is above max {bound_text(self.max)}; nothing could pass"
+            )
         if needs.column != bool(self.column):
             raise ValueError(f"gate {self.id}: {self.expectation} needs {'a' if needs.column else 'no'} column")
         if needs.field in ("quantile", "regex") and getattr(self, needs.field) in (None, ""):
@@ -315,7 +317,10 @@ def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]
     if above.resolve() in children:
         raise ConfigError(f"{path}: parent = {name!r}: is this policy itself, or one that it is the parent of")
     if not above.exists():
-        hint = near_path(above) or " Give the path of the parent's file; assay init FOLDER writes the shipped policy."
+        hint = (
+            near_path(above)
+            or " Give the path of the parent's file; assay init FOLDER --from policy writes the shipped one."
+        )
         raise ConfigError(f"{path}: parent = {name!r}: {above}: no such file.{hint}")
     return _load(above, children).model_dump(mode="json")
 

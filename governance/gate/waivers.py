@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from governance.gate.gate_expectations import NEEDS
+from governance.gate.gate_expectations import NEEDS, bound_text
 from governance.gate.policy import Gate, Policy
 from governance.gate.signed_statements import Signed, SignedStatement, person_fault
 
@@ -199,7 +199,7 @@ def ruling_faults(case: Case, gate: Gate, signed: SignedStatement) -> list[str]:
 def _cover_fault(gate: Gate, waiver: Waiver, observed: float | str | None) -> str:
     found, most = deviation(gate, observed), waiver.max_deviation
     if found is None:
-        return "" if most is None else f"it covers a deviation of up to {most:g}; this result has no number"
+        return "" if most is None else f"it covers a deviation of up to {bound_text(most)}; this result has no number"
     if most is None:
-        return f"it covers a result without a number; here the deviation is {found:g}"
-    return "" if found <= most else f"it covers a deviation of up to {most:g}; here it is {found:g}"
+        return f"it covers a result without a number; here the deviation is {bound_text(found)}"
+    return "" if found <= most else f"it covers a deviation of up to {bound_text(most)}; here it is {bound_text(found)}"

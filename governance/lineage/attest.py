@@ -81,8 +81,9 @@ def refuse_strange_key(keyring: Keyring, root: Path) -> None:
             verify_envelope(json.loads(line)["envelope"], keys, JOURNAL)
             return
     if lines:
+        there = "" if own.exists() else " (no such file)"
         raise ConfigError(
-            f"{path}: none of its {len(lines)} lines is signed with {own}; a line by this key would "
+            f"{path}: none of its {len(lines)} lines is signed with {own}{there}; a line by this key would "
             "close the gate for all who do not trust it. Give the key that the run signs with: --signing-key PATH"
         )
 

@@ -109,7 +109,10 @@ def statement_faults(said: Any, proof: Any, asked: Any, kinds: Any) -> "list[str
     copies, held_out = (found["copies"], found["held_out"]) if found else (0, 0)
     checks = [
         (said["words"] == WORDS and len(name) == 16, "form: is of another version"),
-        (asked is None or (kind in kinds and name_of(kind, asked) == name), "name: is not about this question"),
+        (
+            asked is None or (kind in kinds and name_of(kind, asked) == name),
+            f"name: is not about this question, but about {kind} {value or name.hex()}",
+        ),
         ((copies + held_out > 0) == (proof["end"] == "used"), "counts: contradict the proof's end"),
         (len(read["steps"]) == min(read["times"], SHOWN_STEPS), "counts: are not those of the steps"),
         (copies > 0 or not read["times"], "counts: what is not in the corpus cannot be read"),
@@ -119,13 +122,24 @@ def statement_faults(said: Any, proof: Any, asked: Any, kinds: Any) -> "list[str
     return [fault for holds, fault in checks if not holds]
 
 
+def body_of(line: bytes) -> bytes:
+    """Signed bytes of a journal's line; none where it was torn."""
+    try:
+        return base64.b64decode(json.loads(line)["envelope"]["payload"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return b""  # the line after it holds its hash
+
+
 def journal_faults(said: Any, key: Any, lines: "list[bytes]") -> "list[str]":
-    """Faults of the journal's line in which the tree was stated."""
+    """Faults of the chain of lines, and of the tree's line."""
     head = json.dumps({name: said[name] for name in ("corpus", "names", "root", "salt")}, sort_keys=True, indent=1)
     if not 0 <= said["journal"] < len(lines):
         return ["journal: lacks the line that states the tree: it was cut, or is another root's"]
-    envelope = json.loads(lines[said["journal"]])["envelope"]
-    body = base64.b64decode(envelope["payload"])
+    for number, line in enumerate(lines[1:], 1):
+        link = f'"previous":"{hashlib.sha256(lines[number - 1]).hexdigest()}"'.encode()
+        if (body := body_of(line)) and link not in body:
+            return [f"journal: line {number} does not follow line {number - 1}: one was altered, dropped or moved"]
+    envelope, body = json.loads(lines[said["journal"]])["envelope"], body_of(lines[said["journal"]])
     message = b"DSSEv1 28 application/vnd.in-toto+json %d %b" % (len(body), body)
     if not verified(key, envelope["signatures"][0]["sig"], message):
         return ["journal: the line that states the tree was altered, or another key signed it"]

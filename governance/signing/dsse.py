@@ -336,16 +336,15 @@ def verify_envelope(envelope: Any, trusted: Iterable[PublicKey], place: str) -> 
     payload: dict[str, Any] = json.loads(body)
     why = "no trusted key signed this content: it was altered, or its signer is not in trusted_keys"
     for signature, claimed, certificate in signatures:
-        if claimed in keys:
-            if holds(keys[claimed], signature, body):
-                why = _outside(keys[claimed], payload)
-                if not why:
-                    return payload, claimed
-        elif certificate is not None:
+        if claimed in keys and holds(keys[claimed], signature, body):
+            why = _outside(keys[claimed], payload)
+            if not why:
+                return payload, claimed
+        if certificate is not None:  # a trusted job's key may have been certified again since
             fault = _certified(certificate, keys, (signature, claimed, body), payload)
             if not fault:
                 return payload, claimed
-            why = fault
+            why = why if claimed in keys else fault
     raise ManifestError(f"{place}: {why}")
 
 

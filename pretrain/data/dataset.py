@@ -319,6 +319,11 @@ def refuse_altered(
         )
 
 
+def holds_validation(tokens: Manifest, root: Path) -> bool:
+    """Return whether any document was held out."""
+    return bool(tokens.files("validation", root)) and bool(tokens.stats.get("validation_tokens", 1))
+
+
 def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> Rows:
     """Map the rows of `role`, packed or from token shards.
 

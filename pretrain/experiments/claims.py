@@ -28,7 +28,7 @@ from governance.log import progress
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, describe, output_fault
 from governance.stage import Made, Recipe, Runtime, find, run_stage
 from governance.workers import turn_alone
-from pretrain.data.dataset import Rows, open_rows, refuse_small
+from pretrain.data.dataset import Rows, holds_validation, open_rows, refuse_small
 from pretrain.experiments.claim_findings import findings
 from pretrain.experiments.claims_config import (
     NAMES,
@@ -185,7 +185,7 @@ def claims(
 def _open(tokens: Manifest, config: ClaimsConfig, root: Path) -> tuple[Rows, Rows]:
     rows = open_rows(tokens, "train", root, config.sequence_length)
     refuse_small(rows.count, rows.sequence_length, config.batch_rows)
-    if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
+    if not holds_validation(tokens, root):
         raise PipelineError(
             f"{tokens.folder} has no validation documents, so no loss could be compared. Raise "
             f"data.encode.validation_share and prepare again."

@@ -29,6 +29,7 @@ from data_pipeline.tokens.tokenizer import TokenizerConfig
 from governance.checks.audit import AuditConfig, AuditSection
 from governance.checks.bias.bias import BiasSection
 from governance.errors import ConfigError
+from governance.gate.policy import load_policy
 from governance.manifest import Manifest, write_manifest
 from governance.stage import Runtime, not_made
 from tests.test_docs import PAGES, blocks
@@ -60,6 +61,14 @@ def test_init_writes_a_run_that_loads_as_it_is(folder, capsys, name):
     files[-1].write_text("# mine\n")
     assert run(capsys, "init", "new", "--from", name)[0] == 78
     assert files[-1].read_text() == "# mine\n"
+
+
+@pytest.mark.parametrize("name", ["policy", "policy-strict"])
+def test_init_writes_a_policy_alone(folder, capsys, name):
+    assert run(capsys, "init", "new", "--from", name)[0] == 0
+    written = {path.name for path in (folder / "new").iterdir()}
+    assert written == {"policy.toml", f"{name}.toml"}
+    assert load_policy(folder / "new" / f"{name}.toml").digest == load_policy(CONFIGS / f"{name}.toml").digest
 
 
 def test_init_names_the_files_that_are_missing_and_quotes_its_next_command(folder, capsys):

@@ -13,6 +13,7 @@ from governance.checks import expectations
 from governance.checks.expectations import run_suite
 from governance.checks.interval_rules import judge_intervals
 from governance.checks.messages import offending_rows
+from governance.gate.gate_expectations import bound_text
 from governance.gate.policy import Gate
 
 
@@ -55,7 +56,14 @@ def test_the_rule_says_which_number_is_compared(rule, bounds, status, observed):
     assert (result.status, result.observed) == (status, observed)
 
 
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_bound_is_written_as_the_shortest_decimal_that_is_exact(bound):
+    assert float(bound_text(bound)) == bound
+
+
 def test_the_detail_names_the_row_with_its_interval():
+    assert "the value is at least 0.12345678 and at most 12345678 in" in one(
+        STRADDLES, gate(min=0.12345678, max=12345678)).detail  # fmt: skip
     result = one([row(1.0, 0.9, 1.1, group="men"), *STRADDLES], gate(min=0.8))
     assert result.unexpected == 1
     assert result.detail == (

@@ -28,8 +28,9 @@ from governance.receipts.blinded_tree import build
 from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.name_tree import CorpusNames, name_tree, open_names
 from governance.receipts.receipt import receipt
-from governance.receipts.verify_receipt import KINDS, faults, leaf_value, name_of, root_of_proof
-from governance.signing.dsse import SigningKey, draw_key, public_pem, sign, statement
+from governance.receipts.verify_receipt import KINDS, faults, leaf_value, name_of, root_of_proof, signed_bytes
+from governance.signing.dsse import SigningKey, draw_key, public_pem, statement
+from governance.signing.journal import Journal
 from governance.stage import Runtime
 
 FOUND = {"copies": 2, "held_out": 1, "licence": "MIT"}
@@ -185,7 +186,8 @@ def test_every_forgery_is_named(corpus, kind, number, seed):
     key = corpus[1].public_key()
     assert faults(one, key, form.format(number)) == []
     assert len(json.dumps(one)) < 2000
-    assert faults(one, key, form.format(number + 1)) == ["name: is not about this question"]
+    about = f"name: is not about this question, but about {kind} {form.format(number)}"
+    assert faults(one, key, form.format(number + 1)) == [about]
     for forged, kind_of_fault in forgeries(one, random.Random(seed), other):
         assert kind_of_fault in kinds_of(faults(copy.deepcopy(forged), key)), (forged, kind_of_fault)
     assert kinds_of(faults(one, draw_key().public_key())) == {"signature"}
@@ -217,22 +219,47 @@ def test_an_answer_by_a_name_of_another_kind_is_not_about_the_question(corpus, k
     _, key, *_ = corpus
     one = answers(corpus, kind, asked)
     assert faults(one, key.public_key(), asked) == []
-    assert faults(one, key.public_key(), asked, kinds=kinds) == ["name: is not about this question"]
-    assert faults(one, key.public_key(), "") == ["name: is not about this question"]
+    assert faults(one, key.public_key(), asked, kinds=kinds)[0].startswith("name: is not about this question, but")
+    assert faults(one, key.public_key(), "")[0].startswith("name: is not about this question, but")
 
 
-def test_the_journal_binds_the_tree(corpus):
-    names, key, *_ = corpus
-    one = answers(corpus, "url", "https://a.example/3")
-    subject = {"receipts/x/head.json": sha256_bytes(json_text(names.head).encode())}
-    line = json.dumps({"envelope": sign(statement(subject, "urn:x", {}), key)}).encode()
-    other = json.dumps({"envelope": sign(statement({"a": "0" * 64}, "urn:x", {}), key)}).encode()
-    foreign = json.dumps({"envelope": sign(statement(subject, "urn:x", {}), draw_key())}).encode()
-    public = key.public_key()
-    assert faults(one, public, journal=line + b"\n") == []
-    assert faults(one, public, journal=other + b"\n") == ["journal: states another tree"]
-    assert "another key" in faults(one, public, journal=foreign + b"\n")[0]
+def test_the_journal_binds_the_tree(corpus, tmp_path):
+    names, key, made, _ = corpus
+    one, public = answers(corpus, "url", "https://a.example/3"), corpus[1].public_key()
+    path = tmp_path / "journal.jsonl"
+    head = {f"{made.folder}/head.json": sha256_bytes(json_text(names.head).encode())}
+
+    def journal(*said, signer=key):
+        path.unlink(missing_ok=True)
+        kept = Journal(tmp_path, lambda: signer)
+        for subjects in said:
+            kept.append("x", statement(subjects, "urn:x", {}))
+        return path.read_bytes()
+
+    assert faults(one, public, journal=journal(head)) == []
+    assert faults(one, public, journal=journal({"a": "0" * 64})) == ["journal: states another tree"]
+    assert "another key" in faults(one, public, journal=journal(head, signer=draw_key()))[0]
     assert "was cut" in faults(one, public, journal=b"")[0]
+    # The chain: a line that a killed writer left torn is part of it.
+    path.unlink()
+    before = Journal(tmp_path, lambda: key)
+    before.append("x", statement({"b": "1" * 64}, "urn:x", {}))
+    with path.open("ab") as file:
+        file.write(b'{"envelope": {')
+    for subjects in ({"c": "2" * 64}, head, {"d": "3" * 64}):
+        Journal(tmp_path, lambda: key).append("x", statement(subjects, "urn:x", {}))
+    whole = path.read_bytes()
+    later = {**one, "statement": {**one["statement"], "journal": 3}}
+    later["signature"] = base64.b64encode(key.private.sign(signed_bytes(later["statement"]))).decode()
+    assert faults(later, public, journal=whole) == []
+    lines = whole.splitlines(keepends=True)
+    for place in (1, 2, 3):  # a torn line holds no hash of the one before it
+        altered = [*lines]
+        altered[place] = altered[place].replace(b"e", b"3", 1)
+        [fault] = faults(later, public, journal=b"".join(altered))
+        assert fault.startswith(f"journal: line {place + 1} does not follow line {place}: "), fault
+    for edited in ([*lines[:2], *lines[3:], lines[4]], [lines[1], lines[0], *lines[2:]]):
+        assert "does not follow" in faults(later, public, journal=b"".join(edited))[0]
 
 
 def test_bad_trees_and_keys_are_refused(corpus, tmp_path):
@@ -288,7 +315,7 @@ def test_an_altered_header_of_the_names_is_named(corpus, tmp_path, header):
 
 def test_the_verifier_runs_alone(corpus, tmp_path):
     source = Path(verify_receipt.__file__).read_text()
-    assert len(source.splitlines()) <= 150
+    assert len(source.splitlines()) <= 165
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in imports}
     assert modules - set(sys.stdlib_module_names) == {"cryptography"}
@@ -321,7 +348,7 @@ def test_the_verifier_runs_alone(corpus, tmp_path):
         "signature: the statement was altered, or another key signed it\n",
     )
     for other in done[2:4]:
-        assert (other.returncode, other.stderr) == (1, "name: is not about this question\n")
+        assert (other.returncode, other.stderr.startswith("name: is not about this question, but about ")) == (1, True)
     assert (done[4].returncode, done[4].stderr.endswith("arguments are required: --key\n")) == (2, True)
     for one_of, words in zip(done[5:], ("none.json", "JSONDecodeError", "PEM", "cryptography"), strict=True):
         assert (one_of.returncode, "Traceback" in one_of.stderr) == (1, False)

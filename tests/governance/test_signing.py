@@ -105,6 +105,23 @@ def test_a_job_that_is_trusted_by_itself_gets_a_jobs_role_and_no_more(keys, tmp_
         trusted_key(public_path(tmp_path / "job.pem"))
 
 
+def test_a_trusted_jobs_key_that_the_root_certified_again_counts_in_both_times(keys, tmp_path):
+    """The reader keeps the first certificate; the second one travels with the envelope."""
+    root, job = keys
+    first, raw = trusted_key(public_path(tmp_path / "job.pem")), job.public_key().public_bytes_raw()
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=20)
+    predicate = certificate_predicate("nightly", raw, 10, later)
+    again = SigningKey(
+        job.private, sign(statement({"nightly": key_id(job.public_key())}, PREDICATE_TYPE, predicate), root)
+    )
+    both = [first, root.public_key()]
+    for key, days in ((job, 1), (again, 1), (again, 25)):
+        assert verify_envelope(sign(said(stamp(days)), key), both, "it")[1] == key_id(job.public_key())
+    for trusted, days in ((both, 15), (both, 35), ([first], 25)):
+        with pytest.raises(ManifestError, match="the certificate of nightly holds from"):
+            verify_envelope(sign(said(stamp(days)), again), trusted, "it")
+
+
 def test_another_jobs_certificate_and_an_altered_one_do_not_count(keys, tmp_path):
     root, job = keys
     create_job_key(tmp_path / "second.pem", root, "second", 10)

@@ -179,7 +179,7 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
         "  pii.rate failed (waived, owner: ann): 2 > 0 [pii]",
         "  1 gate that cannot block did not pass: raw.x (details in the report)",
         "  signed by the account that ran it; no person has approved",
-        "  next: change the corpus or its settings, then: assay run CONFIG",
+        "  next: change the corpus or its settings, then repeat the command",
     ]
     node.program("assay", f"printf '%s\\n' {shlex.join(output)} >&2; exit 77")
     assert node.run("audit").returncode == 77

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from governance.checks.gx.own_expectations import own_class
 from governance.checks.judgeable import anchored, beyond_exact, infinite_values, not_one_column, number, shown
 from governance.gate.decision import CheckResult, Status
+from governance.gate.gate_expectations import bound_text
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
         )
     elif status == "pass" and rows and 1 - values / rows > gate.max_missing:
         status = "inconclusive"
-        detail = f"{1 - values / rows:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
+        most = bound_text(gate.max_missing)
+        detail = f"{1 - values / rows:.4g} of the values are missing, at most {most} may be; {detail}"
     elif status == "pass" and gate.gx != _EXISTS and not _has_evidence(counted, seen):
         status, detail = "inconclusive", f"nothing was observed; {detail}"
     return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
