@@ -44,6 +44,7 @@ def set_up_logging(rank: int = 0, *, verbose: bool = False, quiet: bool = False)
     _LOGGER.handlers[:] = [handler]
     _LOGGER.setLevel(level if rank == 0 else logging.WARNING)
     _LOGGER.propagate = False
+    logging.raiseExceptions = False  # a library's log on a full disk (W&B's) would print a traceback for each line
 
 
 def get_logger(name: str) -> logging.Logger:

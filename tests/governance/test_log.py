@@ -146,3 +146,16 @@ def test_a_step_has_its_number_and_the_time_left_of_the_whole_run(plain):
         assert log.rest_of_run("clean") == "", "its own time is unknown"
         assert log.rest_of_run("verify") == ""
     assert line("clean").startswith("clean: ")
+
+
+def test_a_log_that_cannot_be_written_prints_no_traceback(monkeypatch, capsys):
+    """W&B keeps a log of its own in the run's folder, whose disk may be full."""
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    kept = logging.getLogger("assay").handlers[:]
+    log.set_up_logging()
+    other = logging.getLogger("a library")
+    other.addHandler(full := logging.FileHandler("/dev/full"))
+    other.warning("a line")
+    other.removeHandler(full)
+    logging.getLogger("assay").handlers[:] = kept
+    assert capsys.readouterr().err == ""
