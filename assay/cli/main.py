@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
             refuse_missing(arguments)
             with importing():
                 commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
-            return int(getattr(commands, arguments.command)(arguments) or 0)
+            status = int(getattr(commands, arguments.command)(arguments) or 0)
+        _flush()  # here, where a full disk or a closed pipe is still reported as what it is
+        return status
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -91,6 +93,12 @@ def _mute_repeated_warnings(launcher: str) -> None:
 
     for name in ("assay.config", "assay.run_file"):
         get_logger(name).setLevel(logging.ERROR if launcher else logging.NOTSET)
+
+
+def _flush() -> None:
+    from assay.cli.output import write_out
+
+    write_out("", flush=True)
 
 
 def _one_object(prints: bool) -> contextlib.AbstractContextManager[object]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from governance.errors import StorageError, storage_errors
 from governance.manifest import Manifest
 
 _RESULT: list[dict[str, Any]] = []  # at most one; state with a lifetime: `one_object`
@@ -22,7 +24,7 @@ _RESULT: list[dict[str, Any]] = []  # at most one; state with a lifetime: `one_o
 def say(line: str, **values: Any) -> None:
     """Print one line of a result, or collect its values."""
     if not _RESULT:
-        sys.stdout.write(line + "\n")
+        write_out(line + "\n")
         return
     for name, value in values.items():
         before = _RESULT[0].get(name)
@@ -55,7 +57,23 @@ def one_object(interrupted: str, interrupted_status: int, prints: bool = True) -
         found = _RESULT.pop()
         if prints:
             text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-            sys.stdout.write(text + "\n")
+            write_out(text + "\n")
+
+
+def write_out(text: str, *, flush: bool = False) -> None:
+    """Write to standard output.
+
+    Raises:
+        StorageError: it is a file on a full disk.
+    """
+    try:
+        with storage_errors(Path("standard output")):
+            sys.stdout.write(text)
+            if flush:
+                sys.stdout.flush()
+    except StorageError:  # what is still buffered would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _error(name: str, message: str, status: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assay.cli.output import say
+from assay.cli.output import say, write_out
 from assay.cli.run_commands import Arguments, load, read_run
 from assay.config import LoadedRun
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
@@ -313,7 +313,7 @@ def _print_log(arguments: Arguments, job: str, path: Path) -> None:
     if arguments.json:
         say("", job=job, path=path, text=text)
     else:
-        sys.stdout.write(text)
+        write_out(text)
 
 
 def preflight(arguments: Arguments) -> None:

@@ -1,6 +1,7 @@
 """The command surface: pinned commands and options, nearest words, words of the last release."""
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -373,3 +374,21 @@ def test_the_help_of_an_option_states_its_default():
         if "default" not in (action.help or "")
     ]
     assert not silent
+
+
+@pytest.mark.parametrize("buffering", [1, -1])
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_a_full_disk_below_standard_output_is_a_disk_error(tmp_path, monkeypatch, capsys, buffering, words):
+    with open("/dev/full", "w", buffering=buffering) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["init", str(tmp_path / "new"), *words]) == 74
+    assert "cannot write standard output: no space left" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_a_command_quietly(tmp_path, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["init", str(tmp_path / "new")]) == 0
+    assert capsys.readouterr().err == ""
