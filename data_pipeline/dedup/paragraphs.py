@@ -35,7 +35,7 @@ from governance.stage import Recipe, Runtime
 
 Integers = npt.NDArray[np.int64]
 
-VERSION = 3
+VERSION = 4
 _A_ROW_GROUP = 1 << 16
 _KINDS = ("paragraph", "line")
 _UNITS = pa.schema(

@@ -149,7 +149,7 @@ def _as(kind: str, value: Any) -> Any:
         return number_of(value)
     if not isinstance(value, str):
         return None
-    return _date(value) if kind == "date" else value
+    return _date(value.strip()) if kind == "date" else value
 
 
 def _date(value: str) -> datetime.date | datetime.datetime | None:

@@ -46,7 +46,7 @@ from governance.parallel import ShardMade
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 
 
 class OwnFilterConfig(ColumnBounds):

@@ -1,8 +1,9 @@
 """Paragraphs and lines with a 128-bit hash of their words.
 
 A *line* ends at LF; a *paragraph* is a run of lines that are not blank. Of each, leading, trailing and repeated ASCII
-white space does not count. Two hashes of 64 bits are treated as equality: among 10^10 units the chance of one false
-match is below 10^-18.
+white space does not count. What has no letter and no digit of ASCII is neither: a rule below a heading, or the one that
+makes a table's header, repeats no words. Two hashes of 64 bits are treated as equality: among 10^10 units the chance of
+one false match is below 10^-18.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from numba import int64, njit, uint64
+
+from governance.kernels.buffers import LETTER, code_point_classes
+from governance.kernels.code_points import decode
 
 PARAGRAPH, LINE = 0, 1
 
@@ -36,12 +40,12 @@ class Units:
 
 
 def find_units(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], min_paragraph: int, min_line: int) -> Units:
-    """Units of at least `smallest` bytes, blanks excluded."""
+    """Units of at least so many bytes, blanks folded."""
     bound = int(np.count_nonzero(data[offsets[0] : offsets[-1]] == 10)) + len(offsets)
     row, kind = np.zeros(2 * bound, np.int64), np.zeros(2 * bound, np.int8)
     start, end = np.zeros(2 * bound, np.int64), np.zeros(2 * bound, np.int64)
     high, low = np.zeros(2 * bound, np.uint64), np.zeros(2 * bound, np.uint64)
-    count = _find(data, offsets, min_paragraph, min_line, row, kind, start, end, high, low)
+    count = _find(data, offsets, code_point_classes(), min_paragraph, min_line, row, kind, start, end, high, low)
     return Units(row[:count], kind[:count], start[:count], end[:count], high[:count], low[:count])
 
 
@@ -76,8 +80,25 @@ def _hash(data, start, end):  # type: ignore[no-untyped-def]
     return high ^ (high >> uint64(32)), low, size
 
 
+@njit(inline="always")
+def _has_words(data, start, end, classes):  # type: ignore[no-untyped-def]
+    i = start
+    while i < end:
+        byte = data[i]
+        if byte < 128:
+            if 48 <= byte <= 57 or 65 <= (byte & 0xDF) <= 90:
+                return True
+            i += 1
+        else:
+            point, width = decode(data, i, end)
+            if classes[point] & LETTER:
+                return True
+            i += width
+    return False
+
+
 @njit(nogil=True, cache=True)
-def _find(data, offsets, min_paragraph, min_line, row, kind, start, end, high, low):  # type: ignore[no-untyped-def]
+def _find(data, offsets, classes, min_paragraph, min_line, row, kind, start, end, high, low):  # type: ignore[no-untyped-def]
     count = 0
     for text in range(len(offsets) - 1):
         first, last = offsets[text], offsets[text + 1]
@@ -93,13 +114,13 @@ def _find(data, offsets, min_paragraph, min_line, row, kind, start, end, high, l
             if not blank:
                 opened, closed = i if opened < 0 else opened, j
                 one, two, size = _hash(data, i, j)
-                if size >= min_line:
+                if size >= min_line and _has_words(data, i, j, classes):
                     row[count], kind[count], start[count], end[count] = text, 1, i - first, j - first
                     high[count], low[count] = one, two
                     count += 1
             if opened >= 0 and (blank or j >= last):
                 one, two, size = _hash(data, opened, closed)
-                if size >= min_paragraph:
+                if size >= min_paragraph and _has_words(data, opened, closed, classes):
                     row[count], kind[count], start[count], end[count] = text, 0, opened - first, closed - first
                     high[count], low[count] = one, two
                     count += 1
