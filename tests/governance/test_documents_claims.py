@@ -85,6 +85,29 @@ def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
     assert found.startswith("e-mail: 2 found, action ")
     assert not note.endswith(".")  # "; " joins it with the next
     assert "3 structured types; names and places are not sought" in note
+    assert note.startswith("Personal data was found in 1 of ")
+    nothing = {
+        **stats,
+        "findings": dict.fromkeys(stats["findings"], 0),
+        "canaries": {"iban": {"planted": 2, "found": 2}},
+    }
+    ingest = {"by_source": {"wiki": {"passed_over": {"redirect": 3}}}}
+    counts = stage_tables(
+        [
+            evidence.artifacts["ingest"].model_copy(update={"stats": ingest}),
+            redact.model_copy(update={"stats": nothing}),
+        ]
+    )
+    sheet = document_texts(changed(evidence, counts=counts))["datasheet.md"]
+    assert "None." not in sheet.partition("## Personal data")[2].partition("## Uses")[0]
+    assert "| redirect | 3 |" in sheet.partition("### Records skipped")[2].partition("###")[0]
+
+
+def test_the_waivers_of_a_verdict_are_named(evidence):  # noqa: F811
+    used = [{"gate": "a.b", "approver": "ann", "expires": "2027-01-01", "reason": "We | read it."}]
+    verdict = {**evidence.found["verdict"], "waivers": used}
+    sheet = document_texts(changed(evidence, verdict=verdict))["datasheet.md"]
+    assert "| waivers used | a.b, by ann until 2027-01-01: We \\| read it. |" in sheet
 
 
 def test_domains_dates_and_parents_that_evidence_has_are_filled_in(texts, evidence):  # noqa: F811

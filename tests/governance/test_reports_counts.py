@@ -120,7 +120,7 @@ def test_that_nothing_was_found_is_reported(tmp_path):
                 findings={"email": 0}, findings_by_source={})  # fmt: skip
     output = show_corpus([none], tmp_path)
     assert (
-        "redact: personal data\n  none\n  0 of 7 documents contain personal data. "
+        "redact: personal data\n  none\n  Personal data was found in 0 of 7 documents. "
         "The detector covers 1 structured types; names and places are not sought." in output
     )
     assert "personal data: none" in shown([none])

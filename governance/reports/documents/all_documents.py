@@ -38,7 +38,7 @@ from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
-VERSION = 16
+VERSION = 17
 
 
 class DocumentsSection(Section):

@@ -16,11 +16,12 @@ The card of a corpus on the hub is a YAML block and the datasheet.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from governance.reports.documents.corpus_facts import labels, personal_findings, shares_of
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, joined
 from governance.reports.documents.markdown import filled, table
-from governance.reports.facts.stage_counts import licence_words, removals, source_outcome
+from governance.reports.facts.stage_counts import SKIPPED, licence_words, removals, source_outcome
 from governance.reports.html.markup import number, share, size
 
 
@@ -39,13 +40,21 @@ def datasheet(evidence: Evidence) -> str:
         ],
         funnel=[[row["stage"], *(number(row[name]) for name in counts)] for row in stages],
         reasons=[[row["stage"], reason, number(count)] for row, reason, count in removals(stages) if count],
-        personal=[
-            {**row, "rows": [[number(cell) if isinstance(cell, int) else str(cell) for cell in line]
-                             for line in row["rows"]]}
-            for row in evidence.found["counts"]
-            if row["title"].startswith("redact:")
-        ],
-    )  # fmt: skip
+        skipped=_counts(evidence, SKIPPED),
+        personal=_counts(evidence, "redact:"),
+    )
+
+
+def _counts(evidence: Evidence, title: str) -> list[dict[str, Any]]:
+    """Tables of counts whose title begins so, with their cells as text."""
+    return [
+        {
+            **row,
+            "rows": [[number(cell) if isinstance(cell, int) else str(cell) for cell in line] for line in row["rows"]],
+        }
+        for row in evidence.found["counts"]
+        if row["title"].startswith(title)
+    ]
 
 
 def sources(evidence: Evidence) -> str:

@@ -12,7 +12,7 @@ each call:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from governance.reports.documents import corpus_facts
@@ -46,6 +46,11 @@ def rows(*fields: Field) -> str:
         f"| {plain(field.name)} | {plain(field.entry)} | {f'`{field.source}`' if field.source else ' '} |"
         for field in fields
     )
+
+
+def _waivers(used: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"{one['gate']}, by {one['approver']} until {one['expires']}: {one['reason']}" for one in used]
+    return "; ".join(lines) or "none"
 
 
 def filled(name: str, evidence: Evidence, **more: Any) -> str:
@@ -84,7 +89,7 @@ def filled(name: str, evidence: Evidence, **more: Any) -> str:
         "compact": compact,
         "share": share,
         "names": lambda names: joined(names) or "none",
-        "count": lambda items: number(len(items)),
+        "waivers": _waivers,
         "architecture": architecture,
         "energy": energy_text(evidence.found),
         "languages": joined(evidence.languages),

@@ -23,6 +23,7 @@ _ENTITIES, _RULE = ("name", "place"), "rule:"  # types of personal data: from a 
 _ALL = "(all)"
 COPIES_BY_QUALITY = "mix: copies by quality bucket"
 PERSONAL_DATA = "redact: personal data"
+SKIPPED = "ingest: records skipped"
 
 Table = dict[str, Any]
 """`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
@@ -110,7 +111,7 @@ def _reader_tables(ingest: Manifest) -> Iterator[Table]:
     ]
     if rows:
         note = "Records that are not documents: neither kept nor quarantined, and not in the funnel."
-        yield _table("ingest: records skipped", ["source", "reason", "records"], rows, note)
+        yield _table(SKIPPED, ["source", "reason", "records"], rows, note)
     rows = [
         (source, ", ".join(one["answered_by"]), *(one[name] for name in _OF_ANSWERS))
         for source, one in sorted(ingest.stats.get("synthetic", {}).items())
@@ -183,7 +184,7 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
         sources += [f"{len(among) - _SOURCES_SHOWN} more {rest:,}"] * bool(rest)
         rows.append((kind, actions.get(kind, ""), count, ", ".join(sources)))
     having, all_of_them = (number(stats.get(name, 0)) for name in ("documents_with_findings", "documents_in"))
-    note = f"{having} of {all_of_them} documents contain personal data. {_sought(redact)}"
+    note = f"Personal data was found in {having} of {all_of_them} documents. {_sought(redact)}"
     yield _table(PERSONAL_DATA, ["type", "action", "found", "sources"], rows, note)
     yield from _recall(stats.get("canaries", {}))
 
