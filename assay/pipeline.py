@@ -200,6 +200,14 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
                 yield manifest
 
 
+_STOPS: dict[type[PipelineError], str] = {
+    Preempted: "a signal stopped the training processes; their progress is saved",
+    BudgetReached: "the training processes stopped for the energy budget; see their message above",
+    Diverged: "the training diverged; the messages above name the steps and what to do",
+}
+"""Ends of a training that its ranks explain."""
+
+
 def _launch(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int, argv: Sequence[str]
 ) -> None:
@@ -221,12 +229,9 @@ def _launch(
             from pretrain.data.dataset import altered_shards, refuse_altered
 
             refuse_altered(altered_shards(training_rows(artifacts), runtime.root, 0, 1))
-    if status == Preempted.exit_code:
-        raise Preempted("a signal stopped the training processes; their progress is saved")
-    if status == BudgetReached.exit_code:
-        raise BudgetReached("the training processes stopped for the energy budget; see their message above")
-    if status == Diverged.exit_code:
-        raise Diverged("the training diverged; the messages above name the steps and what to do")
+    for stop, message in _STOPS.items():
+        if status == stop.exit_code:
+            raise stop(message)
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if status != 0:
@@ -290,8 +295,11 @@ def report_run(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], M
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:
         # The run's file may name other files than when it was trained.
-        why = "the gate is closed" if isinstance(error, GateClosed) else str(error).splitlines()[0]
-        if isinstance(error, MissingInput):
+        if isinstance(error, GateClosed):
+            why = "the gate is closed"
+        elif isinstance(error, MissingInput):
             why = str(error)  # with the trainings that were found
+        else:
+            why = str(error).splitlines()[0]
         get_logger(__name__).warning("the report has no training: %s", why)
     return artifacts, make_report(run, artifacts, verdict, begun, runtime)

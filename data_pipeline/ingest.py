@@ -168,13 +168,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
             count["truncated"] += piece.truncated
-    for item in (*work.items, *work.beside):
-        again = item.part is None and item.member is None  # a file that several read is not read again by each
-        if item.path and not is_unchanged(item.path, item.facts, item.digest, again=again):
-            raise MissingInput(
-                f"source {work.source.name}: {item.path} was changed while it was read; no artifact was made. Run the "
-                "command again when nothing writes to the file."
-            )
+    _refuse_changed(work)
     counts = {
         "documents_in": count["kept"] + removed.total(),
         "documents_kept": count["kept"],
@@ -192,6 +186,21 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     if isinstance(work.source, SyntheticSource):
         counts["truncated"] = count["truncated"]
     return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
+
+
+def _refuse_changed(work: Reading) -> None:
+    """Refuse files that were changed since their digest was taken.
+
+    Raises:
+        MissingInput: one was changed, or is gone.
+    """
+    for item in (*work.items, *work.beside):
+        again = item.part is None and item.member is None  # a file that several read is not read again by each
+        if item.path and not is_unchanged(item.path, item.facts, item.digest, again=again):
+            raise MissingInput(
+                f"source {work.source.name}: {item.path} was changed while it was read; no artifact was made. Run the "
+                "command again when nothing writes to the file."
+            )
 
 
 def _containing(name: str, items: Sequence[SourceItem]) -> str:

@@ -64,47 +64,51 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
             check(config, folder, runtime.root, runtime.engine if joins else "duckdb")
             if joins:
                 make_file_artifacts(config, folder, runtime)
-        yield (documents := _nonempty(ingest(config.sources, config.ingest, folder, runtime), runtime))
-        lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
-        own = config.clean.language_model
-        model = own_language_model(folder / own, runtime) if own else None
-        yield (documents := _nonempty(clean(documents, config.clean, runtime, lists, model), runtime))
-        for selected in _selected(documents, config, folder, runtime):
-            yield (documents := selected)
-        scored = None
-        if config.classifiers:
-            models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
-            yield (documents := _nonempty(scored := classify(documents, models, runtime), runtime))
-        earlier = earlier_corpora(config.dedup, runtime.root)
-        yield (documents := _nonempty(dedup(documents, config.dedup, runtime, earlier), runtime))
-        if config.paragraphs is not None:
-            yield (documents := _nonempty(drop_paragraphs(documents, config.paragraphs, runtime), runtime))
-        if config.substrings is not None:
-            yield (documents := _nonempty(drop_substrings(documents, config.substrings, runtime), runtime))
-        if config.decontaminate is not None:
-            sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
-            yield (documents := _nonempty(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
-        yield (documents := redact(documents, config.pii, runtime, folder))
-        yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
-        mixture = None
-        if config.mix is not None:
-            ranked = config.mix.ranked_by(model.name for model in config.classifiers)
-            yield (mixture := mix(documents, config.mix, runtime, scored if ranked else None))
-        yield (tokens := encode(documents, tokenizer, config.encode, runtime, mixture))
-        if config.pack is not None:
-            yield pack(tokens, config.pack, runtime)
+        for manifest in _stages(config, folder, runtime):
+            if runtime.make and manifest.stage in _MAY_REMOVE:
+                _refuse_empty(manifest)
+            yield manifest
     finally:
         close_pool()  # idle workers hold memory that training needs
 
 
-def _selected(documents: Manifest, config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
-    """The documents after the rules on code and the run's filters."""
+def _stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
+    """The call graph: each stage takes the documents of the one before."""
+    yield (documents := ingest(config.sources, config.ingest, folder, runtime))
+    lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
+    own = config.clean.language_model
+    model = own_language_model(folder / own, runtime) if own else None
+    yield (documents := clean(documents, config.clean, runtime, lists, model))
     if config.code is not None:
-        yield (documents := _nonempty(select_code(documents, config.code, config.sources, runtime, folder), runtime))
+        yield (documents := select_code(documents, config.code, config.sources, runtime, folder))
     if config.filters:
-        yield _nonempty(own_filters(documents, config.filters, runtime, folder), runtime)
+        yield (documents := own_filters(documents, config.filters, runtime, folder))
+    scored = None
+    if config.classifiers:
+        models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
+        yield (documents := (scored := classify(documents, models, runtime)))
+    earlier = earlier_corpora(config.dedup, runtime.root)
+    yield (documents := dedup(documents, config.dedup, runtime, earlier))
+    if config.paragraphs is not None:
+        yield (documents := drop_paragraphs(documents, config.paragraphs, runtime))
+    if config.substrings is not None:
+        yield (documents := drop_substrings(documents, config.substrings, runtime))
+    if config.decontaminate is not None:
+        sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
+        yield (documents := decontaminate(documents, sets, config.decontaminate, runtime))
+    yield (documents := redact(documents, config.pii, runtime, folder))
+    yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
+    mixture = None
+    if config.mix is not None:
+        ranked = config.mix.ranked_by(model.name for model in config.classifiers)
+        yield (mixture := mix(documents, config.mix, runtime, scored if ranked else None))
+    yield (tokens := encode(documents, tokenizer, config.encode, runtime, mixture))
+    if config.pack is not None:
+        yield pack(tokens, config.pack, runtime)
 
 
+_MAY_REMOVE = frozenset(row.name for row in CORPUS_STAGES if row.removes) | {"ingest"}
+"""Stages that may leave no document."""
 _SECTIONS = {
     "ingest": "[[data.sources]]: type, paths and the names of fields",
     "filter": "the bounds and functions of [[data.filters]]",
@@ -112,8 +116,8 @@ _SECTIONS = {
 }
 
 
-def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
-    """The documents of a stage, unless there are none.
+def _refuse_empty(documents: Manifest) -> None:
+    """Refuse the documents of a stage if there are none.
 
     Warns of a source that lost all of its own.
 
@@ -121,14 +125,12 @@ def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
         ConfigError: the stage removed all of them, so that later stages would have nothing to do.
     """
     stats, stage = documents.stats, documents.stage
-    if not runtime.make:
-        return documents
     if stats["documents_kept"]:
         for source, counts in sorted(stats.get("by_source", {}).items()):
             if not counts["documents_kept"] and (why := _reasons(counts)):
                 words = "%s: no document of source %s is left of %s (%s)"
                 get_logger(__name__).warning(words, stage, source, f"{counts['documents_in']:,}", why)
-        return documents
+        return
     why = _reasons(stats)
     what = "no record became a document" if stage == "ingest" else "no document is left"
     raise ConfigError(
@@ -140,9 +142,9 @@ def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
 def _reasons(counts: Mapping[str, Any]) -> str:
     """Reasons of removals, the most frequent first; then those of skipped records."""
     removed = sorted(counts["removed"].items(), key=lambda item: -item[1])
-    passed = [f"{reason} {count:,}" for reason, count in sorted(counts.get("passed_over", {}).items())]
-    why = [", ".join(f"{reason} {count:,}" for reason, count in removed)] * bool(removed)
-    return "; ".join([*why, *([f"skipped: {', '.join(passed)}"] * bool(passed))])
+    skipped = sorted(counts.get("passed_over", {}).items())
+    lists = (("", removed), ("skipped: ", skipped))
+    return "; ".join(head + ", ".join(f"{why} {count:,}" for why, count in rows) for head, rows in lists if rows)
 
 
 def stage_names(config: DataConfig) -> tuple[str, ...]:

@@ -203,33 +203,20 @@ def run_stage(
     found = find(stage, key, runtime.root)
     if found is not None:
         return found
-    manifest_path = artifact_folder(stage, key, runtime.root) / FILE_NAME
+    folder = artifact_folder(stage, key, runtime.root)
+    artifact = f"{stage}/{folder.name}"
     if not runtime.make:
-        if manifest_path.exists() and (altered := resized(read_manifest(manifest_path), runtime.root)):
-            raise ManifestError(
-                f"{runtime.root / altered}: was altered or cut since it was made. Make it again with: {runtime.command}"
-            )
-        raise not_made(stage, recipe.section.model_dump(mode="json"), runtime)
-    if manifest_path.exists():
-        get_logger(__name__).warning("%s: files are missing or altered; it is made again", manifest_path.parent)
+        raise _look_up_error(recipe, folder, runtime)
+    if (folder / FILE_NAME).exists():
+        get_logger(__name__).warning("%s: files are missing or altered; it is made again", folder)
     if alone and runtime.mode == "share":
         raise ShareDone(stage, "a join makes it")
-    folder, hooks = artifact_folder(stage, key, runtime.root), runtime.hooks
-    artifact = f"{stage}/{folder.name}"
     pass_on_interrupt()
-    hooks.budget.check(stage, artifact)
+    runtime.hooks.budget.check(stage, artifact)
     get_logger(__name__).info("%s: making %s%s", step_label(stage), folder, rest_of_run(stage))
     started = now()
     runtime.notes.beside[stage] = {}
-    with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):
-        energy["artifact"] = artifact
-        try:
-            made = make(folder)
-        finally:  # an attempt that ends early has no upper bound of energy either
-            if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
-                energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
-    for mark in ("artifact", UNMEASURED):  # marks for the meter, not figures
-        energy.pop(mark, None)
+    made, energy = _make_metered(stage, folder, make, runtime)
     if runtime.mode == "share":
         raise ShareDone(stage, "all its shards are made; a join commits it")
     earlier = sorted(runtime.notes.linked.get(artifact, ()))
@@ -244,9 +231,36 @@ def run_stage(
         stats=made.stats,
         run={**provenance(), "started": started, "finished": now(), "energy": energy, **linked},
     )
-    committed = commit(manifest, runtime.root, hooks.attest, runtime.notes.beside.pop(stage).values())
-    hooks.tally(f"{stage} {folder.name}")
+    committed = commit(manifest, runtime.root, runtime.hooks.attest, runtime.notes.beside.pop(stage).values())
+    runtime.hooks.tally(f"{stage} {folder.name}")
     return committed
+
+
+def _make_metered(
+    stage: str, folder: Path, make: Callable[[Path], Made], runtime: Runtime
+) -> tuple[Made, dict[str, Any]]:
+    """Make a stage's files within the energy budget; return their energy, too."""
+    hooks, artifact = runtime.hooks, f"{stage}/{folder.name}"
+    with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):
+        energy["artifact"] = artifact
+        try:
+            made = make(folder)
+        finally:  # an attempt that ends early has no upper bound of energy either
+            if hosts := sorted(runtime.notes.elsewhere.pop(artifact, ())):
+                energy[UNMEASURED] = [f"{ELSEWHERE} {host}: no meter runs there" for host in hosts]
+    for mark in ("artifact", UNMEASURED):  # marks for the meter, not figures
+        energy.pop(mark, None)
+    return made, energy
+
+
+def _look_up_error(recipe: Recipe, folder: Path, runtime: Runtime) -> PipelineError:
+    """Error of a look-up: the artifact is damaged, or not made yet."""
+    path = folder / FILE_NAME
+    if path.exists() and (altered := resized(read_manifest(path), runtime.root)):
+        return ManifestError(
+            f"{runtime.root / altered}: was altered or cut since it was made. Make it again with: {runtime.command}"
+        )
+    return not_made(recipe.stage, recipe.section.model_dump(mode="json"), runtime)
 
 
 def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> MissingInput:

@@ -71,10 +71,7 @@ def train_loop(context: TrainContext) -> TrainState:
         log = StepLog(context, engine.group_names())
         for facts in context.callbacks.facts():
             context.record("callback", state.step, **facts)
-        starts = window_starts(config)
-        if config.late_sources:  # the step at which they begin follows from the rows
-            starts |= frozenset(step["from_step"] for step in weights_in_use(context.train_rows, config))
-        guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, starts)
+        guard = _spike_guard(context, state)
         beat_long = partial(context.heartbeat.beat, long=True)
         with (
             progress("train", config.steps, "steps", done=state.step) as advance,
@@ -134,6 +131,15 @@ def train_loop(context: TrainContext) -> TrainState:
     context.callbacks.end(state.step, tokens=state.tokens, loss=state.final_loss)
     _finish_callbacks(context, state.step)
     return state
+
+
+def _spike_guard(context: TrainContext, state: TrainState) -> SpikeGuard:
+    """The judge of the losses, which starts again where the rows change."""
+    config = context.recipe.train
+    starts = window_starts(config)
+    if config.late_sources:  # the step at which they begin follows from the rows
+        starts |= frozenset(step["from_step"] for step in weights_in_use(context.train_rows, config))
+    return SpikeGuard(config.skip, state.losses, state.skipped, context.device, starts)
 
 
 def _last_step(context: TrainContext, state: TrainState) -> int:

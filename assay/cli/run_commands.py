@@ -332,21 +332,13 @@ def export(arguments: Arguments) -> None:
     from assay.corpus_gate import require_corpus
     from data_pipeline.tokens.chat_template import CHATML
     from governance.files import write_json
-    from governance.hub_client import push, require_name
     from governance.stage import read_artifact
-    from pretrain.export.huggingface import REPLACED, ExportFacts
+    from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
     from pretrain.initial_weights.folder import STATEMENT
 
-    if arguments.adapter and arguments.dtype != "fp32":
-        raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
-    if arguments.adapter and arguments.average > 1:
-        raise ConfigError(
-            "--adapter: the mean of adapters has a higher rank than each of them; leave out --adapter or --average"
-        )
-    if arguments.push:
-        require_name(arguments.push)
+    _refuse_export(arguments)
     loaded, runtime, artifacts = load_corpus(arguments)
     require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
@@ -376,15 +368,35 @@ def export(arguments: Arguments) -> None:
         line = f'peft.PeftModel.from_pretrained(base, "{arguments.target}")'
     say(f"next: {line} in Python; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
-        message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
-        private = "" if arguments.public else " --private"  # without it, hf upload creates a public repository
-        replaced = () if arguments.adapter else REPLACED
-        deleted = "".join(f" --delete {shlex.quote(pattern)}" for pattern in replaced)
-        sent = f"hf upload {arguments.push} {shlex.quote(str(arguments.target))}{private}{deleted}"
-        again = f"{arguments.target} is complete; send it with: {sent}"
-        commit = push(
-            arguments.target, arguments.push, message, again=again, public=arguments.public, replaces=replaced
-        )
+        commit = _push_export(arguments, manifest)
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
         loaded.journal(runtime.root).state("push", pushed, made_from, commit=commit)
         say(f"{arguments.push}: {commit}", push=arguments.push, commit=commit)
+
+
+def _refuse_export(arguments: Arguments) -> None:
+    """Refuse options that exclude each other, and a name that no repository can have."""
+    from governance.hub_client import require_name
+
+    if arguments.adapter and arguments.dtype != "fp32":
+        raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
+    if arguments.adapter and arguments.average > 1:
+        raise ConfigError(
+            "--adapter: the mean of adapters has a higher rank than each of them; leave out --adapter or --average"
+        )
+    if arguments.push:
+        require_name(arguments.push)
+
+
+def _push_export(arguments: Arguments, checkpoint: Manifest) -> str:
+    """Upload the exported folder; return the commit."""
+    from governance.hub_client import push
+    from pretrain.export.huggingface import REPLACED
+
+    message = f"Checkpoint {checkpoint.digest[:16]}, step {checkpoint.config['step']}"
+    private = "" if arguments.public else " --private"  # without it, hf upload creates a public repository
+    replaced = () if arguments.adapter else REPLACED
+    deleted = "".join(f" --delete {shlex.quote(pattern)}" for pattern in replaced)
+    sent = f"hf upload {arguments.push} {shlex.quote(str(arguments.target))}{private}{deleted}"
+    again = f"{arguments.target} is complete; send it with: {sent}"
+    return push(arguments.target, arguments.push, message, again=again, public=arguments.public, replaces=replaced)

@@ -18,19 +18,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say, write_out
-from assay.cli.run_commands import Arguments, load, read_run
+from assay.cli.run_commands import Arguments, argv_of, load, read_run
 from assay.config import LoadedRun
+from assay.slurm_folders import container_mounts, fetch_here, folders_read, freeze_run, make_key
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
 from governance.log import get_logger
+from governance.manifest import FILE_NAME
 from governance.stage import Runtime
+from slurm import actions, carbon_aware, commands, frozen, job_states, rehearsal
+from slurm.accounting import account
+from slurm.config import SlurmConfig, minutes, with_site
+from slurm.graph import PlannedRun, SlurmJob, plan
+from slurm.job_states import WATCH_SECONDS, JobRow, View
+from slurm.render import render as fill_in
+from slurm.status import Progress, describe, settled
+from slurm.submit import JobRequest, SubmittedJob, keep_scripts, submission_lock
+from slurm.submit import submit as hand_over
+from slurm.submit_preflight import check_settings, megabytes, refuse, with_cores
 
 if TYPE_CHECKING:
     from data_pipeline.prepare import Survey
-    from slurm.config import SlurmConfig
-    from slurm.graph import SlurmJob
-    from slurm.job_states import JobRow, View
-    from slurm.submit import JobRequest, SubmittedJob
 
 _WATCH_SECONDS = 10.0
 _CANCEL_PATIENCE_SECONDS = 120.0
@@ -53,9 +61,6 @@ class Submission:
 
     def jobs(self, max_array_size: int) -> list[SlurmJob]:
         """The run's graph."""
-        from assay.cli.run_commands import argv_of
-        from slurm.graph import PlannedRun, plan
-
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.arguments.config.stem).strip("-") or "run"
         argv = tuple(argv_of(self.arguments, self.runtime))
         counts = _node_counts(self.loaded, self.runtime, self.config)
@@ -65,14 +70,10 @@ class Submission:
 
 def render(arguments: Arguments) -> None:
     """The scripts of all jobs, or of one."""
-    from assay.slurm_folders import container_mounts
-    from slurm.commands import max_array_size
-    from slurm.render import render as fill_in
-
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
     try:
-        size = max_array_size()
+        size = commands.max_array_size()
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
     sources = _sources(loaded, runtime)
@@ -95,10 +96,7 @@ def submit(arguments: Arguments) -> int:
 
     With `--local`, returns the exit status of the first job that failed.
     """
-    from assay.slurm_folders import fetch_here, freeze_run
     from assay.start_preflight import require_site_rules
-    from slurm.job_states import gather
-    from slurm.submit import JobRequest, submission_lock
 
     loaded, runtime = load(arguments, "slurm submit")
     require_site_rules(loaded)
@@ -108,7 +106,7 @@ def submit(arguments: Arguments) -> int:
     if start is not None and arguments.local:
         raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
     with submission_lock(runtime.root):
-        view = gather(runtime.root)
+        view = job_states.gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
             typed = _config_words(arguments)
             queued = [row.name for row in view.rows if row.count("waiting", "running", "unknown")]
@@ -180,8 +178,6 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
             raise ConfigError("--latest and --expected require --carbon-aware FORECAST.csv")
         return None
     from governance.energy.intensity import read_intensity
-    from slurm.carbon_aware import greenest, in_words
-    from slurm.config import minutes
 
     limit = minutes(config.time_limit) * config.chain
     if arguments.expected is None and limit in (0, float("inf")):
@@ -192,7 +188,7 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
     forecast = read_intensity(arguments.carbon_aware)
     now = datetime.now(UTC).replace(microsecond=0)
     latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
-    start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
+    start = carbon_aware.greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
     evidence = {
         "asked": now.isoformat(),
         "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
@@ -204,25 +200,18 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
         "latest": latest.isoformat(),
         "latest_covered": start.last.isoformat(),
     }
-    return start.begin if start.begin > now else None, in_words(start, now), evidence
+    return start.begin if start.begin > now else None, carbon_aware.in_words(start, now), evidence
 
 
 def retry(arguments: Arguments) -> int:
     """Submit again what is missing and what depends on it."""
-    from assay.slurm_folders import freeze_run
-    from slurm.actions import missing
-    from slurm.commands import cancel as end
-    from slurm.frozen import refuse_unasked
-    from slurm.job_states import gather
-    from slurm.submit import submission_lock
-
     loaded, runtime = load(arguments, "slurm submit")
     submission, jobs = _checked_plan(arguments, loaded, runtime)
     with submission_lock(runtime.root):
-        view = gather(runtime.root) or _no_jobs(runtime)
+        view = job_states.gather(runtime.root) or _no_jobs(runtime)
         if not arguments.take_edits:
-            refuse_unasked(runtime.root, _config_words(arguments))
-        requests, stale = missing(view, jobs)
+            frozen.refuse_unasked(runtime.root, _config_words(arguments))
+        requests, stale = actions.missing(view, jobs)
         if not requests:
             if arguments.take_edits:
                 freeze_run(loaded, runtime.root, submission.config, take_edits=True)
@@ -231,16 +220,13 @@ def retry(arguments: Arguments) -> int:
         _refuse(submission, requests)
         freeze_run(loaded, runtime.root, submission.config, take_edits=arguments.take_edits)
         _refuse_edited_meanwhile(arguments, loaded)
-        end(stale)  # only now: a refused submission must not lose waiting jobs
+        commands.cancel(stale)  # only now: a refused submission must not lose waiting jobs
         lines = _queue(submission, requests)
     return _rehearse(submission, lines, requests)
 
 
 def status(arguments: Arguments) -> None:
     """Print the state of the jobs, once or until all have ended."""
-    from slurm.job_states import WATCH_SECONDS
-    from slurm.status import settled
-
     loaded, runtime = load(arguments, "slurm submit")
     try:
         sources = _sources(loaded, runtime)  # once: it queries servers for their files
@@ -266,12 +252,8 @@ def _job_facts(row: JobRow) -> dict[str, Any]:
 
 def cancel(arguments: Arguments) -> None:
     """Cancel all jobs that wait or run."""
-    from slurm.actions import cancel as end
-    from slurm.job_states import gather
-    from slurm.submit import submission_lock
-
     _, runtime = load(arguments, "slurm submit")
-    if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
+    if job_states.gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
         _no_jobs(runtime)
     with contextlib.ExitStack() as alone:
         try:  # a submission is cancelled whole
@@ -283,27 +265,24 @@ def cancel(arguments: Arguments) -> None:
                 "a submission has not ended in %d s; what it has queued so far is cancelled. Look again with status",
                 _CANCEL_PATIENCE_SECONDS,
             )
-        ended = end(gather(runtime.root) or _no_jobs(runtime), runtime.root)
+        ended = actions.cancel(job_states.gather(runtime.root) or _no_jobs(runtime), runtime.root)
     say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs", cancelled=list(ended))
 
 
 def logs(arguments: Arguments) -> None:
     """Print a job's log, once or as it grows."""
-    from slurm.actions import follow, log_of
-    from slurm.job_states import WATCH_SECONDS, gather
-
     _, runtime = load(arguments, "slurm submit")
-    view = gather(runtime.root) or _no_jobs(runtime)
-    row, path = log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
+    view = job_states.gather(runtime.root) or _no_jobs(runtime)
+    row, path = actions.log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
     if not arguments.follow:
         _print_log(arguments, row.name, path)
         return
 
     def live() -> bool:
-        now = (gather(runtime.root, WATCH_SECONDS) or _no_jobs(runtime)).row(row.name)
+        now = (job_states.gather(runtime.root, WATCH_SECONDS) or _no_jobs(runtime)).row(row.name)
         return now is not None and now.count("waiting", "running", "unknown") > 0
 
-    follow(path, live, target=sys.stderr if arguments.json else sys.stdout)
+    actions.follow(path, live, target=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         _print_log(arguments, row.name, path)
 
@@ -319,7 +298,6 @@ def _print_log(arguments: Arguments, job: str, path: Path) -> None:
 def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from assay.pipeline import corpus
-    from governance.manifest import FILE_NAME
     from pretrain.distributed.process_group import Ranks, read_ranks, rendezvous_name
     from pretrain.preflight.hardware import Hardware
     from pretrain.preflight.node_checks import NodeFinding, check_node, save_bytes, say_at_once
@@ -347,24 +325,19 @@ def preflight(arguments: Arguments) -> None:
 
 
 def _section(loaded: LoadedRun) -> SlurmConfig:
-    from slurm.config import with_site
-
     return with_site(loaded.config.slurm, loaded.folder)
 
 
 def _checked_plan(arguments: Arguments, loaded: LoadedRun, runtime: Runtime) -> tuple[Submission, list[SlurmJob]]:
     """The submission and its graph, once its training could start."""
-    from slurm.commands import max_array_size, nodes, partitions
-    from slurm.submit_preflight import with_cores
-
     config = _section(loaded)
     if not arguments.local:
-        config, words = with_cores(config, partitions().values(), nodes())  # cores for each rank
+        config, words = with_cores(config, commands.partitions().values(), commands.nodes())  # cores for each rank
         if words:
             get_logger(__name__).warning("%s", words)
     _refuse_start(loaded, runtime, config)
     submission = Submission(arguments, loaded, runtime, config, _sources(loaded, runtime))
-    return submission, submission.jobs(_FALLBACK_ARRAY_SIZE if arguments.local else max_array_size())
+    return submission, submission.jobs(_FALLBACK_ARRAY_SIZE if arguments.local else commands.max_array_size())
 
 
 def _sources(loaded: LoadedRun, runtime: Runtime) -> Survey:
@@ -381,7 +354,6 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
     """
     from assay.start_preflight import on_nodes, refuse_start
     from pretrain.distributed.process_group import Ranks
-    from slurm.submit_preflight import megabytes
 
     a_node, engine = config.tasks_per_node, loaded.config.engine
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)
@@ -403,7 +375,6 @@ def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tu
     """
     from assay.start_preflight import faults_on, on_nodes
     from pretrain.distributed.process_group import Ranks
-    from slurm.submit_preflight import megabytes
 
     if not config.retries_inside:
         return ()
@@ -423,11 +394,6 @@ def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tu
 
 def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:
     """Write the scripts and refuse what the cluster would refuse."""
-    from assay.slurm_folders import container_mounts, folders_read, make_key
-    from slurm.rehearsal import refuse_here
-    from slurm.submit import keep_scripts
-    from slurm.submit_preflight import check_settings, refuse
-
     loaded, config, root, folders = (
         submission.loaded,
         submission.config,
@@ -440,19 +406,16 @@ def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:
     keep_scripts(jobs, file, root, config, container_mounts(loaded, folders, config))
     if submission.arguments.local:
         check_settings(config, root)
-        refuse_here(config, root)
+        rehearsal.refuse_here(config, root)
     else:
         entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in requests}
         refuse(jobs, config, root, file, folders_read(loaded, folders), entries)
 
 
 def _queue(submission: Submission, requests: Sequence[JobRequest], begin: datetime | None = None) -> list[SubmittedJob]:
-    from slurm.rehearsal import record
-    from slurm.submit import submit as hand_over
-
     root, signer = submission.runtime.root, submission.runtime.hooks.line_signer
     if submission.arguments.local:
-        lines = record(requests, root, signer)
+        lines = rehearsal.record(requests, root, signer)
     else:
         lines = hand_over(requests, root, submission.config, begin, signer)
     for line in lines:
@@ -465,12 +428,10 @@ def _queue(submission: Submission, requests: Sequence[JobRequest], begin: dateti
 
 def _rehearse(submission: Submission, lines: Sequence[SubmittedJob], requests: Sequence[JobRequest]) -> int:
     """Run the recorded jobs, if this is a rehearsal."""
-    from slurm.rehearsal import rehearse
-
     if not submission.arguments.local:
         return 0
     sys.stdout.flush()
-    return rehearse(
+    return rehearsal.rehearse(
         lines, {order.job.name: order.job for order in requests}, submission.runtime.root, submission.config
     )
 
@@ -480,10 +441,7 @@ def refresh_accounting(root: Path) -> None:
 
     Does nothing if the run was not submitted, or if accounting does not answer.
     """
-    from slurm.accounting import account
-    from slurm.job_states import gather
-
-    view = gather(root)
+    view = job_states.gather(root)
     if view is not None:
         account(view, _our_joules(root), root)
 
@@ -491,20 +449,14 @@ def refresh_accounting(root: Path) -> None:
 def _status_lines(
     arguments: Arguments, loaded: LoadedRun, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
 ) -> tuple[View, list[str]]:
-    from slurm.accounting import account
-    from slurm.commands import is_local
-    from slurm.frozen import in_words
-    from slurm.job_states import gather
-    from slurm.status import Progress, describe
-
-    view = gather(runtime.root, most_seconds) or _no_jobs(runtime)
+    view = job_states.gather(runtime.root, most_seconds) or _no_jobs(runtime)
     energy = account(view, _our_joules(runtime.root), runtime.root)
     trains = _training_folder(loaded, runtime)
     progress = Progress(_config_words(arguments), runtime.root, *data, trains, loaded.config.train.steps)
     first, *rest = describe(view, progress, energy)
-    if all(is_local(part.unit) for row in view.rows for part in row.parts):
+    if all(commands.is_local(part.unit) for row in view.rows for part in row.parts):
         rest = [line.replace("assay slurm retry ", "assay slurm retry --local ") for line in rest]
-    return view, [first, *in_words(runtime.root), *rest]
+    return view, [first, *frozen.in_words(runtime.root), *rest]
 
 
 def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
@@ -520,11 +472,12 @@ def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
 
 def _our_joules(root: Path) -> float | None:
     """Joules of the whole root, by Assay's own meters."""
-    from governance.energy.ledger import FILE_NAME, read_ledger
+    from governance.energy import ledger
 
-    if not (root / FILE_NAME).exists():
+    path = root / ledger.FILE_NAME
+    if not path.exists():
         return None
-    read = [interval.millijoules for interval in read_ledger(root / FILE_NAME)]
+    read = [interval.millijoules for interval in ledger.read_ledger(path)]
     known = [millijoules for millijoules in read if millijoules is not None]
     return sum(known) / 1000 if known else None
 

@@ -30,16 +30,13 @@ class DataPlan:
     core_hours: Band
     """Core hours of the stages with a measured rate."""
     disk_bytes: Band
-    text_bytes: Band
-    """Text that the training reads."""
     unmeasured: tuple[str, ...]
     """Stages of the run without a rate."""
 
 
 def data_plan(config: DataConfig, tokens: int, vocabulary: int) -> DataPlan:
     """Cost of a corpus of this many tokens, each read once."""
-    text = _BYTES_PER_TOKEN.each(tokens, "*")
-    raw = text.each(_READ, "*")
+    raw = _BYTES_PER_TOKEN.each(tokens, "*").each(_READ, "*")
     stages = [row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name)]
     milliseconds = sum(MILLISECONDS.get(row.name, 0.0) for row in stages)
     writers = sum(row.documents and row.name != "encode" for row in stages)
@@ -47,4 +44,4 @@ def data_plan(config: DataConfig, tokens: int, vocabulary: int) -> DataPlan:
     shards = float(tokens * (2 if vocabulary <= 1 << 16 else 4))
     unmeasured = tuple(row.name for row in stages if row.passes and row.name not in MILLISECONDS)
     core_hours = raw.each(milliseconds / 1e6 / 3.6e6, "*")
-    return DataPlan(core_hours, stored.each(shards, "+"), text, unmeasured)
+    return DataPlan(core_hours, stored.each(shards, "+"), unmeasured)

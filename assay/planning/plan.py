@@ -24,7 +24,6 @@ from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
 from pretrain.distributed.process_group import Ranks
 from pretrain.finetuning.trained_parameters import training_flops
-from pretrain.model.flops import parameter_count
 from pretrain.preflight.compatibility import check_start, faults_of
 from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware
@@ -134,7 +133,6 @@ class Plan:
     """Steps after those."""
     tokens: int
     """Tokens of the steps."""
-    parameters: int
     wall: Band
     """Seconds of the training, failures included."""
     checkpoint: dict[str, float]
@@ -263,7 +261,7 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     wall = Band(*(one.wall for one in found))
     spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts, inputs.spare_nodes)
     return Plan(
-        cluster, step, begun, train.steps - begun, tokens, parameter_count(recipe.model, vocabulary), wall,
+        cluster, step, begun, train.steps - begun, tokens, wall,
         _checkpoint(recipe, settings, inputs, step), found[1], spent, data_plan(run.config.data, whole, vocabulary),
         correction, train.precision, inputs.spare_nodes,
     )  # fmt: skip

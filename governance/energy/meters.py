@@ -121,31 +121,28 @@ def meter(
         with _turn(ledger, allotted.job if allotted else None) as turn:
             measuring = _Measuring(config, (ledger, announce, signer), about, energy, turn, allotted)
             measuring.begin(before=round(max(0.0, seconds_alive() - ended[0]), 3))
+            outcome = "surviving", ""
             try:
                 yield energy
-            except Preempted:
-                measuring.end("surviving", PREEMPTED)
-                raise
-            except ShareDone:
-                measuring.end("surviving", "left")
-                raise
-            except BudgetReached:
-                measuring.end("surviving", OUT_OF_BUDGET)
-                raise
             except BaseException as error:
-                measuring.end("wasted", _cause(error))
+                outcome = _outcome(error)
                 raise
-            else:
-                measuring.end("surviving", "")
             finally:
-                ended[0] = seconds_alive()
+                try:
+                    measuring.end(*outcome)
+                finally:
+                    ended[0] = seconds_alive()
 
     return measure
 
 
-def _cause(error: BaseException) -> str:
-    """Name of an error, or that a signal stopped the body."""
-    return PREEMPTED if getattr(error, "exit_code", None) == Preempted.exit_code else type(error).__name__
+def _outcome(error: BaseException) -> tuple[str, str]:
+    """Outcome and cause of a body that raised; those that saved their work first survive."""
+    for kind, cause in ((Preempted, PREEMPTED), (ShareDone, "left"), (BudgetReached, OUT_OF_BUDGET)):
+        if isinstance(error, kind):
+            return "surviving", cause
+    by_signal = getattr(error, "exit_code", None) == Preempted.exit_code
+    return "wasted", PREEMPTED if by_signal else type(error).__name__
 
 
 def _allotted(config: EnergyConfig) -> Allotment | None:

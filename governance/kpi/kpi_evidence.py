@@ -10,7 +10,7 @@ nothing, `stats.decision` is "paid", "lost", "open" or "undecided".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,26 +233,7 @@ def facts_of_test(
     """
     file, planned = asked.file.shared_by(1 + len(section.other_plans)), asked.plan.stats["groups"]
     sizes, ratio, words = arm_sizes(outcomes), sample_ratio(file, outcomes), group_word(file)
-    share, faults = file.experiment.allocation, []
-    if outcomes.count < planned:
-        faults.append(f"an early look at {outcomes.count:,} of the {planned:,} planned {words}")
-    if outcomes.first_day and outcomes.first_day < section.planned_at[:10]:
-        faults.append(
-            f"the outcomes begin on {outcomes.first_day}, before the plan was signed ({section.planned_at[:10]})"
-        )
-    if ratio is not None and ratio < SAMPLE_RATIO_ALPHA:
-        faults.append(
-            f"sample-ratio mismatch: {sizes[1]:,} {words} with the model and {sizes[0]:,} without it, where the plan "
-            f"has {100 * share:.3g} % with it; find what assigns or loses units by arm"
-        )
-    faults += known
-    for name, test in looks.items():
-        if test is None:
-            faults.append(
-                f"{name}, an earlier test of this plan, is gone or altered; restore it, as it may have decided"
-            )
-        elif test.stats["decision"] != "undecided":
-            faults.append(f"{test.folder} tested this plan before, and its decision counts: {test.stats['decision']}")
+    faults = [*_faults_of_outcomes(file, planned, section.planned_at[:10], outcomes), *known, *_decided_before(looks)]
     found = [influence(kpi, outcomes) for kpi in file.kpi]
     rows = kpi_rows(file, outcomes, found)
     money = None if file.money is None else money_facts(file, file.money, outcomes, found, section)
@@ -283,6 +264,29 @@ def facts_of_test(
         "faults": faults,
         "decision": "undecided" if faults else decision(rows, money),
     }
+
+
+def _faults_of_outcomes(file: KpiFile, planned: int, planned_on: str, outcomes: Outcomes) -> Iterator[str]:
+    """Reasons why these outcomes do not decide: too few, too early, or in other arms than planned."""
+    sizes, ratio, words = arm_sizes(outcomes), sample_ratio(file, outcomes), group_word(file)
+    if outcomes.count < planned:
+        yield f"an early look at {outcomes.count:,} of the {planned:,} planned {words}"
+    if outcomes.first_day and outcomes.first_day < planned_on:
+        yield f"the outcomes begin on {outcomes.first_day}, before the plan was signed ({planned_on})"
+    if ratio is not None and ratio < SAMPLE_RATIO_ALPHA:
+        yield (
+            f"sample-ratio mismatch: {sizes[1]:,} {words} with the model and {sizes[0]:,} without it, where the plan "
+            f"has {100 * file.experiment.allocation:.3g} % with it; find what assigns or loses units by arm"
+        )
+
+
+def _decided_before(looks: Mapping[str, Manifest | None]) -> Iterator[str]:
+    """Earlier tests that decided, or may have."""
+    for name, test in looks.items():
+        if test is None:
+            yield f"{name}, an earlier test of this plan, is gone or altered; restore it, as it may have decided"
+        elif test.stats["decision"] != "undecided":
+            yield f"{test.folder} tested this plan before, and its decision counts: {test.stats['decision']}"
 
 
 def kpi_rows(file: KpiFile, outcomes: Outcomes, found: Sequence[Influence]) -> list[dict[str, Any]]:

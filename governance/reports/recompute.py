@@ -62,7 +62,6 @@ class Mismatch:
 class Checked:
     """Result of a recomputation."""
 
-    report: Manifest
     files: tuple[str, ...]
     numbers: int
     """Numbers in report.json that were computed again."""
@@ -132,7 +131,7 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask, data: bytes | No
             files.append(name)
             mismatches += text_mismatches(name, _read_text(root / documents.folder / name), expected_text)
         mismatches += _unsealed(documents, root)
-    return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(mismatches))
+    return Checked(tuple(files), sum(1 for _ in numbers_of(expected)), tuple(mismatches))
 
 
 def rests_on(report: Manifest, root: Path, data: bytes) -> list[Manifest]:

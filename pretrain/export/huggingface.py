@@ -321,27 +321,8 @@ def _card(
     `form` has the type of the weights, and the id that begins documents.
     """
     dtype, begin = form
-    before = (
-        "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
-    )
-    trust = ", trust_remote_code=True" if family.own_code else ""
-    auto = "AutoModelForSequenceClassification" if facts.labels else "AutoModelForCausalLM"
     source = manifest.stats.get("initial_weights", {})
     pairs = identity.recipe.model.encoder_layers > 0
-    use = (
-        ("```toml", "[train]", 'initial_weights = "."  # a training of Assay that begins with this folder', "```")
-        if pairs
-        else (
-            "```python",
-            f"from transformers import {auto}, AutoTokenizer",
-            "",
-            f'model = {auto}.from_pretrained("."{trust})',
-            f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
-            "```",
-            "",
-            f"In training a document saw nothing of others, and {before}: give a text as it is.",
-        )
-    )
     lines: Sequence[str] = (
         "---",
         f"library_name: {'assay' if pairs else 'transformers'}",
@@ -370,10 +351,34 @@ def _card(
         *(f"| text of {name} | {licence}{f', {url}' if url else ''} |" for name, licence, url in facts.sources),
         *([] if source else ["| licence of the weights | not stated; add `license` above before you publish them |"]),
         "",
-        *use,
+        *(_USE_OF_PAIRS if pairs else _use(family, begin, facts)),
         "",
     )
     return "\n".join(lines)
+
+
+_USE_OF_PAIRS = (
+    "```toml", "[train]", 'initial_weights = "."  # a training of Assay that begins with this folder', "```",
+)  # fmt: skip
+
+
+def _use(family: Family, begin: int | None, facts: ExportFacts) -> Sequence[str]:
+    """Card's lines about how to load the folder."""
+    before = (
+        "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
+    )
+    trust = ", trust_remote_code=True" if family.own_code else ""
+    auto = "AutoModelForSequenceClassification" if facts.labels else "AutoModelForCausalLM"
+    return (
+        "```python",
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("."{trust})',
+        f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
+        "```",
+        "",
+        f"In training a document saw nothing of others, and {before}: give a text as it is.",
+    )
 
 
 def _expert_bias_rows(identity: CheckpointIdentity) -> list[str]:
