@@ -11,10 +11,22 @@ from assay.config import LoadedRun
 from assay.corpus_audit import bias_counts
 from assay.corpus_gate import require_corpus
 from assay.training_recipe import training_rows
+from data_pipeline.normalised_text import normalise
+from data_pipeline.text_index.search import find_spans
+from data_pipeline.tokens.tokenizer import load_encoder
+from governance.gate.chain import require_chain
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.checkpoint.format import identity_of, read_checkpoint
 from pretrain.config.training import EvaluationConfig
+from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+from pretrain.evaluation.model_bias import Score, audit_model, scorer_of
+from pretrain.evaluation.scores import encode_tasks
 from pretrain.evaluation.tasks import open_tasks
+from pretrain.evaluation.validation import evaluate
+from pretrain.inference.loaded_model import load_model
+from pretrain.inference.memorisation import probe_memorisation
+from pretrain.inference.verbatim_generations import VerbatimConfig, measure_verbatim
 
 _GENERATIONS, _GENERATED = 100, 256
 """Most generations of a split whose verbatim share is measured, and most tokens of each."""
@@ -31,9 +43,6 @@ def task_suite(
 
     Those of a training are pinned, so that a file that is exchanged meanwhile is refused.
     """
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from pretrain.evaluation.scores import encode_tasks
-
     encode = load_encoder(artifacts["tokenizer"], runtime.root).encode
     return encode_tasks(open_tasks(config, run.folder), encode, window)
 
@@ -46,8 +55,6 @@ def evaluation(
     Raises:
         GateClosed: the validation shards are not as the journal states them.
     """
-    from pretrain.evaluation.validation import evaluate
-
     require_corpus(run, artifacts, runtime, "validation")
     tokens = training_rows(artifacts)
     suite = partial(task_suite, run, artifacts, runtime, run.config.evaluation) if run.config.evaluation.tasks else None
@@ -56,10 +63,6 @@ def evaluation(
 
 def model_audit(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
     """Make or find a checkpoint's bias measurement."""
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from pretrain.checkpoint.format import identity_of, read_checkpoint
-    from pretrain.evaluation.model_bias import Score, audit_model, scorer_of
-
     verified = read_checkpoint(checkpoint, runtime.root)
     tokenizer = artifacts["tokenizer"]
 
@@ -79,11 +82,6 @@ def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: 
         GateClosed: a token shard is not as the journal states it.
         CheckpointError: the checkpoint was not trained on the run's token shards.
     """
-    from pretrain.checkpoint.format import read_checkpoint
-    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-    from pretrain.inference.loaded_model import load_model
-    from pretrain.inference.memorisation import probe_memorisation
-
     require_corpus(run, artifacts, runtime, "train", "validation")
     verified = read_checkpoint(checkpoint, runtime.root)
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
@@ -101,14 +99,7 @@ def verbatim(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path
         AlteredFile: a file of the index was altered.
     """
     from assay.trace_text.traced_text import find_index, open_sound_index
-    from data_pipeline.normalised_text import normalise
-    from data_pipeline.text_index.search import find_spans
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from governance.gate.chain import require_chain
-    from pretrain.checkpoint.format import identity_of, read_checkpoint
     from pretrain.inference.generation import generate
-    from pretrain.inference.loaded_model import load_model
-    from pretrain.inference.verbatim_generations import VerbatimConfig, measure_verbatim
 
     tokens, engine, settings = artifacts["encode"], run.config.engine, run.config.memorisation
     if (made := find_index(tokens, runtime.root)) is None:

@@ -13,6 +13,11 @@ import numpy as np
 from assay.config import LoadedRun
 from assay.corpus_gate import require_corpus
 from assay.pipeline import corpus, judge_corpus, training
+from data_pipeline.decontamination.evaluation_sets import read_rows
+from data_pipeline.documents import DOCUMENT_SCHEMA
+from data_pipeline.normalised_text import normalise
+from data_pipeline.tokens.labels import Labelled, group_of, number_of_label, refuse_overlap, split_documents
+from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import AlteredFile, CheckpointError, ConfigError
 from governance.files import sha256_file
 from governance.gate.chain import require_chain
@@ -20,6 +25,11 @@ from governance.log import get_logger
 from governance.manifest import Manifest, output_fault, read_manifest
 from governance.stage import Runtime
 from governance.verified_files import hashed
+from pretrain.checkpoint.format import identity_of, read_checkpoint
+from pretrain.classification.classifier_scores import ClassificationRecipe, Examples, classify, require_classifier
+from pretrain.classification.folds import join_folds
+from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+from pretrain.inference.loaded_model import load_classifier
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,10 +66,6 @@ def evaluate_classifier(
         CheckpointError: it was trained on other rows, so its labels or test documents may be others.
         PipelineError: a test document is in the training set, or a label is missing or unknown.
     """
-    from pretrain.checkpoint.format import read_checkpoint
-    from pretrain.classification.classifier_scores import ClassificationRecipe, classify, require_classifier
-    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-
     config = require_labels(run)
     if test is None and not (config.test_from or config.test_share or config.folds):
         raise ConfigError(
@@ -92,10 +98,6 @@ def _opened(
     `given` are the test file, if any, and its digest.
     """
     import pyarrow as pa
-
-    from data_pipeline.tokens.labels import refuse_overlap
-    from pretrain.checkpoint.format import identity_of
-    from pretrain.inference.loaded_model import load_classifier
 
     (test, digest), most = given, identity_of(checkpoint).recipe.train.sequence_length
     table, labelled = _documents(run, artifacts, runtime)
@@ -131,7 +133,6 @@ def _documents(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime)
     import pyarrow as pa
 
     from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, read_groups
-    from data_pipeline.tokens.labels import Labelled, split_documents
 
     source = artifacts["encode"].inputs[0]
     documents = read_manifest(runtime.root / source.path)
@@ -155,11 +156,6 @@ def _file(path: Path, digest: str, config: ClassificationConfig) -> tuple[pa.Tab
         AlteredFile: it has not the digest of which the evaluation is.
     """
     import pyarrow as pa
-
-    from data_pipeline.decontamination.evaluation_sets import read_rows
-    from data_pipeline.documents import DOCUMENT_SCHEMA
-    from data_pipeline.normalised_text import normalise
-    from data_pipeline.tokens.labels import Labelled, group_of, number_of_label
 
     names, texts, numbers, units = [], [], [], []
     with hashed([path]) as [found]:
@@ -186,9 +182,6 @@ def _examples(
     artifacts: dict[str, Manifest], runtime: Runtime, most: int, table: pa.Table, labelled: Labelled
 ) -> Examples:
     """Documents as tokens, cut to `most` as training cuts them."""
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from pretrain.classification.classifier_scores import Examples
-
     ids, ends = load_encoder(artifacts["tokenizer"], runtime.root).encode_column(table["text"])
     tokens = [
         ids[first : min(last - 1, first + most)]
@@ -209,8 +202,6 @@ def cross_validate(
     Raises:
         ConfigError: the run has no folds.
     """
-    from pretrain.classification.folds import join_folds
-
     config = require_labels(run)
     if not config.folds:
         raise ConfigError("set data.encode.classification.folds to the number of parts, such as 5")

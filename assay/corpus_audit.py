@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 from assay.config import LoadedRun
 from assay.corpus_gate import packed_rows, refuse_altered
 from assay.start_preflight import require_site_rules
+from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
+from data_pipeline.tokens.token_shards import TokenShard
+from data_pipeline.tokens.tokenizer import load_encoder
+from governance.checks.audit import audit
+from governance.checks.bias.bias import bias_audit
+from governance.checks.drift import read_reference
+from governance.checks.tokens import TokenReaders
 from governance.config import validate
 from governance.errors import AlteredFile, GateClosed, MissingInput
 from governance.gate.chain import require_chain
@@ -53,8 +60,6 @@ def audit_and_decide(
         GateClosed: a manifest is not as it was stated, or a file that a check reads, or of the audit, was altered.
         MissingInput: in a look-up, there is no audit or no verdict.
     """
-    from governance.checks.audit import audit
-
     journal, tokens = run.journal(runtime.root), artifacts["encode"]
     if runtime.make:
         require_site_rules(run)
@@ -83,8 +88,6 @@ def audit_and_decide(
 
 def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
     """Make or find the bias count tables."""
-    from governance.checks.bias.bias import bias_audit
-
     models = _classifiers(artifacts, runtime.root)
     tone = _tone_models(run, runtime)
     return bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models, tone=tone)
@@ -92,8 +95,6 @@ def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runt
 
 def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
     """The models that judged this corpus, by name."""
-    from data_pipeline.filters.classifier import scores_of
-
     inputs = artifacts["classify"].inputs if "classify" in artifacts else ()
     models = [read_manifest(root / item.path) for item in inputs if item.stage == "classifier"]
     return {str(model.config["model"]["name"]): (model, partial(scores_of, model, root)) for model in models}
@@ -101,8 +102,6 @@ def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
 
 def _tone_models(run: LoadedRun, runtime: Runtime) -> Models:
     """Make or find the models of `[audit.bias.classifiers]`, by name."""
-    from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
-
     models = {}
     for name, of in sorted(run.config.audit.bias.classifiers.items()):
         values = {"name": name, "model": of.model, "positive": list(of.positive), "negative": list(of.negative)}
@@ -114,8 +113,6 @@ def _tone_models(run: LoadedRun, runtime: Runtime) -> Models:
 
 def _reference(run: LoadedRun) -> Sketch | None:
     """The reference of the suite `drift`, if the run names one."""
-    from governance.checks.drift import read_reference
-
     if not run.config.audit.reference:
         return None
     return read_reference(run.folder / run.config.audit.reference, run.keyring.trusted())
@@ -123,8 +120,4 @@ def _reference(run: LoadedRun) -> Sketch | None:
 
 def token_readers() -> TokenReaders:
     """Readers of the data pipeline's formats, for governance."""
-    from data_pipeline.tokens.token_shards import TokenShard
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from governance.checks.tokens import TokenReaders
-
     return TokenReaders(TokenShard.open, load_encoder)

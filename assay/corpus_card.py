@@ -9,6 +9,8 @@ from assay.corpus_gate import pass_gate
 from assay.pipeline import corpus, report_run
 from governance.errors import ConfigError, GateClosed
 from governance.manifest import Manifest, verify
+from governance.reports.documents.corpus_documents import dataset_card
+from governance.reports.documents.evidence import Evidence
 from governance.stage import Runtime
 
 
@@ -20,8 +22,6 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
         ConfigError: documents are mixed, or hold columns of their rows, which are not redacted.
     """
     from governance.reports.documents.all_documents import read_report
-    from governance.reports.documents.corpus_documents import dataset_card
-    from governance.reports.documents.evidence import Evidence
 
     if run.config.data.mix is not None:
         raise ConfigError(

@@ -57,6 +57,7 @@ from pretrain.evaluation.tasks import open_tasks
 from pretrain.loss_spikes import Diverged
 from pretrain.preflight.compatibility import faults_of
 from pretrain.preflight.hardware import Hardware
+from pretrain.train import folder_of
 
 if TYPE_CHECKING:
     from pretrain.metrics.run_identity import MirrorTable
@@ -183,8 +184,6 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
 
     Its own ones, the one that it continues from, and its teacher.
     """
-    from pretrain.train import folder_of
-
     files = sorted(runtime.root.glob(f"checkpoint*/*/{FILE_NAME}"))
     if not files:
         return  # the digests of the recipe's files are not needed

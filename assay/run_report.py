@@ -10,11 +10,15 @@ from assay.config import LoadedRun
 from assay.corpus_gate import refuse_altered, require_signed
 from governance.errors import AlteredFile, GateClosed, ManifestError
 from governance.gate.chain import latest_statements, require_chain, unstated
+from governance.kpi.other_plans import PLAN, TEST
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, read_manifest, verify
+from governance.reports.facts.energy_totals import look_up
 from governance.signing.journal import Journal
 from governance.stage import Runtime
 from governance.verification import require_growing
+from pretrain.inference.memorisation import VERSION as MEMORISATION
+from pretrain.inference.verbatim_generations import VERSION as VERBATIM
 
 
 def make_report(
@@ -31,7 +35,6 @@ def make_report(
         ManifestError: the energy ledger or the record of a training is not as the journal states it.
     """
     from data_pipeline.pii.detect import replace_all
-    from governance.reports.facts.energy_totals import look_up
     from governance.reports.report import report
 
     journal = run.journal(runtime.root)
@@ -67,10 +70,6 @@ def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -
     Data Docs, the memorisation probe, the verbatim share of generations, and the test of KPIs
     (that which decided, if any), or else their plan.
     """
-    from governance.kpi.other_plans import PLAN, TEST
-    from pretrain.inference.memorisation import VERSION as MEMORISATION
-    from pretrain.inference.verbatim_generations import VERSION as VERBATIM
-
     found = _latest_on("data_docs", {artifacts["audit"].as_input()}, root, journal)
     last = artifacts["train"].stats.get("checkpoint") if "train" in artifacts else None
     if last is not None:

@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
+from assay.inspect.formats import InputFiles, first_records
+from assay.training_recipe import pinned, training_folder
+from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare
 from data_pipeline.readers.local import remaining_files
 from data_pipeline.readers.sources import PathSource, Source
@@ -45,6 +48,7 @@ from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.initial_weights.start import open_weights
 from pretrain.metrics.metrics_log import require_mirrors
+from pretrain.optim.optimizers import make_optimizer, parameter_groups
 from pretrain.preflight.compatibility import check_start, faults_of
 from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
@@ -111,8 +115,6 @@ def _licences_seen(source: Source, folder: Path) -> set[str]:
     Without a licence field, or where the files are not local: the source's own licence. Records whose licence is not
     text are left out, because ingestion will quarantine them.
     """
-    from assay.inspect.formats import InputFiles, first_records
-
     field = source.fields.licence
     if not field or not isinstance(source, PathSource):
         return {source.licence}
@@ -135,9 +137,6 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
         CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """
-    from assay.training_recipe import pinned, training_folder
-    from assay.weights_origin import weights_origin
-
     require_site_rules(run)
     artifacts = _look_up(run, runtime)
     folder = None
@@ -167,7 +166,6 @@ def faults_on(run: LoadedRun, runtime: Runtime, machines: Sequence[Hardware]) ->
     """
     if not machines:
         return []
-    from assay.training_recipe import pinned
 
     recipe, engine = run.config.recipe, run.config.engine
     vocabulary, _ = _size(run, _look_up(run, runtime))
@@ -214,7 +212,6 @@ def _group(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
     import torch
 
     from pretrain.encoder_decoder.model_of_pairs import make_model
-    from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
     with torch.device("meta"):
         model = make_model(recipe.model, vocabulary)

@@ -13,6 +13,8 @@ from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.config.training import TrainRecipe
 from pretrain.data.batch_size import batch_sizes
+from pretrain.distillation.drawn_logits import draw_logits, find_draws
+from pretrain.distillation.teacher import open_teacher
 
 
 def _say_if_few_are_read(recipe: TrainRecipe, drawn: int) -> None:
@@ -35,9 +37,6 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
         GateClosed: the journal does not state the teacher or the draws as they are, or the origin of the teacher is
             refused.
     """
-    from pretrain.distillation.drawn_logits import draw_logits, find_draws
-    from pretrain.distillation.teacher import open_teacher
-
     section = run.config.train.distillation
     if section is None or section.logits != "sampled":
         return None

@@ -12,6 +12,7 @@ from governance.errors import MissingInput
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.checkpoint.load import parent_of
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import refuse_small
 from pretrain.evaluation.tasks import pin
@@ -59,8 +60,6 @@ def steps_before(run: LoadedRun, root: Path) -> int:
     Raises:
         CheckpointError: it is not a checkpoint, or its manifest is torn.
     """
-    from pretrain.checkpoint.load import parent_of
-
     try:
         parent = parent_of(_train(run), root) if run.config.train.continue_from else None
     except MissingInput:

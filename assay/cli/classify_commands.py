@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, load
+from assay.config import load_run
+from governance.errors import MissingInput
 
 if TYPE_CHECKING:
     from assay.config import LoadedRun
@@ -19,7 +21,6 @@ def evaluate(arguments: Arguments) -> None:
 
     from assay.classifier_runs import evaluate_classifier, require_labels
     from assay.pipeline import corpus
-    from governance.errors import MissingInput
 
     test: Path | None = arguments.test
     if test is not None and not test.is_file():
@@ -36,7 +37,6 @@ def evaluate(arguments: Arguments) -> None:
 def folds(arguments: Arguments) -> None:
     """Cross-validate, and print each fold and the mean."""
     from assay.classifier_runs import cross_validate
-    from assay.config import load_run
 
     loaded, runtime = load(arguments, "data prepare")
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments
+from assay.cli.surface import parser
 from assay.config import RunConfig, load_run
 from assay.run_file import CONFIGS, names_of
 from governance.config import flat, read_toml
@@ -170,8 +171,6 @@ def _descriptions(model: type[BaseModel]) -> dict[str, str]:
 def completion(arguments: Arguments) -> None:
     """Print the completion script of a shell."""
     import shtab
-
-    from assay.cli.surface import parser
 
     say(shtab.complete(parser(), arguments.shell))
 

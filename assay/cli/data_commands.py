@@ -9,13 +9,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assay.clean_up import CleanUp, in_use, named_in, plan_clean_up
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, load, load_corpus
+from assay.corpus_gate import require_corpus
+from data_pipeline.corpus_preflight import check
+from data_pipeline.filters.classifier import train_classifier
+from data_pipeline.prepare import stage_names, stages, survey
+from data_pipeline.synthetic.synthesize import expected_costs
+from data_pipeline.text_index.index_stage import TextIndexConfig
+from data_pipeline.tokens.megatron import MegatronConfig, export_megatron, import_megatron
+from data_pipeline.trace import explain
+from governance.config import validate
 from governance.errors import ConfigError, MissingInput
+from governance.files import sha256_bytes, write_text
+from governance.gate.explanation import counted
 from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
+from governance.hub_client import require_name
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.reports.documents.corpus_documents import SHARDS
+from governance.reports.facts.stage_counts import corpus_counts, count_lines
+from governance.reports.terminal import show_corpus
 from governance.stage import Runtime, ShareDone, read_artifact, root_of
 from governance.workers import take_turns
 
@@ -43,7 +59,6 @@ def prepare(arguments: Arguments) -> None:
     for stage, manifest in made.items():
         line = f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}"
         say(line, artifacts={stage: artifact(manifest, runtime.root)})
-    from governance.reports.facts.stage_counts import corpus_counts, count_lines
 
     counts = corpus_counts(list(made.values()))
     say("\n".join(["", *count_lines(counts)]), counts=counts)
@@ -51,11 +66,6 @@ def prepare(arguments: Arguments) -> None:
 
 def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
     """Print stages, steps, and the cost of each synthetic source."""
-    from data_pipeline.corpus_preflight import check
-    from data_pipeline.prepare import stage_names, survey
-    from data_pipeline.synthetic.synthesize import expected_costs
-    from governance.gate.explanation import counted
-
     check(config, folder, runtime.root, runtime.engine)
     sources = survey(config, folder, runtime)
     say(
@@ -75,7 +85,6 @@ def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
 def show(arguments: Arguments) -> None:
     """Print the stages of a run, or an artifact with its ancestors."""
     from data_pipeline.pii.detect import replace_all
-    from governance.reports.terminal import show_corpus
 
     path: Path = arguments.config
     if path.is_dir() or path.name == FILE_NAME:
@@ -109,8 +118,6 @@ def _with_ancestors(path: Path) -> Iterator[Manifest]:
 
 def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
     """The artifacts up to the first missing one; at least one."""
-    from data_pipeline.prepare import stages
-
     some = False
     try:
         for manifest in stages(config, folder, replace(runtime, make=False)):
@@ -123,9 +130,7 @@ def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator
 
 def clean_up(arguments: Arguments) -> None:
     """List the artifacts that nothing rests on; with `--execute`, remove them."""
-    from assay.clean_up import CleanUp, in_use, named_in, plan_clean_up
     from assay.clean_up import clean_up as remove
-    from data_pipeline.prepare import stage_names
 
     loaded, runtime = load(arguments, "data prepare")
     config, journal, root = loaded.config.data, loaded.journal(runtime.root), runtime.root
@@ -184,7 +189,6 @@ def _draws(loaded: LoadedRun, made: Sequence[Manifest], runtime: Runtime) -> lis
 
 def trace(arguments: Arguments) -> None:
     """Print the origin of the document at a token of a shard."""
-    from data_pipeline.trace import explain
     from data_pipeline.trace import trace as find
 
     traced = find(arguments.shard, arguments.offset)
@@ -196,10 +200,7 @@ def trace(arguments: Arguments) -> None:
 
 def index(arguments: Arguments) -> None:
     """Make the index of the corpus's texts, for `assay trace-text`."""
-    from assay.corpus_gate import require_corpus
     from assay.trace_text.traced_text import make_index
-    from data_pipeline.text_index.index_stage import TextIndexConfig
-    from governance.config import validate
 
     loaded, runtime, artifacts = load_corpus(arguments)
     require_corpus(loaded, artifacts, runtime)
@@ -216,8 +217,6 @@ def index(arguments: Arguments) -> None:
 
 def train_classifiers(arguments: Arguments) -> None:
     """Train the classifiers of the run's file and print their scores."""
-    from data_pipeline.filters.classifier import train_classifier
-
     loaded, runtime = load(arguments, "data train-classifier")
     models = loaded.config.data.classifiers
     if not models:
@@ -239,9 +238,6 @@ def train_classifiers(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write the token shards as Megatron's .bin and .idx."""
-    from assay.corpus_gate import require_corpus
-    from data_pipeline.tokens.megatron import export_megatron
-
     loaded, runtime, artifacts = load_corpus(arguments)
     tokens = artifacts["encode"]
     for role in ("train", "validation"):
@@ -257,10 +253,7 @@ def push(arguments: Arguments) -> None:
     import tempfile
 
     from assay.corpus_card import corpus_card
-    from governance.files import sha256_bytes, write_text
     from governance.hub_client import push as upload
-    from governance.hub_client import require_name
-    from governance.reports.documents.corpus_documents import SHARDS
 
     require_name(arguments.repository)
     loaded, runtime = load(arguments, "run")
@@ -288,9 +281,6 @@ def push(arguments: Arguments) -> None:
 
 def import_tokens(arguments: Arguments) -> None:
     """Turn Megatron's .bin and .idx into an artifact of token shards."""
-    from data_pipeline.tokens.megatron import MegatronConfig, import_megatron
-    from governance.config import validate
-
     values = {"vocabulary_size": arguments.vocabulary_size, "end_of_document": arguments.end_of_document}
     config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
     root, keyring = arguments.root.absolute(), Keyring()

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, load
 from assay.config import LoadedRun, load_run
+from assay.experiments.claims_experiment import run_claims
+from assay.experiments.mixture_experiment import plan_mixtures, run_mixtures
+from assay.experiments.scaling_experiment import run_scaling
+from assay.training_recipe import training_folder
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from pretrain.experiments.experiment_report import read_report
+from pretrain.experiments.mixtures.mixture_page import proposal
+from pretrain.experiments.scaling.coordinates import part_in_words
+from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
 
 if TYPE_CHECKING:
     from pretrain.experiments.scaling.ladder import Rung
@@ -19,7 +26,6 @@ if TYPE_CHECKING:
 
 def claims(arguments: Arguments) -> None:
     """Test the Transformer's claims on the run's own tokens."""
-    from assay.experiments.claims_experiment import run_claims
     from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
@@ -47,11 +53,8 @@ def claims(arguments: Arguments) -> None:
 
 def scaling(arguments: Arguments) -> None:
     """Predict the loss of the run from a ladder of small trainings."""
-    from assay.experiments.scaling_experiment import run_scaling
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
-    from pretrain.experiments.scaling.coordinates import part_in_words
-    from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
 
     loaded, runtime = load(arguments, "data prepare")
     vocabulary, _ = vocabulary_of(loaded, runtime)
@@ -93,10 +96,8 @@ def scaling(arguments: Arguments) -> None:
 
 def mixture(arguments: Arguments) -> None:
     """Choose the weights of the sources by small trainings."""
-    from assay.experiments.mixture_experiment import plan_mixtures, run_mixtures
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
-    from pretrain.experiments.mixtures.mixture_page import proposal
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
@@ -140,7 +141,6 @@ def _trainer(
     One that is finished starts no ranks.
     """
     from assay.pipeline import training
-    from assay.training_recipe import training_folder
 
     def train(rung: Rung) -> Manifest:
         settings = [*arguments.overrides, *rung.settings]

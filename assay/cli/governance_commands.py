@@ -11,28 +11,43 @@ from pathlib import Path
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, command_line, keyring_of, load, load_corpus
 from assay.config import LoadedRun
+from assay.corpus_gate import pass_gate
+from assay.planning.cluster import read_cluster
+from assay.receipts.unknown_ids import id_note
+from governance.checks.audit import tables_again
+from governance.checks.data_docs import write_data_docs
+from governance.checks.drift import write_reference
+from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+from governance.checks.shards import sketch_corpus
+from governance.energy.development_share import BEFORE, DATA, FINAL, development
+from governance.energy.ledger import joules_of
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
+from governance.gate.explanation import explain
+from governance.gate.policy import load_policy
+from governance.gate.signed_statements import submitters
 from governance.gate.verdict import GovernanceConfig, Keyring, read_verdict
 from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import Manifest, differences
+from governance.recomputation.audit_statement import FALSIFIED
 from governance.reports.sections.memorisation_section import copies_words, read_words, trend_words
-from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
+from governance.signing import model_bundles
+from governance.signing.dsse import create_job_key, create_key, default_key_path, key_id, private_key, public_path
 from governance.signing.git_anchor import anchor_words
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import SKEW, ahead_words, stamp
+from governance.signing.openssf import FILE_NAME as BUNDLE
 from governance.signing.openssf import create_model_key, default_model_key_path
 from governance.stage import Runtime, read_artifact, root_of
 from governance.verification import verify_artifact, verify_root
 from governance.verified_files import intact
+from pretrain.checkpoint.format import read_checkpoint
 
 
 def check(arguments: Arguments) -> int:
     """Audit the corpus and sign the verdict; the gate's exit status."""
-    from assay.corpus_gate import pass_gate
     from assay.pipeline import judge_corpus
-    from governance.gate.explanation import explain
 
     loaded, runtime, artifacts = load_corpus(arguments)
     checked, verdict = judge_corpus(loaded, artifacts, runtime)
@@ -52,9 +67,7 @@ def _data_docs(
 
     Without a folder, they become an artifact that the report links.
     """
-    from governance.checks.audit import tables_again
     from governance.checks.data_docs import data_docs as make
-    from governance.checks.data_docs import write_data_docs
 
     tables, gates = tables_again(checked, artifacts, loaded.policy, runtime), loaded.policy.gates()
     if folder is None:
@@ -73,10 +86,6 @@ def freeze(arguments: Arguments) -> None:
         GateClosed: the verdict does not let this corpus through.
         ConfigError: the file exists; a reference never changes.
     """
-    from assay.corpus_gate import pass_gate
-    from governance.checks.drift import write_reference
-    from governance.checks.shards import sketch_corpus
-
     file: Path = arguments.file
     if file.exists():
         raise ConfigError(f"{file}: exists already, and a reference never changes. Give another name.")
@@ -94,9 +103,6 @@ def freeze(arguments: Arguments) -> None:
 
 def suites(arguments: Arguments) -> None:
     """Write gates as suites of Great Expectations, or a suite as gates."""
-    from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
-    from governance.gate.policy import load_policy
-
     if arguments.policy.suffix == ".json":
         text = gates_toml(read_suite(arguments.policy, arguments.suite, arguments.owner)).rstrip()
         say(text, gates=text)
@@ -110,7 +116,6 @@ def suites(arguments: Arguments) -> None:
 def clock(arguments: Arguments) -> int:
     """Show times ahead of the clock, or sign that they are void."""
     from assay.start_preflight import require_site_rules
-    from governance.gate.signed_statements import submitters
 
     loaded, runtime = load(arguments, "governance clock")
     journal, moment = loaded.journal(runtime.root), datetime.datetime.now(datetime.UTC)
@@ -202,9 +207,7 @@ def anchor(arguments: Arguments) -> int:
 
 def site(arguments: Arguments) -> None:
     """Show the site's rules, or the digest of a policy to pin."""
-    from governance.gate.policy import load_policy
     from governance.gate.site_policy import SYSTEM, VARIABLE, sites
-    from governance.signing.dsse import key_id
 
     if arguments.policy is not None:
         digest = load_policy(arguments.policy).digest
@@ -260,7 +263,6 @@ def audit_training(arguments: Arguments) -> int:
     """Repeat drawn stretches of a training; 65 where weights differ."""
     from assay.recomputation.training_audit import audit_training as audit
     from assay.recomputation.training_audit import explain
-    from governance.recomputation.audit_statement import FALSIFIED
 
     loaded, runtime, artifacts = load_corpus(arguments)
     made, facts = audit(loaded, artifacts, replace(runtime, make=True), arguments.share, arguments.beacon)
@@ -273,7 +275,6 @@ def takedown(arguments: Arguments) -> None:
 
     With `settings`, write its settings for a job.
     """
-    from assay.planning.cluster import read_cluster
     from assay.replay.replay_plan import explain, replay_plan
 
     loaded, runtime, artifacts = load_corpus(arguments)
@@ -319,7 +320,6 @@ def prove(arguments: Arguments) -> None:
     """
     from assay.receipts.receipt_requests import explain, verifier_text
     from assay.receipts.receipt_requests import prove as find
-    from assay.receipts.unknown_ids import id_note
 
     file: Path = arguments.receipt
     if file.exists():
@@ -429,8 +429,6 @@ def audit_memorisation(arguments: Arguments) -> None:
 
 def energy(arguments: Arguments) -> None:
     """Print the energy of all roots, and the development share."""
-    from governance.energy.development_share import BEFORE, DATA, FINAL, development
-    from governance.energy.ledger import joules_of
     from governance.reports.html.markup import UNKNOWN, share
     from governance.reports.html.markup import energy as watt_hours
 
@@ -472,8 +470,6 @@ def sign(arguments: Arguments) -> None:
         ConfigError: the journal has lines, and none is by the key that would sign the next one.
         GateClosed: none by that key states the checkpoint as it is.
     """
-    from pretrain.checkpoint.format import read_checkpoint
-
     root = root_of(arguments.checkpoint)
     manifest = read_checkpoint(arguments.checkpoint, root)
     key = arguments.key or default_model_key_path()
@@ -494,9 +490,6 @@ def verify_model(arguments: Arguments) -> None:
         ConfigError: an identity without its issuer.
         ManifestError: another signer, or files that are not as they were signed.
     """
-    from governance.signing import model_bundles
-    from governance.signing.openssf import FILE_NAME as BUNDLE
-
     model: Path = arguments.model
     if bool(arguments.identity) != bool(arguments.issuer):
         raise ConfigError("--identity and --issuer require each other: --identity NAME --issuer URL")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments
+from assay.inspect.kernels_ahead import compiled_ahead
 from assay.run_file import CONFIGS
 from governance.errors import require_writable
+from governance.files import write_text
 
 
 def inspect(arguments: Arguments) -> None:
@@ -19,8 +21,6 @@ def inspect(arguments: Arguments) -> None:
     """
     from assay.inspect.inspection import inspect_path
     from assay.inspect.inspection_page import as_page, as_text
-    from assay.inspect.kernels_ahead import compiled_ahead
-    from governance.files import write_text
 
     path: Path = arguments.path
     folder: Path = arguments.output or Path(f"inspect-{path.resolve().name}")

@@ -13,6 +13,7 @@ from governance.kpi.kpi_evidence import KpiRequest, ModelEnergy, find_plan, make
 from governance.kpi.kpi_file import load_kpis
 from governance.kpi.other_plans import rival_plans
 from governance.manifest import Manifest
+from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.sections.kpi_section import answer, detectable_words, kpi_line, plan_words
 from governance.stage import Runtime, read_artifact
 
@@ -65,8 +66,6 @@ def test(arguments: Arguments) -> int:
 
 def model_energy(artifacts: dict[str, Manifest], runtime: Runtime) -> ModelEnergy:
     """Energy under a root, waste included, and of ancestors elsewhere."""
-    from governance.reports.facts.energy_totals import energy_facts
-
     found = energy_facts(list(artifacts.values()), runtime.root)
     total = found["total"]
     parts = (found["views"] or {}).get("parts", ())

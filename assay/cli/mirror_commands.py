@@ -6,12 +6,12 @@ import argparse
 from dataclasses import asdict
 
 from assay.cli.output import say
+from data_pipeline.readers.remote import public_url
 
 
 def push(arguments: argparse.Namespace) -> None:
     """Send a root to a store."""
     from assay.mirror.root_mirror import push_root
-    from data_pipeline.readers.remote import public_url
 
     done = push_root(arguments.folder, arguments.url)
     say(

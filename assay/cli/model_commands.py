@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, averaged_with, checkpoint_of, load_corpus
+from assay.corpus_gate import require_corpus
+from assay.training_recipe import training_rows
+from data_pipeline.readers.file_types.pair_text import prompt_of
+from data_pipeline.tokens.tokenizer import load_encoder
+from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
+from governance.files import sha256_bytes, write_text
 from governance.log import get_logger, progress
+from pretrain.checkpoint.format import identity_of, read_checkpoint
+from pretrain.data.dataset import open_rows
+from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+from pretrain.inference.loaded_model import load_model
+from pretrain.inference.next_token import Sampling
 
 if TYPE_CHECKING:
     from assay.config import LoadedRun
@@ -44,11 +55,6 @@ def open_checkpoint(arguments: Arguments, role: str = "") -> OpenedCheckpoint:
 
     `role` names token shards that the command reads, too.
     """
-    from assay.corpus_gate import require_corpus
-    from data_pipeline.tokens.tokenizer import load_encoder
-    from pretrain.checkpoint.format import identity_of, read_checkpoint
-    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-
     loaded, runtime, artifacts = load_corpus(arguments)
     require_corpus(loaded, artifacts, runtime, role)  # the tokenizer is behind it
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
@@ -65,8 +71,6 @@ def generate(arguments: Arguments) -> None:
 
     from pretrain.inference.generation import generate as continue_prompts
     from pretrain.inference.generation import refuse_prompts
-    from pretrain.inference.loaded_model import load_model
-    from pretrain.inference.next_token import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if sampling.top_p < 1 and not sampling.temperature:
@@ -131,11 +135,6 @@ def interpret(arguments: Arguments) -> None:
         ConfigError: there is neither a text nor `--prune-heads`, a text is empty or not Unicode, or `--rows` has
             no `--prune-heads`.
     """
-    from assay.training_recipe import training_rows
-    from governance.config import canonical_json
-    from governance.files import sha256_bytes, write_text
-    from pretrain.checkpoint.format import identity_of
-    from pretrain.data.dataset import open_rows
     from pretrain.interpretability.interpretation import refuse_texts
     from pretrain.interpretability.interpretation_page import interpretation_lines, interpretation_page
 
@@ -189,7 +188,6 @@ def _interpreted(
     """Values of all texts and, with `rows`, of removed heads."""
     from dataclasses import asdict
 
-    from pretrain.inference.loaded_model import load_model
     from pretrain.interpretability.head_pruning import passed_rows, prune_heads
     from pretrain.interpretability.interpretation import induction_figures
     from pretrain.interpretability.interpretation import interpret as interpret_text
@@ -232,10 +230,6 @@ def _namer(encoder: Encoder, given: Sequence[int]) -> Callable[[int], str]:
 
 def translate(arguments: Arguments) -> None:
     """Translate texts by beam search."""
-    from data_pipeline.readers.file_types.pair_text import prompt_of
-    from governance.config import canonical_json
-    from governance.files import sha256_bytes
-    from pretrain.checkpoint.format import identity_of
     from pretrain.inference.beam_search import Beam, Hypothesis, open_translator
     from pretrain.inference.generation import refuse_full
 

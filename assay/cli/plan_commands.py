@@ -7,6 +7,11 @@ from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, load
+from assay.planning.cluster import read_cluster, shipped_clusters
+from assay.training_recipe import steps_before
+from governance.errors import BudgetReached, ConfigError
+from governance.files import write_text
+from slurm.config import with_site
 
 
 def plan(arguments: Arguments) -> None:
@@ -16,17 +21,12 @@ def plan(arguments: Arguments) -> None:
     """
     from assay.dry_run import online_teacher_of
     from assay.experiments.scaling_experiment import expected_loss
-    from assay.planning.cluster import read_cluster, shipped_clusters
     from assay.planning.corrections import correction_from
     from assay.planning.layouts import layouts
     from assay.planning.plan import Correction, PlanInputs, make_plan, refuse
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.start_preflight import corpus_figures, require_site_rules
-    from assay.training_recipe import steps_before
-    from governance.errors import BudgetReached, ConfigError
-    from governance.files import write_text
-    from slurm.config import with_site
 
     arguments.needs = "model"
     loaded, runtime = load(arguments, "data prepare")

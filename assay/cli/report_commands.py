@@ -8,6 +8,7 @@ from pathlib import Path
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, default_root, load
 from assay.config import load_run
+from assay.run_report import make_documents
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
 from governance.gate.verdict import GovernanceConfig, Keyring
@@ -19,7 +20,6 @@ def write(arguments: Arguments) -> None:
     """Write the report and, on request, the documents filled from it."""
     from assay.cli.slurm_commands import refresh_accounting
     from assay.pipeline import report_run
-    from assay.run_report import make_documents
 
     loaded, runtime = load(arguments, "run")
     refresh_accounting(runtime.root)

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from assay.cli.output import say
+from assay.cli.review import Bench, kept_tables, reviewer_key, withdraw
 from assay.cli.run_commands import command_line, load
 from assay.config import LoadedRun
 from governance.errors import MissingInput
-from governance.gate.verdict import load_statements
+from governance.gate.refusals import refusals_of, unstated_refusals
+from governance.gate.verdict import load_statements, statements_in_effect
+from governance.gate.waivers import Case
 from governance.log import get_logger
 
 
@@ -22,10 +25,8 @@ def review(arguments: argparse.Namespace) -> None:
     if arguments.withdraw:
         _withdraw(arguments)
         return
-    from assay.cli.review import Bench, kept_tables, reviewer_key
     from assay.cli.review import review as walk
     from assay.pipeline import corpus, judge_corpus
-    from governance.gate.waivers import Case
 
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)
@@ -53,9 +54,6 @@ def review(arguments: argparse.Namespace) -> None:
 
 def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) -> None:
     """State a new refusal or withdrawal, where this account may."""
-    from governance.gate.refusals import unstated_refusals
-    from governance.gate.verdict import statements_in_effect
-
     journal = loaded.journal(root)
     gate = loaded.gate(root)
     statements_in_effect(gate, loaded.policy, corpus)
@@ -72,10 +70,7 @@ def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) ->
 
 def _withdraw(arguments: argparse.Namespace) -> None:
     """Withdraw a refusal of the run's corpus, by file name."""
-    from assay.cli.review import reviewer_key, withdraw
     from assay.pipeline import corpus
-    from governance.gate.refusals import refusals_of
-    from governance.gate.waivers import Case
 
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)

@@ -19,18 +19,26 @@ from typing import Any, Literal
 from assay.cli.output import artifact, say
 from assay.config import LoadedRun, load_run
 from assay.run_file import is_shipped
+from data_pipeline.tokens.chat_template import CHATML
+from governance.config import canonical_json
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError, GateClosed
-from governance.files import append_line
+from governance.files import append_line, sha256_bytes, write_json
+from governance.gate.chain import require_chain, require_stated
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks, no_tally
+from governance.hub_client import push, require_name
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.ray_cluster.ray_pool import ADDRESS_VARIABLE
-from governance.stage import Runtime
+from governance.stage import Runtime, read_artifact, root_of
+from pretrain.checkpoint.averaged_weights import last_checkpoints
+from pretrain.distributed.process_group import read_ranks
+from pretrain.initial_weights.folder import STATEMENT
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
+from slurm.frozen import refuse_edits
 
 Arguments = argparse.Namespace
 _PROJECT = ("runs", ".git", "pyproject.toml")
@@ -170,8 +178,6 @@ def refuse_edited(run: LoadedRun, root: Path) -> None:
     if os.environ.get(SUBMITTED_VARIABLE) != str(root):
         return
     from assay.slurm_folders import signing_key_id
-    from pretrain.distributed.process_group import read_ranks
-    from slurm.frozen import refuse_edits
 
     refuse_edits(root, signing_key_id(run), first=read_ranks().first, signer=run.journal(root).record_signer)
 
@@ -201,7 +207,6 @@ def run(arguments: Arguments) -> None:
 def train(arguments: Arguments) -> None:
     """Train on a prepared corpus that has passed the gate."""
     from assay.pipeline import corpus, training
-    from pretrain.distributed.process_group import read_ranks
 
     if arguments.dry_run:
         arguments.needs = "model"
@@ -257,8 +262,6 @@ def checkpoint_of(
     """
     from assay.pipeline import training
     from assay.weights_origin import checkpoint_origin, refuse_unverified
-    from governance.gate.chain import require_chain, require_stated
-    from governance.stage import read_artifact, root_of
 
     checkpoint: Path = arguments.checkpoint
     journal = loaded.journal(runtime.root)
@@ -294,9 +297,6 @@ def averaged_with(newest: Manifest, arguments: Arguments, loaded: LoadedRun, roo
         CheckpointError: one is damaged.
         GateClosed: the journal does not state one as it is.
     """
-    from governance.gate.chain import require_stated
-    from pretrain.checkpoint.averaged_weights import last_checkpoints
-
     if arguments.average == 1:
         return []
     others = last_checkpoints(newest, arguments.average, root)[1:]
@@ -308,9 +308,6 @@ def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from assay.checkpoint_evaluation import evaluation
     from assay.training_recipe import training_rows
-    from governance.config import canonical_json
-    from governance.files import sha256_bytes
-    from governance.stage import read_artifact
     from pretrain.evaluation.evaluation_table import table
 
     loaded, runtime, artifacts = load_corpus(arguments)
@@ -330,13 +327,9 @@ def evaluate(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
-    from data_pipeline.tokens.chat_template import CHATML
-    from governance.files import write_json
-    from governance.stage import read_artifact
     from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
-    from pretrain.initial_weights.folder import STATEMENT
 
     _refuse_export(arguments)
     loaded, runtime, artifacts = load_corpus(arguments)
@@ -376,8 +369,6 @@ def export(arguments: Arguments) -> None:
 
 def _refuse_export(arguments: Arguments) -> None:
     """Refuse options that exclude each other, and a name that no repository can have."""
-    from governance.hub_client import require_name
-
     if arguments.adapter and arguments.dtype != "fp32":
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
     if arguments.adapter and arguments.average > 1:
@@ -390,7 +381,6 @@ def _refuse_export(arguments: Arguments) -> None:
 
 def _push_export(arguments: Arguments, checkpoint: Manifest) -> str:
     """Upload the exported folder; return the commit."""
-    from governance.hub_client import push
     from pretrain.export.huggingface import REPLACED
 
     message = f"Checkpoint {checkpoint.digest[:16]}, step {checkpoint.config['step']}"

@@ -21,11 +21,18 @@ from assay.cli.output import say, write_out
 from assay.cli.run_commands import Arguments, argv_of, load, read_run
 from assay.config import LoadedRun
 from assay.slurm_folders import container_mounts, fetch_here, folders_read, freeze_run, make_key
+from assay.training_recipe import steps_before, training_folder
+from data_pipeline.prepare import survey
+from governance.energy import ledger
+from governance.energy.intensity import read_intensity
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
 from governance.stage import Runtime
+from pretrain.distributed.process_group import Ranks, read_ranks, rendezvous_name
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.node_checks import NodeFinding, check_node, save_bytes, say_at_once
 from slurm import actions, carbon_aware, commands, frozen, job_states, rehearsal
 from slurm.accounting import account
 from slurm.config import SlurmConfig, minutes, with_site
@@ -153,7 +160,6 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     from assay.dry_run import online_teacher_of
     from assay.planning.plan_budget import submission_lines
     from assay.start_preflight import corpus_figures
-    from assay.training_recipe import steps_before
 
     vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
@@ -177,7 +183,6 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
         if arguments.latest or arguments.expected:
             raise ConfigError("--latest and --expected require --carbon-aware FORECAST.csv")
         return None
-    from governance.energy.intensity import read_intensity
 
     limit = minutes(config.time_limit) * config.chain
     if arguments.expected is None and limit in (0, float("inf")):
@@ -298,9 +303,6 @@ def _print_log(arguments: Arguments, job: str, path: Path) -> None:
 def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from assay.pipeline import corpus
-    from pretrain.distributed.process_group import Ranks, read_ranks, rendezvous_name
-    from pretrain.preflight.hardware import Hardware
-    from pretrain.preflight.node_checks import NodeFinding, check_node, save_bytes, say_at_once
 
     loaded, runtime = load(arguments, "data prepare")
     folder = _training_folder(loaded, runtime)
@@ -341,8 +343,6 @@ def _checked_plan(arguments: Arguments, loaded: LoadedRun, runtime: Runtime) -> 
 
 
 def _sources(loaded: LoadedRun, runtime: Runtime) -> Survey:
-    from data_pipeline.prepare import survey
-
     return survey(loaded.config.data, loaded.folder, runtime)
 
 
@@ -353,7 +353,6 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
         PipelineError: the start's own error class and message.
     """
     from assay.start_preflight import on_nodes, refuse_start
-    from pretrain.distributed.process_group import Ranks
 
     a_node, engine = config.tasks_per_node, loaded.config.engine
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)
@@ -374,7 +373,6 @@ def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tu
         ConfigError: `min_nodes` allows fewer, and the training can start on none of them.
     """
     from assay.start_preflight import faults_on, on_nodes
-    from pretrain.distributed.process_group import Ranks
 
     if not config.retries_inside:
         return ()
@@ -462,7 +460,6 @@ def _status_lines(
 def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
     """Folder of the training's record; None before its tokens are made."""
     from assay.pipeline import corpus
-    from assay.training_recipe import training_folder
 
     try:
         return training_folder(loaded, corpus(loaded, replace(runtime, make=False)), runtime)
@@ -472,8 +469,6 @@ def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
 
 def _our_joules(root: Path) -> float | None:
     """Joules of the whole root, by Assay's own meters."""
-    from governance.energy import ledger
-
     path = root / ledger.FILE_NAME
     if not path.exists():
         return None

@@ -9,6 +9,7 @@ from assay.corpus_gate import pass_gate, require_corpus, require_signed
 from governance.gate.chain import require_chain
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.distributed.process_group import Ranks, threads_of
 from pretrain.experiments.claims_config import ClaimsConfig
 
 
@@ -19,7 +20,6 @@ def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], config: Claims
         GateClosed: the verdict does not let this corpus through, or a shard, a training or the report differs from its
             statement.
     """
-    from pretrain.distributed.process_group import Ranks, threads_of
     from pretrain.experiments.claims import claims
 
     pass_gate(run, artifacts, runtime)

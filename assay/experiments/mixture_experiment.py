@@ -17,6 +17,7 @@ from assay.training_recipe import training_rows
 from governance.config import Section
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.data.dataset import open_rows
 from pretrain.experiments.experiment_report import write_report
 from pretrain.experiments.mixtures.mixture_law import MixtureFit, fit_mixtures
 from pretrain.experiments.mixtures.mixture_page import mixture_page
@@ -41,8 +42,6 @@ def plan_mixtures(run: LoadedRun, artifacts: Mapping[str, Manifest], root: Path,
     Raises:
         ConfigError: as `mixture_plan` does.
     """
-    from pretrain.data.dataset import open_rows
-
     rows = open_rows(training_rows(artifacts), "train", root, run.config.train.sequence_length)
     counts = {source.name: source.count for source in rows.sources() if source.count}
     return mixture_plan(run.config.mixture, run.config.recipe, vocabulary, counts)

@@ -21,6 +21,7 @@ from governance.gate.chain import require_chain
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, read_manifest, verify
 from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.data.dataset import open_rows
 from pretrain.experiments.experiment_report import read_report, write_report
 from pretrain.experiments.scaling.coordinates import CoordinateCheck, coordinate_check, part_in_words, rows_for_check
 from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
@@ -117,8 +118,6 @@ def _found(
     Raises:
         PipelineError: the losses show no law.
     """
-    from pretrain.data.dataset import open_rows
-
     points = [Trained(rung.parameters, rung.tokens, manifest.stats["validation_loss"]) for rung, manifest in trained]
     fit = fit_law(points, section.scaling.resamples)
     curves = [[points[at] for at in curve] for curve in curves_of([rung for rung, _ in trained])]
