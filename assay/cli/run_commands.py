@@ -368,7 +368,7 @@ def export(arguments: Arguments) -> None:
 
 
 def _refuse_export(arguments: Arguments) -> None:
-    """Refuse options that exclude each other, and a name that no repository can have."""
+    """Refuse options that exclude each other, and a malformed repository name."""
     if arguments.adapter and arguments.dtype != "fp32":
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
     if arguments.adapter and arguments.average > 1:

@@ -137,7 +137,10 @@ def meter(
 
 
 def _outcome(error: BaseException) -> tuple[str, str]:
-    """Outcome and cause of a body that raised; those that saved their work first survive."""
+    """Outcome and cause of a body that raised.
+
+    One that saved its work first survives.
+    """
     for kind, cause in ((Preempted, PREEMPTED), (ShareDone, "left"), (BudgetReached, OUT_OF_BUDGET)):
         if isinstance(error, kind):
             return "surviving", cause

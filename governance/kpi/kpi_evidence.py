@@ -267,7 +267,7 @@ def facts_of_test(
 
 
 def _faults_of_outcomes(file: KpiFile, planned: int, planned_on: str, outcomes: Outcomes) -> Iterator[str]:
-    """Reasons why these outcomes do not decide: too few, too early, or in other arms than planned."""
+    """Reasons why these outcomes do not decide."""
     sizes, ratio, words = arm_sizes(outcomes), sample_ratio(file, outcomes), group_word(file)
     if outcomes.count < planned:
         yield f"an early look at {outcomes.count:,} of the {planned:,} planned {words}"
