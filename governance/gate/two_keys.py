@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import ManifestError
-from governance.signing.dsse import certified, verify_envelope
+from governance.files import sha256_bytes
+from governance.signing.dsse import certified, signing_time, verify_envelope
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ def signer(envelope: Any, demand: TwoKeys, place: str) -> Signer:
     Raises:
         ManifestError: it has no trusted signature; begins with `place`.
     """
-    _, key = verify_envelope(envelope, demand.roots, place)
-    named = [
-        certified(item.get("certificate"), demand.roots) for item in envelope["signatures"] if item["keyid"] == key
-    ]
-    names = {found.name for found in named if found is not None}
+    payload, key = verify_envelope(envelope, demand.roots, place)
+    attached = (certified(item.get("certificate"), demand.roots) for item in envelope["signatures"])
+    names = {
+        found.name
+        for found in attached  # certificates are public: anybody can attach one of another key, or an old one
+        if found is not None and sha256_bytes(found.public_key) == key and found.covers(signing_time(payload))
+    }
     return Signer(key, tuple(sorted(names | {person for person, own in demand.people.items() if own == key})))
 
 

@@ -22,7 +22,10 @@ from governance.errors import ConfigError, GateClosed
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, load_policy
 from governance.gate.site_policy import VARIABLE, sites
+from governance.gate.two_keys import TwoKeys, signer
 from governance.gate.verdict import GovernanceConfig
+from governance.signing.dsse import private_key, public_key, sign, statement
+from governance.stage import now
 from tests.governance.attacked import prepare, words_of
 from tests.governance.yard import CHILD, SITE_POLICY, Yard
 
@@ -360,6 +363,17 @@ def test_a_name_that_a_key_gives_itself_is_none(bound):
     (bound.root / "gate.pem").unlink()
     bound.certify("gate", bound.root / "stranger.pem")
     bound.refused(_OTHER, signing_key="gate.pem")
+
+
+def test_a_key_has_no_name_of_another_keys_certificate(bound):
+    """Certificates are public: the holder of another job's key adds the gate's to a signature of its own."""
+    bound.certify("other", bound.site / "root.pem")
+    other, gate = (private_key(bound.root / f"{name}.pem") for name in ("other", "gate"))
+    root = public_key(bound.site / "root.pem.pub")
+    envelope = sign(statement({"a": "0" * 64}, "urn:x", {"signed_at": now()}), other)
+    [own] = envelope["signatures"]
+    envelope["signatures"].append({**own, "certificate": gate.certificate})
+    assert signer(envelope, TwoKeys("audit", "gate", (root,), {}), "it").names == ("other",)
 
 
 @pytest.mark.parametrize("on_site", [True, False])
