@@ -314,5 +314,8 @@ def explain(traced: Traced) -> str:
     if traced.problem:
         lines.append(f"problem    {traced.problem}")
     lines.append("made from")
-    lines += [f"  {a.stage:<10} {a.digest[:16]}  {a.path}{f'  ({a.note})' if a.note else ''}" for a in traced.chain]
+    width = max(len(a.stage) for a in traced.chain)
+    lines += [
+        f"  {a.stage:<{width}} {a.digest[:16]}  {a.path}{f'  ({a.note})' if a.note else ''}" for a in traced.chain
+    ]
     return "\n".join(lines)

@@ -76,11 +76,11 @@ def local_files(source: HubSource, folder: Path) -> FoundFiles:
             f"source {source.name}: dataset = {source.dataset!r} is not a file or folder in {folder.absolute()}. For a "
             "data set of the hub give its revision too: a commit, a tag or a branch."
         )
-    loose = path.is_dir() and not (path / _STATE).is_file()
-    found = search_files(patterns, folder, source.name, follow_links=source.follow_links, any_of=loose)
+    loose, owner = path.is_dir() and not (path / _STATE).is_file(), f"source {source.name}"
+    found = search_files(patterns, folder, owner, follow_links=source.follow_links, any_of=loose)
     if not loose:
         return found
-    everything = search_files((f"{glob.escape(str(path))}/**",), folder, source.name, follow_links=source.follow_links)
+    everything = search_files((f"{glob.escape(str(path))}/**",), folder, owner, follow_links=source.follow_links)
     read = {file.path for file in found.files}
     others = [
         file.path for file in everything.files if file.path not in read and not _COMPANIONS.search(file.path.name)

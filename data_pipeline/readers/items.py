@@ -121,7 +121,7 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
     items = fetched_items(outputs, digests, runtime.root)
     beside: list[tuple[str, Path]] = []
     if isinstance(source, WarcSource) and source.opt_out_paths:
-        found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
+        found = find_files(source.opt_out_paths, folder, f"source {source.name}", follow_links=source.follow_links)
         beside = [(f"opt_out/{file.name}", file.path) for file in found]
     elif isinstance(source, OwnSource):
         code = find_code(source.reader, folder, f"source {source.name}: reader")

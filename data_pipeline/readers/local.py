@@ -48,15 +48,17 @@ class FoundFiles:
     """Path and reason of what may hold records and is not read."""
 
 
-def find_files(patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False) -> list[LocalFile]:
+def find_files(patterns: tuple[str, ...], folder: Path, owner: str, *, follow_links: bool = False) -> list[LocalFile]:
     """Files that match the patterns; all must be readable.
+
+    `owner` is the part of the run's file that has the patterns, in words: "source news".
 
     Raises:
         MissingInput: as `search_files`; or a folder, a link or a match cannot be read.
     """
-    found = search_files(patterns, folder, source, follow_links=follow_links)
+    found = search_files(patterns, folder, owner, follow_links=follow_links)
     if found.unread:
-        raise MissingInput(f"{source}: {unread_words(found.unread)}. Correct them, or narrow the `paths`.")
+        raise MissingInput(f"{owner}: {unread_words(found.unread)}. Correct them, or narrow the pattern.")
     return found.files
 
 
@@ -67,7 +69,7 @@ def unread_words(unread: Sequence[tuple[str, str]]) -> str:
 
 
 def search_files(
-    patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False, any_of: bool = False
+    patterns: tuple[str, ...], folder: Path, owner: str, *, follow_links: bool = False, any_of: bool = False
 ) -> FoundFiles:
     """Files that match the patterns, once each, sorted by name.
 
@@ -82,7 +84,7 @@ def search_files(
     wanting = []
     for pattern, written in zip(absolute, patterns, strict=True):
         fixed = _fixed_part(pattern)
-        walk = _FolderWalk(fixed, source, follow_links)
+        walk = _FolderWalk(fixed, owner, follow_links)
         paths = [Path(name) for name in walk.expand(fixed, Path(pattern).parts[len(Path(fixed).parts) :])]
         kinds = [_kind(path) for path in paths]
         files = [path for path, kind in zip(paths, kinds, strict=True) if kind == "file"]
@@ -101,7 +103,7 @@ def search_files(
         near = near_path(gone[0]) if gone else ""
         lost = f"; {unread_words(sorted(unread.items()))}" if unread else ""
         raise MissingInput(
-            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}{lost}). Change its `paths`.{near}"
+            f"{owner}: {', '.join(wanting)} (looked in {folder.absolute()}{lost}). Correct the pattern.{near}"
         )
     return FoundFiles([LocalFile(name, found[name]) for name in sorted(found)], sorted(unread.items()))
 
@@ -114,7 +116,7 @@ def find_paths(source: PathSource, folder: Path) -> FoundFiles:
         ConfigError: one is of a kind that the source does not hold.
     """
     patterns = tuple(pattern.removeprefix("file://") for pattern in source.paths)
-    found = search_files(patterns, folder, source.name, follow_links=source.follow_links)
+    found = search_files(patterns, folder, f"source {source.name}", follow_links=source.follow_links)
     check_endings([file.name for file in found.files], source)
     return found
 
@@ -124,7 +126,7 @@ def remaining_files(source: PathSource, folder: Path) -> Iterator[Path]:
     for pattern in () if source.elsewhere else source.paths:
         with contextlib.suppress(MissingInput):
             local = pattern.removeprefix("file://")
-            found = search_files((local,), folder, source.name, follow_links=source.follow_links)
+            found = search_files((local,), folder, f"source {source.name}", follow_links=source.follow_links)
             yield from (file.path for file in found.files)
 
 
@@ -153,10 +155,10 @@ def _unescaped(part: str) -> str:
 class _FolderWalk:
     """Paths below a fixed folder that match a pattern, as `glob` does."""
 
-    def __init__(self, fixed: str, source: str, follow_links: bool) -> None:
+    def __init__(self, fixed: str, owner: str, follow_links: bool) -> None:
         self._fixed = fixed
         self._inside = os.path.join(os.path.realpath(fixed), "")
-        self._source = source
+        self._owner = owner
         self._follow = follow_links
         self.unread: dict[str, str] = {}
 
@@ -239,9 +241,10 @@ class _FolderWalk:
         parts = path.relative_to(self._fixed).parts
         ways = (Path(self._fixed, *parts[: count + 1]) for count in range(len(parts)))
         link = next((way for way in ways if not self._holds(way)), path)
+        others = ", or set follow_links = true on the source" if self._owner.startswith("source ") else ""
         raise MissingInput(
-            f"source {self._source}: {link} is a symbolic link to {os.path.realpath(link)}, which is outside "
-            f"{self._fixed}. Name the target's folder in `paths`, or set follow_links = true on the source."
+            f"{self._owner}: {link} is a symbolic link to {os.path.realpath(link)}, which is outside "
+            f"{self._fixed}. Name the target's folder in the pattern{others}."
         )
 
     def _holds(self, path: Path) -> bool:

@@ -114,7 +114,7 @@ def prompt_files(source: SyntheticSource, folder: Path) -> list[LocalFile]:
     Raises:
         MissingInput: a pattern names none.
     """
-    return find_files(source.prompts, folder, source.name) if source.prompts else []
+    return find_files(source.prompts, folder, f"source {source.name}") if source.prompts else []
 
 
 def requests(

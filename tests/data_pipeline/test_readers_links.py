@@ -56,7 +56,7 @@ def test_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(tmp_path, link
     outside(tmp_path)
     os.symlink(tmp_path / target, tmp_path / link)
     with pytest.raises(MissingInput) as error:
-        find_files(patterns, tmp_path, "s")
+        find_files(patterns, tmp_path, "source s")
     words = str(error.value)
     assert f"{tmp_path / link} is a symbolic link to {tmp_path / target}, which is outside" in words
     assert "follow_links = true" in words

@@ -101,15 +101,15 @@ def test_names_do_not_change_when_the_folder_moves(tmp_path):
         patterns = ("raw/en/*.txt", "raw/de/a.txt", "raw/en/b.txt", "raw/**/*.txt")
         assert [file.name for file in find_files(patterns, tmp_path / top, "s")] == ["de/a.txt", "en/a.txt", "en/b.txt"]
         absolute = (str(tmp_path / "two" / "raw" / "en" / "*.txt"),)
-    assert [file.name for file in find_files(absolute, tmp_path, "s")] == ["a.txt", "b.txt"]
+    assert [file.name for file in find_files(absolute, tmp_path, "source s")] == ["a.txt", "b.txt"]
 
 
 def test_a_pattern_without_a_file_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(MissingInput, match=r"source s: 'no/\*\.txt' names no file"):
-        find_files(("no/*.txt",), tmp_path, "s")
+        find_files(("no/*.txt",), tmp_path, "source s")
     with pytest.raises(MissingInput, match=r"names folders only"):
-        find_files(("folder",), tmp_path, "s")
+        find_files(("folder",), tmp_path, "source s")
 
 
 def test_digests_are_cached_only_for_files_that_do_not_change(tmp_path, monkeypatch):
