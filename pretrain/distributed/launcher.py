@@ -46,6 +46,7 @@ _PORTS = range(20_000, 32_768)
 _GRACE_SECONDS = 40.0  # between the first end and killing the others
 _EXPLAINED_SECONDS = 10.0  # the same after an explained error: the others have it too, or wait for this rank
 _SAVING_SECONDS = 60.0  # the same after a stop request: they are saving
+_STOP_SECONDS = 5.0  # until ranks have stopped by themselves, after Ctrl-Z
 _POLL_SECONDS = 0.1
 _STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGUSR1)
 _INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
@@ -193,7 +194,11 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
         _send(ranks, signal.SIGKILL if signals.count(signal.SIGINT) > 1 else number)
 
     def pause(number: int, frame: object) -> None:
-        _send(ranks, signal.SIGSTOP)  # a terminal's Ctrl-Z does not reach their groups
+        _send(ranks, signal.SIGTSTP)  # a terminal's Ctrl-Z does not reach their groups
+        deadline = time.monotonic() + _STOP_SECONDS
+        while not all(map(_rests, ranks)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        _send(ranks, signal.SIGSTOP)  # to a rank whose watchdog cannot run
         os.kill(os.getpid(), signal.SIGSTOP)
         _send(ranks, signal.SIGCONT)
 
@@ -222,6 +227,15 @@ def _command(argv: Sequence[str]) -> list[str]:
 def _send(ranks: Sequence[Rank], number: int) -> None:
     for rank in ranks:
         rank.child.send_signal(number)  # nothing to one that has ended
+
+
+def _rests(rank: Rank) -> bool:
+    """Return whether a rank is stopped, or has ended."""
+    try:
+        any_end = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, rank.child.pid, any_end) is not None
+    except ChildProcessError:
+        return True
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ first one meanwhile. Price: a beat is one assignment; the thread wakes once a se
 
 A main thread that never releases the interpreter's lock (a hang inside a foreign library) stops this thread too. For
 that case the interpreter's own timer in C is set again at each check; it writes to standard error and ends with 1.
+
+A pause (Ctrl-Z, SIGTSTP) is not a silence. The timer's clock runs on in a stopped process, so the thread cancels the
+timer, stops the process by SIGSTOP, and leaves the pause out of the silence. It is the thread that does so, because a
+main thread in a collective handles no signal until the other ranks, which may have stopped, have come.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ import contextlib
 import faulthandler
 import os
 import re
+import select
+import signal
 import sys
 import threading
 import time
@@ -59,20 +65,22 @@ class Heartbeat:
         self._first, self._limit, self._more = first_limit and first_limit + more, limit, more
         self._short = self._first  # until the first step is done
         self._slowest, self._stepped = 0.0, False
-        self._last = (time.monotonic(), "start", self._first, 0)
+        self._paused, self._paused_before = 0.0, 0.0  # seconds in all, and until the last step
+        self._last = (self._now(), "start", self._first, 0)
 
     def beat(self, what: str, *, long: bool = False) -> None:
         """Record the activity that begins now; every rank makes the same beats.
 
         `long` states that it may take as long as the first step.
         """
-        self._last = (time.monotonic(), what, self._first if long else self._short, self._last[3] + 1)
+        self._last = (self._now(), what, self._first if long else self._short, self._last[3] + 1)
 
     def stepped(self, step: int, seconds: float) -> None:
         """Record a finished step; from now on the short limit holds.
 
         The first step compiles, and is not counted among the slowest.
         """
+        seconds, self._paused_before = seconds - (self._paused - self._paused_before), self._paused
         self._slowest = max(self._slowest, seconds if self._stepped else 0.0)
         self._stepped = True
         self._short = max(self._limit, _SLOWEST_STEPS * self._slowest) + self._more if self._limit else 0.0
@@ -81,7 +89,14 @@ class Heartbeat:
     def last(self) -> tuple[float, str, float]:
         """Seconds since the last beat, its label, and the limit."""
         at, what, limit, _ = self._last
-        return time.monotonic() - at, what, limit
+        return self._now() - at, what, limit
+
+    def paused(self, seconds: float) -> None:
+        """Leave a pause out of the silence and of the step."""
+        self._paused += seconds
+
+    def _now(self) -> float:
+        return time.monotonic() - self._paused
 
     @property
     def beats(self) -> int:
@@ -117,18 +132,52 @@ def watch_hangs(
     """
     heartbeat = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds, callback_seconds)
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(heartbeat, reports, ended, hung), daemon=True, name="watchdog")
-    thread.start()
+    with _received() as (signals, wake):
+        arguments = (heartbeat, reports, ended, hung, signals)
+        thread = threading.Thread(target=_watch, args=arguments, daemon=True, name="watchdog")
+        thread.start()
+        try:
+            yield heartbeat
+        finally:
+            ended.set()
+            os.write(wake, b"\0")
+            thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _received() -> Iterator[tuple[int, int]]:
+    """Ends of a pipe on which this process' signals arrive.
+
+    Each is a byte, its number; a byte of 0 wakes the reader. Outside the main thread Python allows no handlers, and
+    SIGTSTP stops the process as it does by default.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        handler = signal.signal(signal.SIGTSTP, lambda number, frame: None)
+        earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
-        yield heartbeat
+        yield read, write
     finally:
-        ended.set()
-        thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        if main:
+            signal.set_wakeup_fd(earlier)
+            signal.signal(signal.SIGTSTP, handler)
+        os.close(read)
+        os.close(write)
 
 
-def _watch(heartbeat: Heartbeat, reports: HangReports, ended: threading.Event, hung: Callable[[float], None]) -> None:
-    while not ended.wait(_LOOK_SECONDS):
+def _watch(
+    heartbeat: Heartbeat, reports: HangReports, ended: threading.Event, hung: Callable[[float], None], signals: int
+) -> None:
+    waiting = select.poll()
+    waiting.register(signals, select.POLLIN)
+    while not ended.is_set():
+        if waiting.poll(1000 * _LOOK_SECONDS):
+            if signal.SIGTSTP in os.read(signals, 4096):
+                _pause(heartbeat)
+            continue
         silent, _, limit = heartbeat.last()
         if not limit:
             faulthandler.cancel_dump_traceback_later()
@@ -138,6 +187,14 @@ def _watch(heartbeat: Heartbeat, reports: HangReports, ended: threading.Event, h
         else:
             hung(silent)
             _expire(heartbeat, reports, ended)
+
+
+def _pause(heartbeat: Heartbeat) -> None:
+    """Stop this process until it is continued."""
+    faulthandler.cancel_dump_traceback_later()
+    began = time.monotonic()
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # to this thread: it goes no further before the stop
+    heartbeat.paused(time.monotonic() - began)
 
 
 def _expire(heartbeat: Heartbeat, reports: HangReports, ended: threading.Event) -> None:

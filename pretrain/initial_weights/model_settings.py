@@ -46,6 +46,7 @@ def read_model(config: Fields) -> ModelConfig:
 def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     """Settings by which the two models compute different functions, one text each."""
     there, here = computed(theirs), computed(ours)
+    here = {name: here.get(name, getattr(ours, name, None)) for name in there}  # one of two forms may lack a setting
     unlike = [
         f"model.{name} is {here[name]!r}, the folder needs {there[name]!r}"
         for name in there
@@ -60,6 +61,7 @@ def computed(model: ModelConfig) -> dict[str, Any]:
     """Values that decide the function that weights compute."""
     found = {name: value for name, value in model.model_dump(mode="json").items() if name not in _FREE}
     found |= {"attention_scale": model.attention_scale, "width_ratio": model.width_ratio}
+    found["encoder_layers"] = model.encoder_layers  # a dump leaves out 0
     if model.position_embedding == "learned":
         found["max_position_embeddings"] = model.max_position_embeddings
     experts = ("num_local_experts", "num_experts_per_tok", "norm_topk_prob")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -26,6 +29,9 @@ def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
         assert heart.last()[2] == 20
         heart.beat("save", long=True)
         assert heart.last()[2] == 900
+        heart.paused(1000.0)
+        heart.stepped(3, 1002.0)  # a step of two seconds
+        assert heart.last()[2] == 40
     with watch_hangs(
         HangReports(tmp_path), EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)
     ) as heart:
@@ -100,6 +106,37 @@ with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineC
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "File" in done.stderr
+
+
+@pytest.mark.parametrize("inside", ["time.sleep(0.05)", "ctypes.CDLL(None).usleep(50_000)"])
+def test_a_pause_beyond_every_limit_is_no_hang(tmp_path, inside):
+    """Ctrl-Z, and `fg` later than the limit and the timer in C allow; also where the main thread is inside C code."""
+    code = f"""
+import ctypes, time
+from pathlib import Path
+from pretrain.distributed import watchdog
+from pretrain.config.training import EngineConfig
+watchdog._STUCK_SECONDS = 0.5
+folder = Path({str(tmp_path)!r})
+config = EngineConfig(first_step_timeout_seconds=3, step_timeout_seconds=3)
+with watchdog.watch_hangs(watchdog.HangReports(folder), config) as heart:
+    while not (folder / "end").exists():
+        heart.stepped(1, 0.0)
+        time.sleep(1.2)  # the thread has looked, and set the timer
+        (folder / "begun").touch()
+        {inside}
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, process_group=0)
+    while not (tmp_path / "begun").exists():
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTSTP)
+    assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+    time.sleep(5)
+    (tmp_path / "end").touch()
+    job.send_signal(signal.SIGCONT)
+    assert job.communicate(timeout=300)[1] == ""
+    assert job.returncode == 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from pretrain.initial_weights.start import InitialWeights, initial_weights_of, o
 from pretrain.model.decoder import Batch, Decoder, single_documents
 from tests.manifests import manifest_of
 from tests.pretrain.conftest import VOCABULARY
+from tests.pretrain.encoder_decoder.pair_models import small as small_pairs
 from tests.pretrain.export.test_export import EVERY, our_logits
 from tests.pretrain.small_models import config as small_config
 
@@ -125,6 +127,18 @@ def test_what_export_writes_is_read_back(name):
             assert torch.allclose(part, whole[source], atol=1e-6), source
     written = {tensor.name for tensor in family.tensors(list(shapes))}
     assert {tensor.name for tensor in tensors_of(kind, ours, list(shapes))} <= written
+
+
+def test_models_of_any_two_forms_are_compared_and_not_only_alike_ones():
+    """Learned positions against rotary ones, a decoder against an encoder-decoder."""
+    models = [small_config(**values) for values in EVERY.values()]
+    models.append(small_pairs())
+    for theirs, ours in itertools.product(models, repeat=2):
+        unlike = differences(theirs, ours)
+        assert not (theirs == ours and unlike)
+        for name in ("position_embedding", "encoder_layers", "norm"):
+            there, here = getattr(theirs, name), getattr(ours, name)
+            assert (f"model.{name} is {here!r}, the folder needs {there!r}" in unlike) == (there != here)
 
 
 def test_shards_are_read_by_their_index_and_in_bf16(tmp_path):
