@@ -6,6 +6,7 @@ needs neither torch nor pydantic. `surface.py` has all commands and options; `te
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import logging
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
-    from governance.processes import count_interrupts, end_with_parent, importing
+    from governance.processes import count_interrupts, end_with_parent
     from pretrain.distributed.process_group import read_ranks
 
     verbosity = {"verbose": arguments.verbose, "quiet": arguments.quiet}
@@ -68,10 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             get_logger(__name__).warning("%s", warning)
         prints = ranks.first or arguments.command not in ("run", "train")  # tasks of `srun` may prepare, each its own
         with _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext():
-            refuse_missing(arguments)
-            with importing():
-                commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
-            status = int(getattr(commands, arguments.command)(arguments) or 0)
+            status = _call(arguments)
         _flush()  # here, where a full disk or a closed pipe is still reported as what it is
         return status
     except PipelineError as error:
@@ -85,6 +83,23 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     finally:
         gc.unfreeze()
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    """Run the command's function."""
+    from governance.errors import PipelineError
+    from governance.processes import importing, pass_on_interrupt
+
+    refuse_missing(arguments)
+    try:
+        with importing():
+            commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
+        return int(getattr(commands, arguments.command)(arguments) or 0)
+    except PipelineError:
+        raise
+    except Exception:  # a Ctrl-C in a library's import may be lost, and the half-imported module fails later
+        pass_on_interrupt()
+        raise
 
 
 def _mute_repeated_warnings(launcher: str) -> None:

@@ -1,7 +1,9 @@
 """The command surface: pinned commands and options, nearest words, words of the last release."""
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -392,3 +394,18 @@ def test_a_closed_pipe_ends_a_command_quietly(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", closed)
         assert main(["init", str(tmp_path / "new")]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_an_interrupt_that_a_library_lost_is_still_one(monkeypatch, capsys, words):
+    """Within pyarrow's import of pandas a Ctrl-C became an AttributeError of the module that was half imported."""
+
+    def doctor(arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("partially initialized module 'pandas'")
+
+    monkeypatch.setattr(config_commands, "doctor", doctor)
+    assert main(["doctor", *words]) == 130
+    said = capsys.readouterr()
+    assert "interrupted; finished work is kept" in (said.out if words else said.err)
