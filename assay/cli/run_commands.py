@@ -67,6 +67,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     """
     run = read_run(arguments)
     root: Path = arguments.root or default_root(arguments.config)
+    _refuse_other_names(run.path, root)
     refuse_edited(run, root.absolute())
     journal = run.journal(root.absolute())
     announcing = open_journal(run.keyring, root.absolute())
@@ -99,6 +100,15 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         ),
     )
     return run, runtime
+
+
+def _refuse_other_names(*paths: Path) -> None:
+    """Refuse paths that Parquet and JSON cannot hold."""
+    for path in map(Path.absolute, paths):
+        if os.fsencode(path) != str(path).encode("utf-8", "replace"):
+            raise ConfigError(
+                f"{str(path)!r}: its name, or that of a folder around it, is not UTF-8. Rename it, or name another"
+            )
 
 
 def _refuse_unmeasured(run: LoadedRun, engine: str) -> None:

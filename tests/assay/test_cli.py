@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -409,3 +410,15 @@ def test_an_interrupt_that_a_library_lost_is_still_one(monkeypatch, capsys, word
     assert main(["doctor", *words]) == 130
     said = capsys.readouterr()
     assert "interrupted; finished work is kept" in (said.out if words else said.err)
+
+
+@pytest.mark.parametrize("place", ["{0}/file.toml --root {1}/root", "{1}/file.toml", "{1}/file.toml --root {0}/root"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, capsys, place):
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    for folder in (tmp_path, odd):
+        source = '[[data.sources]]\ntype = "text"\nname = "mine"\npaths = ["*.txt"]\nlicence = "CC0-1.0"\n'
+        (folder / "file.toml").write_text(source)
+        (folder / "a.txt").write_text("A text of a few words. " * 50)
+    assert main(["data", "prepare", *place.format(tmp_path, odd).split()]) == 78
+    assert re.search(r"odd.*is not UTF-8\. Rename it", capsys.readouterr().err)
