@@ -48,15 +48,20 @@ _LONGER = 100
 _RUN = 1024
 _ENCODED_ALPHABET = 12  # characters of a run at least: a ruler of slashes is not data
 _HEADER_LINES = 60
+_HANDS_OFF = (
+    r"\b(?:(?:do not|don['’]?t|never) (?:manually |hand[- ])?(?:edit|modify)"
+    r"|(?:should|must) (?:not|never) be (?:manually |hand[- ])?(?:edited|modified))"
+)
 _GENERATED = re.compile(
     r"\b(auto-?|automatically[\s*#/]+|machine[- ])generated\b|\bgenerated automatically\b|(?<![\w@])@generated\b"
-    r"|\bgenerated\b.{0,200}\bdo not (edit|modify|change)|\bdo not (edit|modify|change)\b.{0,200}\bgenerated\b"
+    rf"|\bgenerated\b.{{0,200}}(?:{_HANDS_OFF}|\bdo not change)"
+    rf"|(?:{_HANDS_OFF}|\bdo not change)\b.{{0,200}}\bgenerated\b"
     r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code )?generated (by|from|with|using|on)\b",
     re.I | re.M | re.S,
 )
 _MARK_CHARACTERS = 4000
 _MARK = re.compile(
-    r"^[ \t]*(?:#|//|/?\*|--|;|<!--)[^\n]{0,100}\bgenerated\b[^\n]{0,200}\bdo not (edit|modify)\b[^\n]{0,80}$",
+    rf"^[ \t]*(?:#|//|/?\*|--|;|<!--)[^\n]{{0,100}}\bgenerated\b[^\n]{{0,200}}{_HANDS_OFF}\b[^\n]{{0,80}}$",
     re.I | re.M,
 )
 _GENERATED_NAME = re.compile(
