@@ -117,6 +117,7 @@ def test_no_command_of_a_run_speaks_to_another_machine(traced, project, monkeypa
         ["governance", "diff", clean, dedup, 1],
         ["governance", "keygen", "--root", project / "root.pem", 0],
         ["governance", "keygen", "--job", project / "job.pem", "--root-key", project / "root.pem", 0],
+        ["governance", "keygen", "--model", project / "m.pem", 0],
         ["governance", "sign", newest, "--key", project / "m.pem", "--signing-key", project / "key.pem", 0],
         ["train", *config, 0],
         ["evaluate", *config, newest, 0],

@@ -33,7 +33,15 @@ from governance.manifest import Manifest, differences
 from governance.recomputation.audit_statement import FALSIFIED
 from governance.reports.sections.memorisation_section import copies_words, read_words, trend_words
 from governance.signing import model_bundles
-from governance.signing.dsse import create_job_key, create_key, default_key_path, key_id, private_key, public_path
+from governance.signing.dsse import (
+    create_job_key,
+    create_key,
+    default_key_path,
+    key_bytes,
+    key_id,
+    private_key,
+    public_path,
+)
 from governance.signing.git_anchor import anchor_words
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import SKEW, ahead_words, stamp
@@ -467,12 +475,14 @@ def sign(arguments: Arguments) -> None:
     """Sign a checkpoint as an OpenSSF model.
 
     Raises:
-        ConfigError: the journal has lines, and none is by the key that would sign the next one.
+        ConfigError: the key does not exist, or no line of the journal is by the key that would sign the next one.
         GateClosed: none by that key states the checkpoint as it is.
     """
     root = root_of(arguments.checkpoint)
     manifest = read_checkpoint(arguments.checkpoint, root)
     key = arguments.key or default_model_key_path()
+    if arguments.key is not None:  # only the account's own key is made on first use
+        key_bytes(key, " Make one: assay governance keygen --model PATH")
     keyring = keyring_of(arguments.signing_key)
     refuse_strange_key(keyring, root)
     refuse_unstated(manifest, keyring, root)

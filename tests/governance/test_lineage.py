@@ -148,6 +148,10 @@ def test_a_checkpoint_can_be_signed_by_hand_and_again_by_another_key(finished, t
         strange = ["--key", str(tmp_path / "other.pem"), "--signing-key", str(tmp_path / key)]
         assert main(["governance", "sign", str(folder), *strange]) == 78
         assert "Give the key that the run signs with: --signing-key PATH" in capsys.readouterr().err
+    none = ["--key", str(tmp_path / "othre.pem"), "--signing-key", str(tmp_path / "copy" / "key.pem")]
+    assert main(["governance", "sign", str(folder), *none]) == 78
+    assert "othre.pem: no such file. Did you mean" in capsys.readouterr().err
+    assert not (tmp_path / "othre.pem").exists()
     assert (root / JOURNAL).read_bytes() == journal
     words = ["--key", str(tmp_path / "other.pem"), "--signing-key", str(tmp_path / "copy" / "key.pem")]
     assert main(["governance", "sign", str(folder), *words]) == 0
