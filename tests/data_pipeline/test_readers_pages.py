@@ -69,6 +69,7 @@ def written(inner):
         ("<ul><li>a<li> <code></code></ul><p>b</p>", "- a\n\nb"),
         (f"<ul><li> <code>{PROSE}</code></ul>", f"- `{LONG}`"),
         ("<p>a <code>b<br>c</code> d</p>", "a `b`\n`c` d"),
+        ("<ul><li><p>\na</p><p>\nb</p><ol><li><p> c</p><p> d</p></ol></ul>", "- a\n\n    b\n\n    1. c\n\n        d"),
         ("<ul><li><p>a</p><p>b</p><ol><li><p>c</p><p>d</p></ol></li></ul><p>e</p>",
          "- a\n\n    b\n\n    1. c\n\n        d\n\ne"),
         ("<table><tr><th rowspan=2>A<th colspan='2'>B<tr><td>c<td>d<tr><td>1<td>2<td>3</table>",

@@ -386,7 +386,7 @@ class _Writer:
             marker = "-" if found[2] == "•" else self.number or found[2]
             self.bullet = " " * (2 * max(0, len(found[1]) - 2)) + marker + " "
             words = words[found.end() :]
-        indent = len(words) - len(words.lstrip(" "))
+        indent = (len(words) - len(words.lstrip(" "))) & ~1  # an odd blank is the text's: with it, it would be code
         words = " ".join(words.split())
         if not words:
             return
