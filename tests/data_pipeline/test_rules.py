@@ -81,6 +81,15 @@ GOPHER = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", RULES, ids=[rule.reason for rule in RULES])
+def test_the_page_states_each_bound_with_its_reason_and_presets(rule):
+    page = (Path(__file__).parents[2] / "docs/data/clean.md").read_text(encoding="utf-8")
+    [line] = [line for line in page.splitlines() if line.startswith(f"| `{rule.field}` |")]
+    _, reason, _, *bounds = (cell.strip() for cell in line.strip("|").split("|"))
+    presets = [PRESETS[name].get(rule.field) for name in ("gopher", "c4", "fineweb")]
+    assert (reason, bounds) == (f"`{rule.reason}`", ["" if bound is None else f"{bound:,g}" for bound in presets])
+
+
 @pytest.mark.parametrize("reason", sorted({rule.reason for rule in RULES}))
 def test_a_rule_looks_at_its_feature_alone(reason):
     """One broken feature, all others at values that break no rule: only this rule objects, just beyond its bound."""
