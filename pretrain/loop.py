@@ -38,7 +38,7 @@ from pretrain.engine.fixed_order import tree_order, tree_sum
 from pretrain.engine.fragments import nudge
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import evaluate_tasks, figures_line
-from pretrain.evaluation.validation import measure
+from pretrain.evaluation.validation import loss_words, measure
 from pretrain.finetuning.adapters import begin_pass, initial_adapter
 from pretrain.finetuning.trained_parameters import trained_in_words
 from pretrain.loss_spikes import SpikeGuard, window_starts
@@ -408,8 +408,8 @@ def _validate(context: TrainContext, state: TrainState, saved_step: int) -> Trai
         context.record("validation", state.step, **values, seconds=seconds())
     context.measured.add("validation")
     get_logger(__name__).info(
-        "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
-        state.step, measured.loss, measured.bits_per_byte,
+        "train: step %d, validation loss %s",
+        state.step, loss_words(f"{measured.loss:.4f}", measured.bits_per_byte, recipe.model.num_labels),
     )  # fmt: skip
     kept = finite_row({"step": state.step, **values}, f"train: step {state.step}, validation")
     return replace(state, validations=[*state.validations, kept])

@@ -328,7 +328,7 @@ def evaluate(arguments: Arguments) -> None:
     values = {**asdict(found), "tasks": tasks}
     if others:
         values["averaged"] = [one.digest for one in others]
-    say("\n".join(table(found, tasks)), **values)
+    say("\n".join(table(found, tasks, loaded.config.model.num_labels)), **values)
     subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
     made_from = [*(one.as_input() for one in (evaluated, *others)), tokens.as_input()]
     loaded.journal(runtime.root).state("evaluation", subject, made_from, **values, origin=origin)
@@ -337,7 +337,7 @@ def evaluate(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
-    from pretrain.export.huggingface import ExportFacts
+    from pretrain.export.huggingface import ExportFacts, use_of
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
 
@@ -365,11 +365,11 @@ def export(arguments: Arguments) -> None:
     write_json(arguments.target / STATEMENT, journal.sign_apart("export", subjects, made_from, origin=origin))
     form = "adapter in PEFT's format" if arguments.adapter else "Hugging Face folder"
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as {form}", folder=arguments.target)
-    auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
-    line = f'transformers.{auto}.from_pretrained("{arguments.target}")'
     if arguments.adapter:
-        line = f'peft.PeftModel.from_pretrained(base, "{arguments.target}")'
-    say(f"next: {line} in Python; {arguments.target / 'README.md'} is its card", next=line)
+        line, where = f'peft.PeftModel.from_pretrained(base, "{arguments.target}")', "Python"
+    else:
+        line, where = use_of(arguments.target)
+    say(f"next: {line} in {where}; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
         commit = _push_export(arguments, manifest)
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}

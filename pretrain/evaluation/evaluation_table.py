@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from governance.reports.terminal import aligned
+from pretrain.evaluation.validation import loss_words
 
 if TYPE_CHECKING:
     from pretrain.evaluation.validation import Measurement
@@ -13,11 +14,15 @@ if TYPE_CHECKING:
 _KINDS = {"by_source": "source", "by_language": "language", "by_origin": "source/language"}
 
 
-def table(found: Measurement, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the evaluation: whole, sources, languages, tasks."""
+def table(found: Measurement, tasks: Sequence[Mapping[str, Any]], labels: int = 0) -> list[str]:
+    """Lines of the evaluation: whole, sources, languages, tasks.
+
+    `labels` is the number of a classifier's labels.
+    """
+    loss = loss_words(_with_error(found.loss, found.loss_stderr), found.bits_per_byte, labels)
     lines = [
-        f"loss {_with_error(found.loss, found.loss_stderr)} nats/token, {found.bits_per_byte:.4f} bits/byte, "
-        f"{found.tokens:,} tokens (standard errors: of losses over rows, of tasks over questions)"
+        f"loss {loss}, {found.tokens:,} {'labels' if labels else 'tokens'} "
+        f"(standard errors: of losses over rows, of tasks over questions)"
     ]
     for kind, title in _KINDS.items():
         rows = getattr(found, kind)

@@ -69,6 +69,11 @@ class Measurement:
     """ "source/language" -> the same."""
 
 
+def loss_words(loss: str, bits_per_byte: float, labels: int) -> str:
+    """A loss with its unit; of tokens also bits per byte."""
+    return f"{loss} nats/label" if labels else f"{loss} nats/token, {bits_per_byte:.4f} bits/byte"
+
+
 @dataclass(frozen=True)
 class TokenGroups:
     """Groups of tokens with figures of their own: all, sources, languages, origins."""

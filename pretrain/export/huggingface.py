@@ -136,6 +136,17 @@ def _export(
     return manifest, digests
 
 
+def use_of(folder: Path) -> tuple[str, str]:
+    """The line that uses an exported folder, and the place for it."""
+    config = json.loads((folder / "config.json").read_bytes())
+    if config["architectures"] == ["AssayEncoderDecoder"]:  # transformers has no such class
+        return f'train.initial_weights = "{folder}"', "a run's file"
+    classifies = config["architectures"][0].endswith("SequenceClassification")
+    auto = f"AutoModelFor{'SequenceClassification' if classifies else 'CausalLM'}"
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return f'transformers.{auto}.from_pretrained("{folder}"{trust})', "Python"
+
+
 def expert_bias_tensors(model: ModelConfig, values: Sequence[Sequence[float]] | None) -> dict[str, Any]:
     """Selection biases of a checkpoint's `state.json`, by exported name."""
     import torch

@@ -104,6 +104,13 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     assert command(project, *words) == 0
     assert "storm" in capsys.readouterr().out
 
+    assert command(project, "evaluate", run, "last") == 0
+    assert re.search(r"^loss [\d.]+( ± [\d.]+)? nats/label, \d+ labels", capsys.readouterr().out, re.M)
+    assert command(project, "report", run) == 0
+    page = (root / newest(root, "report").folder / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<dt>Validation.*?nats per label", page)
+    assert "nats per token" not in page
+
     assert command(project, "generate", run, "last", "The") == 65
     assert "is a classifier of 2 labels" in capsys.readouterr().err
     assert command(project, "export", run, "last", project / "out") == 0

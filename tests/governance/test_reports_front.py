@@ -11,7 +11,7 @@ from governance.reports.facts.report_facts import summary
 from governance.reports.html.markup import size
 from governance.reports.report import report
 from governance.reports.sections.energy_sections import grams
-from governance.reports.sections.model_words import family, model_line, parameters
+from governance.reports.sections.model_words import family, loss_unit, model_line, parameters
 from governance.reports.sections.page_one import front, meaning, reasons, rules, signer
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
@@ -175,3 +175,5 @@ def test_a_model_is_named_by_its_kind_and_size():
     figures = [grams(value) for value in (0.00012, 999.7, 999_700, 1_234e9)]
     assert figures == ["0.00012 g", "1 kg", "1 t", "1,234,000 t"]
     assert model_line({"training": None}) == ""
+    units = [loss_unit({"config": {"model": {"num_labels": labels}}}) for labels in (3, 0)]
+    assert units == ["nats per label", "nats per token"]

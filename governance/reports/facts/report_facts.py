@@ -336,6 +336,7 @@ def summary(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of page one; None is unknown or absent."""
     funnel, training = facts["funnel"], facts["training"]
     stats = training["stats"] if training else {}
+    classifies = bool(training and (training["config"].get("model") or {}).get("num_labels"))
     encode = facts["tokens"].get("encode", {})
     total = facts["energy"]["total"]
     first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
@@ -354,7 +355,7 @@ def summary(facts: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_trained": stats.get("tokens"),
         "final_loss": stats.get("final_loss"),
         "validation_loss": stats.get("validation_loss"),
-        "bits_per_byte": stats.get("bits_per_byte"),
+        "bits_per_byte": None if classifies else stats.get("bits_per_byte"),  # a label spells no bytes
         "energy_joules": total["joules"],
         "energy_low_joules": total["low"],
         "energy_high_joules": total["high"],

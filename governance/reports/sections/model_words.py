@@ -12,6 +12,11 @@ MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/t
 _BLOCKS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "swiglu": "SwiGLU", "gelu": "GELU", "rope": "RoPE"}
 
 
+def loss_unit(training: Mapping[str, Any]) -> str:
+    """Unit of a training's losses; a classifier predicts labels."""
+    return f"nats per {'label' if (training['config'].get('model') or {}).get('num_labels') else 'token'}"
+
+
 def model_line(facts: Mapping[str, Any]) -> str:
     """Family, parameters, tokens, loss and bits per byte; "" without a training."""
     run = facts["training"]
@@ -22,7 +27,7 @@ def model_line(facts: Mapping[str, Any]) -> str:
         f"{family(run['config'])}, {parameters(stats.get('parameters'))}{trained_share(stats)}",
         f"{number(summary['tokens_trained'])} tokens in {number(summary['steps'])} steps",
         f"training loss {number(summary['final_loss'])}, "
-        f"validation loss {number(summary['validation_loss'])} nats per token",
+        f"validation loss {number(summary['validation_loss'])} {loss_unit(run)}",
     ]
     if summary["bits_per_byte"] is not None:
         parts.append(f"{number(summary['bits_per_byte'])} bits per byte")

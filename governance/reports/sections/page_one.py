@@ -23,7 +23,7 @@ from governance.reports.html.markup import (
 )
 from governance.reports.sections.energy_sections import grams
 from governance.reports.sections.kpi_section import tile as kpi_tile
-from governance.reports.sections.model_words import model_line, unverified_origin
+from governance.reports.sections.model_words import loss_unit, model_line, unverified_origin
 from governance.reports.sections.run_sections import not_trained
 
 BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
@@ -97,9 +97,10 @@ def _tiles(facts: Mapping[str, Any]) -> Html:
         _tile(facts, "Corpus", f"{number(kept)} documents", _corpus(facts), "documents_kept", "train_tokens"),
     ]  # fmt: skip
     if facts["training"]:
-        tiles.append(_tile(facts, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
-                           f"loss {number(summary['validation_loss'])} nats per token; training loss "
-                           f"{number(summary['final_loss'])}", "validation_loss"))  # fmt: skip
+        loss, bits = f"{number(summary['validation_loss'])} {loss_unit(facts['training'])}", summary["bits_per_byte"]
+        head, more = (loss, "") if bits is None else (f"{number(bits)} bits per byte", f"loss {loss}; ")
+        note = f"{more}training loss {number(summary['final_loss'])}"
+        tiles.append(_tile(facts, "Validation", head, note, "validation_loss"))
     return tag("dl", tiles, kpi_tile(facts), class_="tiles", id="figures")
 
 

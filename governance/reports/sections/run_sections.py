@@ -23,7 +23,7 @@ from governance.reports.html.markup import (
     tag,
 )
 from governance.reports.html.svg_figures import Curve, chart
-from governance.reports.sections.model_words import MODEL_FACTS, model_facts
+from governance.reports.sections.model_words import MODEL_FACTS, loss_unit, model_facts
 
 _CURVES_SHOWN = 5  # sources or languages of a chart, those with most validation tokens
 
@@ -86,11 +86,11 @@ def _curves(facts: Mapping[str, Any]) -> Html:
     run = facts["training"]
     curves, citation = run["curves"], cite(facts, "/training/curves")
     groups = cite(facts, "/training/validation")
+    unit = loss_unit(run)
     charts: list[Html | None] = [
-        _chart("Loss", "nats per token", [("training", curves["loss"], "a"),
-                                          ("validation", curves["validation_loss"], "b")],
+        _chart("Loss", unit, [("training", curves["loss"], "a"), ("validation", curves["validation_loss"], "b")],
                citation, dots=("validation",)),
-        _by_group("Validation loss by source", "nats per token", run["validation"]["source"], "loss", groups),
+        _by_group("Validation loss by source", unit, run["validation"]["source"], "loss", groups),
         _by_group("Validation by language", "bits per byte", run["validation"]["language"], "bits_per_byte", groups),
         _chart("Throughput", "tokens per second", [("tokens per second", curves["tokens_per_second"], "a")], citation),
         _chart("Utilisation", "share of peak; share of measured matmul rate",
@@ -134,7 +134,14 @@ def _validation(facts: Mapping[str, Any]) -> Html | None:
         for by in ("source", "language")
         for row in facts["training"]["validation"][by]
     ]  # fmt: skip
-    head = ["validation subset", "by", "loss, nats per token", "standard error", "bits per byte", "tokens"]
+    head = [
+        "validation subset",
+        "by",
+        f"loss, {loss_unit(facts['training'])}",
+        "standard error",
+        "bits per byte",
+        "tokens",
+    ]
     return table("Last validation by source and language", head, lines, numeric=(2, 3, 4, 5),
                  citation=cite(facts, "/training/validation"), shown=6) if lines else None  # fmt: skip
 

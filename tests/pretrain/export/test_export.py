@@ -17,7 +17,7 @@ from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.tokens.chat_template import CHATML
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import CheckpointError, ConfigError
-from governance.files import write_text
+from governance.files import write_json, write_text
 from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
@@ -28,7 +28,7 @@ from pretrain.evaluation.validation import nats_with
 from pretrain.export import huggingface, peft_folder
 from pretrain.export.architectures import family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family
-from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, write_folder
+from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, use_of, write_folder
 from pretrain.inference.generation import generate
 from pretrain.inference.loaded_model import LoadedModel
 from pretrain.initial_weights.folder import open_folder
@@ -36,6 +36,7 @@ from pretrain.initial_weights.model_settings import differences, read_model
 from pretrain.initial_weights.start import InitialWeights
 from pretrain.model.expert_bias import expert_bias_of
 from tests.data_pipeline.tokenizer_kinds import KINDS
+from tests.pretrain.encoder_decoder.pair_models import small as small_pairs
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, from the extra `dev`")
@@ -155,6 +156,17 @@ def our_logits(model, ids: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(ids.shape[1], dtype=torch.int32).expand(ids.shape)
     with torch.no_grad():
         return model.eval().logits(Batch(ids, zeros.long() - 100, zeros, positions))
+
+
+def test_the_printed_line_suits_the_folder(tmp_path):
+    """Own code asks for trust_remote_code; an encoder-decoder, which transformers has no class for, begins a run."""
+    models = [*(config(**values) for values in EVERY.values()), small_pairs()]
+    for family in (family_of(model) for model in models):
+        write_json(tmp_path / "config.json", {"architectures": [family.architecture], **family.config})
+        line, place = use_of(tmp_path)
+        assert ("trust_remote_code=True" in line) == family.own_code
+        assert place == ("a run's file" if family.architecture == "AssayEncoderDecoder" else "Python")
+        assert str(tmp_path) in line
 
 
 def loaded(target: Path):
