@@ -216,7 +216,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         values = json.loads(read_whole(path))
     except FileNotFoundError as error:
-        raise MissingInput(f"{path}: no such manifest. Give an artifact's folder: ROOT/<stage>/<key>") from error
+        raise MissingInput(f"{path}: no such manifest") from error
     except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: is not JSON ({error}). Remove its folder and make it again.") from error
     except OSError as error:

@@ -229,7 +229,7 @@ def tokens_of(checkpoint: Manifest, root: Path) -> Manifest:
         return read_manifest(root / made.inputs[0].path) if made.stage == "pack" else made
     except MissingInput as error:
         raise MissingInput(
-            f"{error}: the token corpus of {checkpoint.folder} is not in the root {root}. Give the checkpoint in the "
+            f"{error}; the token corpus of {checkpoint.folder} is not in the root {root}. Give the checkpoint in the "
             "root of its training"
         ) from error
 

@@ -273,6 +273,10 @@ def open_checkpoint(folder: Path) -> Manifest:
     path = folder if folder.name == FILE_NAME else folder / FILE_NAME
     try:
         manifest = read_manifest(path)
+    except MissingInput as error:
+        raise MissingInput(
+            f"{folder}: is not a checkpoint: there is no {path}. Give its folder: ROOT/checkpoint/<key>"
+        ) from error
     except ManifestError as error:
         raise CheckpointError(str(error)) from error
     if manifest.stage != STAGE:

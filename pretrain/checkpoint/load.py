@@ -365,8 +365,8 @@ def named_checkpoint(field: str, name: str, root: Path) -> Parent:
         manifest = open_checkpoint(folder)
     except MissingInput as error:
         raise MissingInput(
-            f"{field} = {name!r}: {error}. Give the folder of a checkpoint: a path, or "
-            f"checkpoint/<key> of this root (--root names another); or a folder of Hugging Face weights. Restore a "
+            f"{field} = {name!r}: {error}, or "
+            f"checkpoint/<key> of this root (--root names another), or a folder of Hugging Face weights. Restore a "
             f"checkpoint that was removed; a finished run needs only its {FILE_NAME}"
         ) from error
     home = root_of(folder)

@@ -50,7 +50,9 @@ def _link(facts: Mapping[str, Any], name: str, title: str, parts: Sequence[str])
     return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
 
 
-_READ = "Read from report.json of each run; the page loads no external resources."
+_READ = (
+    "Read from report.json of each run, not verified here (assay report verify); the page loads no external resources."
+)
 
 
 def runs_page(title: str, body: Sequence[Child], foot: str = _READ, css: str = "") -> str:

@@ -232,7 +232,9 @@ def test_a_torn_one_is_refused_before_anything_is_loaded(begun, run_training):
 
 def test_what_is_no_checkpoint_is_refused(begun, stable, tmp_path, run_training):
     root, named = begun
-    with pytest.raises(MissingInput, match=r"continue_from = 'nowhere'.*Give the folder of a checkpoint"):
+    with pytest.raises(
+        MissingInput, match=r"continue_from = 'nowhere'.*is not a checkpoint.*or checkpoint/<key> of this root"
+    ):
         run_training(root, continue_from="nowhere", **DECAYS)
     with pytest.raises(CheckpointError, match="stage 'train', not a checkpoint"):
         run_training(root, continue_from=stable[1].folder, **DECAYS)
