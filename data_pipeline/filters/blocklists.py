@@ -45,7 +45,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 KEYED_SCHEMA = pa.schema([("key", pa.uint64()), ("entry", pa.string())])
 WORDS_SCHEMA = pa.schema([("language", pa.string()), ("entry", pa.string())])
 
@@ -83,7 +83,11 @@ def normal_url(url: str) -> str:
     It has no scheme, no "www." and no last slash; the result is "" for a text without a host.
     """
     text = url.strip()
-    whole = normalise_url(text if _SCHEME.match(text) else f"https://{text.removeprefix('//')}")
+    if not _SCHEME.match(text):
+        if "@" in text.partition("/")[0]:  # an e-mail address, whose host must not be blocked for it
+            return ""
+        text = f"https://{text.removeprefix('//')}"
+    whole = normalise_url(text)
     place, mark, query = whole.partition("://")[2].partition("?")
     return f"{place.rstrip('/')}{mark}{query}"
 

@@ -96,10 +96,14 @@ def test_domains_block_their_subdomains(tmp_path, url, blocked):
         ("https://shop.example.com/item", ""),
         ("https://whole.example.com/any/page", "url whole.example.com"),
         ("https://under.whole.example.com/any/page", ""),
+        ("https://mail.example.org/", ""),
+        ("jane@whole.example.com", ""),
+        ("https://blog.example.com/@jane/1", "url blog.example.com/@jane"),
     ],
 )
 def test_urls_block_what_is_below_their_path(tmp_path, url, blocked):
     listed = "https://news.example.com/spam/\nshop.example.com/item?id=7#top\n//whole.example.com\n"
+    listed += "jane@mail.example.org\nmailto:jane@mail.example.org\nblog.example.com/@jane\n"
     assert blocker(tmp_path, {"u.txt": listed}, urls=("u.txt",))(url) == blocked
 
 
