@@ -110,6 +110,11 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
             f"a schedule needs {MIN_STEPS}. Set scaling.budgets = {[float(f'{budget:g}') for budget in named]}"
             + (", or leave out this width" if enough_without else "")
+            + (
+                "; the last of them costs more than this short run, so rather raise train.steps"
+                if named[-1] > 1
+                else ""
+            )
         )
     found = []
     for budget in sorted(config.budgets):

@@ -58,6 +58,10 @@ def test_seeds_follow_the_runs():
         (["scaling.budgets=[0.01, -1]"], "above 0"),
         (["scaling.hidden_sizes=[100, 256, 512]"], "100 is not a multiple of the run's width per head"),
         (["scaling.budgets=[0.0000001, 0.01]"], "a schedule needs 30. Set scaling.budgets = "),
+        (
+            ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"],
+            "this short run, so rather raise train.steps",
+        ),
         (['train.continue_from="checkpoint/a"'], "train.continue_from is set"),
         (["train.batch_size_ramp=[{until_step=5, global_batch_size=8}]"], "the batch or the mixture changes"),
     ],
