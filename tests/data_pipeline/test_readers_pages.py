@@ -68,6 +68,7 @@ def written(inner):
         ("<p>a <code>x`y</code> <code>``</code> <code> </code>b</p>", "a `` x`y `` ``` `` ``` b"),
         ("<ul><li>a<li> <code></code></ul><p>b</p>", "- a\n\nb"),
         (f"<ul><li> <code>{PROSE}</code></ul>", f"- `{LONG}`"),
+        ("<p>&nbsp; prix&nbsp;:\t 5&nbsp;€ &nbsp;</p><p>全角\u3000空白</p>", "prix\xa0: 5\xa0€\n\n全角\u3000空白"),
         ("<p>a <code>b<br>c</code> d</p>", "a `b`\n`c` d"),
         ("<ul><li><p>\na</p><p>\nb</p><ol><li><p> c</p><p> d</p></ol></ul>", "- a\n\n    b\n\n    1. c\n\n        d"),
         ("<ul><li><p>a</p><p>b</p><ol><li><p>c</p><p>d</p></ol></li></ul><p>e</p>",

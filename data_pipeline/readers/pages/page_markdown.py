@@ -50,6 +50,7 @@ _BEFORE_CODE = re.compile(
     re.IGNORECASE,
 )
 _WIDEST, _SPARSEST = 50, 20  # columns of one cell; places of a table for each of its cells
+_BLANKS = re.compile("[ \t\n\r\f\v]+")  # others, such as the one before a French colon, are the text's
 _TICKS = re.compile("`+")
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
 _IN_LIST = 3  # blanks before a bullet; the text of its item has more
@@ -387,7 +388,7 @@ class _Writer:
             self.bullet = " " * (2 * max(0, len(found[1]) - 2)) + marker + " "
             words = words[found.end() :]
         indent = (len(words) - len(words.lstrip(" "))) & ~1  # an odd blank is the text's: with it, it would be code
-        words = " ".join(words.split())
+        words = _BLANKS.sub(" ", words).strip()
         if not words:
             return
         if level:
