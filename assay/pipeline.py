@@ -153,6 +153,29 @@ def training(
     """
     from pretrain.train import train
 
+    verdict, origin = _admit(run, artifacts, runtime)
+    if processes > 1:
+        _launch(run, artifacts, runtime, processes, argv)
+        runtime = replace(runtime, make=False)
+    recipe = pinned(run)
+    suite = partial(task_suite, run, artifacts, runtime, recipe.evaluation, run.config.train.sequence_length)
+    path = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=verdict["file_sha256"], path=str(path.relative_to(runtime.root)))
+    tables = partial(_tables, run, artifacts, runtime)
+    settings = replace(run.settings, origin=origin)
+    with report_decision(run, artifacts, runtime, when_open=False):
+        return train(
+            training_rows(artifacts), recipe, settings, runtime, suite=suite, evidence=(evidence,), tables=tables
+        )
+
+
+def _admit(
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The verdict that opens the gate, and the origin of the first weights.
+
+    The origin is None in a look-up.
+    """
     tokens, origin = training_rows(artifacts), None
     with report_decision(run, artifacts, runtime):
         verdict = require_verdict(run, artifacts, runtime)
@@ -166,17 +189,7 @@ def training(
             teacher_logits(run, artifacts, replace(runtime, make=alone))
             require_stated(_checkpoints(run, artifacts, runtime), runtime.root, run.journal(runtime.root))
             origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
-    if processes > 1:
-        _launch(run, artifacts, runtime, processes, argv)
-        runtime = replace(runtime, make=False)
-    recipe = pinned(run)
-    suite = partial(task_suite, run, artifacts, runtime, recipe.evaluation, run.config.train.sequence_length)
-    path = verdict_path(artifacts["encode"], run.policy, runtime.root)
-    evidence = Input(stage="verdict", digest=verdict["file_sha256"], path=str(path.relative_to(runtime.root)))
-    tables = partial(_tables, run, artifacts, runtime)
-    settings = replace(run.settings, origin=origin)
-    with report_decision(run, artifacts, runtime, when_open=False):
-        return train(tokens, recipe, settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
+    return verdict, origin
 
 
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:

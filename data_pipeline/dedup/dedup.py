@@ -68,7 +68,7 @@ from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import put_in_place, sha256_bytes
 from governance.manifest import FILE_NAME, Manifest, describe, present, read_manifest
-from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import all_intact
 
@@ -196,6 +196,24 @@ def _split_shard(config: DedupConfig, work: tuple[Path, Path, Path, int], path_o
     return ShardMade(files, funnel(sources, sizes, sizes, reasons))
 
 
+def _corpus(documents: Manifest, signed: Sequence[ShardDone], earlier: Sequence[Earlier], root: Path) -> Corpus:
+    """The shards to compare: those of earlier corpora, then the new ones."""
+    # Sources rank in the order in which they first occur, within a shard by their first row.
+    by_row = (sorted(shard.stats["sources"].items(), key=lambda item: item[1]) for shard in signed)
+    sources = list(dict.fromkeys(source for found in by_row for source, _ in found))
+    parts = []
+    for corpus in earlier:
+        files = (corpus.manifest.files(role, corpus.root) for role in _OF_EARLIER)
+        for path, signed_as, keyed, kept in zip(*files, strict=True):
+            stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
+            parts.append(CorpusShard(path, signed_as, keyed, len(stayed), stayed, corpus.manifest.digest))
+    scores = {file.stem: file for file in documents.files("scores", root)}
+    for (_, path), shard in zip(document_shards(documents, root), signed, strict=True):
+        signed_as, keyed = (root / shard.outputs[role].path for role in ("signatures", "keys"))
+        parts.append(CorpusShard(path, signed_as, keyed, shard.stats["documents"], scores=scores.get(path.stem)))
+    return Corpus(parts, sources)
+
+
 def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
     """Keep one document of each set of duplicates.
 
@@ -223,33 +241,14 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
         records = folder.parent / "records"
         decisions, pairs = records / f"{key}.decisions.arrow", records / f"{key}.pairs.parquet"
 
-        def decide() -> None:
-            # Sources rank in the order in which they first occur, within a shard by their first row.
-            by_row = (sorted(shard.stats["sources"].items(), key=lambda item: item[1]) for shard in signed)
-            sources = list(dict.fromkeys(source for found in by_row for source, _ in found))
-            parts = []
-            for corpus in earlier:
-                for path, signed_as, keyed, kept in zip(
-                    *(corpus.manifest.files(role, corpus.root) for role in _OF_EARLIER), strict=True
-                ):
-                    stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
-                    parts.append(CorpusShard(path, signed_as, keyed, len(stayed), stayed, corpus.manifest.digest))
-            scores = {file.stem: file for file in documents.files("scores", runtime.root)}
-            for (_output, path), shard in zip(inputs, signed, strict=True):
-                signed_as, keyed = (runtime.root / shard.outputs[role].path for role in ("signatures", "keys"))
-                parts.append(
-                    CorpusShard(path, signed_as, keyed, shard.stats["documents"], scores=scores.get(path.stem))
-                )
-            with spill_folder(folder) as scratch:
-                engine = JoinEngine(runtime.engine, config.join_memory_mib, scratch)
-                write_decisions(decisions, pairs, Corpus(parts, sources), config, engine, max(1, runtime.workers))
-
         def make_decisions(_: Path) -> None:
             with contextlib.ExitStack() as reading:
                 for manifest, root in ((documents, runtime.root), *((one.manifest, one.root) for one in earlier)):
                     read = [output for role in (*_OF_EARLIER, "scores") for output in manifest.listed(role)]
                     reading.enter_context(all_intact(read, root))
-                decide()
+                corpus = _corpus(documents, signed, earlier, runtime.root)
+                engine = JoinEngine(runtime.engine, config.join_memory_mib, reading.enter_context(spill_folder(folder)))
+                write_decisions(decisions, pairs, corpus, config, engine, max(1, runtime.workers))
 
         once(runtime, decisions, make_decisions, beside=(pairs,))
         decided = read_decisions(decisions)

@@ -96,27 +96,10 @@ def verdict(facts: Mapping[str, Any]) -> Html:
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
     ]
     citation = cite(facts, "/verdict")
-    waivers = [
-        [
-            tag("code", str(waiver.get("gate"))),
-            foreign(str(waiver.get("result", UNKNOWN))),
-            compact(waiver.get("observed")) if isinstance(waiver.get("observed"), (int, float)) else UNKNOWN,
-            compact(waiver["max_deviation"]) if waiver.get("max_deviation") is not None else "no number",
-            str(waiver.get("approver")),
-            str(waiver.get("expires")),
-            foreign(str(waiver.get("reason"))),
-        ]
-        for waiver in signed.get("waivers", [])
-    ]
     checked = {(row["gate"], row["subject"]) for row in facts["checks"]}
+    waivers = [_waiver_cells(waiver) for waiver in signed.get("waivers", [])]
     reasons = [
-        [
-            tag("code", str(reason.get("gate"))),
-            corpus.pill("waived" if reason.get("waived") else str(reason.get("status"))),
-            f"{reason.get('owner')}, {reason.get('severity')}",
-            foreign(str(reason.get("subject"))),
-            foreign(str(reason.get("detail"))),
-        ]
+        _reason_cells(reason)
         for reason in signed.get("reasons", [])
         if (reason.get("gate"), reason.get("subject")) not in checked
     ]
@@ -144,6 +127,29 @@ def verdict(facts: Mapping[str, Any]) -> Html:
             table("Relaxations of the parent policy", ["difference"], looser, citation=citation) if looser else None,
         ]
     )
+
+
+def _waiver_cells(waiver: Mapping[str, Any]) -> list[Child]:
+    observed, limit = waiver.get("observed"), waiver.get("max_deviation")
+    return [
+        tag("code", str(waiver.get("gate"))),
+        foreign(str(waiver.get("result", UNKNOWN))),
+        compact(observed) if isinstance(observed, (int, float)) else UNKNOWN,
+        "no number" if limit is None else compact(limit),
+        str(waiver.get("approver")),
+        str(waiver.get("expires")),
+        foreign(str(waiver.get("reason"))),
+    ]
+
+
+def _reason_cells(reason: Mapping[str, Any]) -> list[Child]:
+    return [
+        tag("code", str(reason.get("gate"))),
+        corpus.pill("waived" if reason.get("waived") else str(reason.get("status"))),
+        f"{reason.get('owner')}, {reason.get('severity')}",
+        foreign(str(reason.get("subject"))),
+        foreign(str(reason.get("detail"))),
+    ]
 
 
 def documents_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
