@@ -196,7 +196,7 @@ def refuse_missing_packages(tracking: TrackingConfig) -> None:
         )
 
 
-def refuse_groups(recipe: TrainRecipe, vocabulary: int, folder: Path = Path()) -> None:
+def refuse_groups(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
     """Raise if a parameter group matches nothing or decays too fast.
 
     A custom optimizer, searched for in `folder` first, is built and tried on small parameters.

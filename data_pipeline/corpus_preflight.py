@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
 
 
-def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") -> None:
+def check(config: DataConfig, folder: Path, root: Path, engine: str) -> None:
     """Look up every path of the configuration.
 
     Relative ones start at `folder`, earlier corpora at `root`.

@@ -49,7 +49,7 @@ def write_first_note(
     content: Mapping[str, Any],
     root: Path,
     signer: NoteSigner,
-    sound: Callable[[Mapping[str, Any]], bool] = bool,
+    sound: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, Any]:
     """Leave a note unless there is one; return the one that counts.
 

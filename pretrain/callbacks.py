@@ -61,7 +61,7 @@ def most_seconds(configs: Sequence[CallbackConfig], tasks: int) -> float:
 class Callbacks:
     """Functions of this rank, and events that they have not seen yet."""
 
-    def __init__(self, functions: Sequence[OwnCallback] = ()) -> None:
+    def __init__(self, functions: Sequence[OwnCallback]) -> None:
         self._functions = functions
         self._waiting: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._seconds = 0.0

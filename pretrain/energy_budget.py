@@ -29,7 +29,7 @@ class BudgetGuard:
     Without a watch it never stops a run.
     """
 
-    def __init__(self, watch: Watch | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, watch: Watch | None, clock: Callable[[], float] = time.monotonic):
         self._watch, self._clock = watch, clock
         self._gaps: deque[float] = deque(maxlen=_RECENT)
         self._last: float | None = None

@@ -402,7 +402,7 @@ class _Cache:
 _EMPTY = _Cache([], 0.0, [], [], [], [])
 
 
-def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) -> Answers:
+def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float) -> Answers:
     """Answers about the jobs of `lines` that are at most so old."""
     cache, here = _read(root), {line.job for line in lines if commands.is_local(line.job)}
     rehearsed = list(local.queued(root, here).values())

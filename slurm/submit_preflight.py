@@ -52,7 +52,7 @@ def refuse(
     config: SlurmConfig,
     root: Path,
     config_file: Path,
-    sources: Sequence[Path] = (),
+    sources: Sequence[Path],
     entries: Mapping[str, int] | None = None,
 ) -> None:
     """Refuse what the cluster would refuse.
@@ -222,7 +222,7 @@ def _absent_nodes(config: SlurmConfig) -> str:
     return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
 
 
-def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
+def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str) -> Iterator[str]:
     """Objections of `sbatch --test-only`, each once.
 
     `gone` states why nodes that fit are unavailable now.

@@ -46,7 +46,7 @@ def submission_lines(
     vocabulary: int,
     section: SlurmConfig,
     teacher: ModelConfig | None,
-    document_tokens: float | None = None,
+    document_tokens: float | None,
     begun: int = 0,
 ) -> tuple[str, list[str]]:
     """A submission's line and its warnings.

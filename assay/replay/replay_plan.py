@@ -123,7 +123,7 @@ def replay_plan(
     artifacts: Mapping[str, Manifest],
     runtime: Runtime,
     requests: Sequence[str],
-    cluster: Cluster | None = None,
+    cluster: Cluster | None,
 ) -> ReplayPlan:
     """Plan the replay of a run without the documents of some requests.
 

@@ -148,7 +148,7 @@ def _zero_counts(identity: CodeIdentity) -> dict[str, Any]:
 
 
 def select_code(
-    documents: Manifest, config: CodeConfig, sources: Sequence[Source], runtime: Runtime, folder: Path = Path()
+    documents: Manifest, config: CodeConfig, sources: Sequence[Source], runtime: Runtime, folder: Path
 ) -> Manifest:
     """Remove source files that an owner, a licence or a rule excludes.
 

@@ -94,7 +94,7 @@ def identify(
     return Languages(codes, confidences.tolist(), np.round(own / np.maximum(own + others, 1), 4).tolist())
 
 
-def known_codes(own_model: Path | None = None) -> frozenset[str]:
+def known_codes(own_model: Path | None) -> frozenset[str]:
     """Every code that `identify` can return.
 
     Raises:

@@ -57,7 +57,7 @@ def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
 
 
 def open_model(
-    kind: str, path: Path, name: str, positive: Sequence[str], negative: Sequence[str] = ()
+    kind: str, path: Path, name: str, positive: Sequence[str], negative: Sequence[str]
 ) -> tuple[Scorer, list[str]]:
     """The scorer of a model, and all its labels.
 

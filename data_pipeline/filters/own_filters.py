@@ -151,9 +151,7 @@ def _nothing() -> dict[str, Any]:
     return {**funnel([], [], [], []), "without_value": {}}
 
 
-def own_filters(
-    documents: Manifest, filters: Sequence[OwnFilterConfig], runtime: Runtime, folder: Path = Path()
-) -> Manifest:
+def own_filters(documents: Manifest, filters: Sequence[OwnFilterConfig], runtime: Runtime, folder: Path) -> Manifest:
     """Remove the documents that a filter does not keep.
 
     Raises:

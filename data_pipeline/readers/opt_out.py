@@ -83,7 +83,7 @@ HostRules = Mapping[str, Host]
 
 
 def page_opt_out(
-    url: str, signals: Iterable[str], fetched: str, rules: HostRules | None = None, agents: Sequence[str] = AI_CRAWLERS
+    url: str, signals: Iterable[str], fetched: str, rules: HostRules | None, agents: Sequence[str] = AI_CRAWLERS
 ) -> tuple[str, str]:
     """Opt-out columns of a page, from headers and elements."""
     all_signals = set(signals)
@@ -139,7 +139,7 @@ def _reserved(found: set[str]) -> tuple[str, ...]:
     return tuple(sorted(kept))
 
 
-def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> set[str]:
+def host_signals(host: Host, path: str, agents: Sequence[str]) -> set[str]:
     """Signals of a host's files for a path."""
     signals: set[str] = set()
     if host.robots is not None:

@@ -35,7 +35,7 @@ def answers_of(
     ids: npt.NDArray[np.integer],
     ends: npt.NDArray[np.int64],
     encoder: Encoder,
-    pattern: re.Pattern[bytes] = ANSWER,
+    pattern: re.Pattern[bytes],
 ) -> Answers:
     """Mark the tokens of answers in the documents of a table.
 

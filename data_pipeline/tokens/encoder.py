@@ -120,7 +120,7 @@ def begun(engine: Engine, begin: int) -> Engine:
     return run
 
 
-def except_matches(engine: Engine, reference: Engine, marked: npt.NDArray[np.bool_], pattern: str = "") -> Engine:
+def except_matches(engine: Engine, reference: Engine, marked: npt.NDArray[np.bool_], pattern: str) -> Engine:
     """The engine, with `reference` for some texts.
 
     They hold a character beyond ASCII that is `marked`, by its code point, or RE2's `pattern` finds them.

@@ -191,7 +191,7 @@ class TokenShard:
 FIX = "Remove it and run the same command again: only this shard is made again."
 
 
-def _layout(tokens: int, documents: int, item: int, marks: int = 0) -> tuple[int, int, int]:
+def _layout(tokens: int, documents: int, item: int, marks: int) -> tuple[int, int, int]:
     """Offsets of the document ends, of the groups, and of their names.
 
     Before the names are `marks` bytes.

@@ -93,7 +93,7 @@ def read_without_text(path: Path) -> pa.Table:
     return _read(path, names)
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _read(path: Path, columns: list[str] | None) -> pa.Table:
     with read_errors(path, _UNREADABLE):
         table = pq.read_table(path, columns=columns, partitioning=None)
     if columns is not None and (absent := sorted(set(columns) - set(table.column_names))):

@@ -63,7 +63,7 @@ class GreatestPower:
 class Counter:
     """Microjoules of a counter since it was opened."""
 
-    def __init__(self, counter: Callable[[], int], size: int | None = None, clock: Clock = time.monotonic):
+    def __init__(self, counter: Callable[[], int], size: int | None, clock: Clock):
         self._counter, self._size, self._clock = counter, size, clock
         self._last = (counter(), clock())
         self._began = self._last[1]

@@ -45,7 +45,7 @@ class EnergySource(Protocol):
         ...
 
 
-def counter_part(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> EnergyPart:
+def counter_part(name: str, method: str, count: Counter | Integral, percent: int, failure: str) -> EnergyPart:
     """A part of a counter: its doubts, and `percent` to each side.
 
     `failure` is that of the last reading, where it was missed.
@@ -80,7 +80,7 @@ def whole_number(file: Path) -> int:
     return int(file.read_text(encoding="ascii"))
 
 
-def rapl_zone(folder: Path, clock: Clock = time.monotonic) -> Metered:
+def rapl_zone(folder: Path, clock: Clock) -> Metered:
     """One energy counter below /sys/class/powercap.
 
     It wraps at its range, for some after two minutes at 500 W.

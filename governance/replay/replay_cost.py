@@ -32,7 +32,7 @@ class ReplayCost:
     """Meters."""
 
 
-def spent_on(root: Path, training: str, after: int, until: int | None = None) -> Iterator[EnergyPiece]:
+def spent_on(root: Path, training: str, after: int, until: int | None) -> Iterator[EnergyPiece]:
     """Surviving work of a training ("train/<key>") on its steps after one.
 
     A sample of the meter that spans the boundary is divided by its steps.

@@ -143,7 +143,7 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
     write_json(certificate_path(path), sign(statement({name: key_id(public)}, CERTIFICATE, predicate), root))
 
 
-def key_bytes(path: Path, fix: str = "") -> bytes:
+def key_bytes(path: Path, fix: str) -> bytes:
     """The bytes of a key's file.
 
     Raises:

@@ -26,7 +26,7 @@ def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
     return powers / powers.sum(1, keepdims=True)
 
 
-def cross_entropies(logits: Floats, numbers: Integers, temperature: float = 1.0) -> Floats:
+def cross_entropies(logits: Floats, numbers: Integers, temperature: float) -> Floats:
     """Nats of each document's label."""
     scaled = logits / temperature
     highest = scaled.max(1)

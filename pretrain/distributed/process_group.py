@@ -179,7 +179,7 @@ def device_of(ranks: Ranks, requested: str = "auto") -> torch.device:
     return torch.device("cuda", ranks.local_rank) if kind_of(found, ranks, requested) == "cuda" else torch.device("cpu")
 
 
-def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu", "cuda"]:
+def kind_of(found: int, ranks: Ranks, requested: str) -> Literal["cpu", "cuda"]:
     """Device kind on a node with `found` GPUs.
 
     Raises:

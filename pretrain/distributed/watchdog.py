@@ -61,7 +61,7 @@ class Heartbeat:
     A beat is one assignment, so the watching thread never reads half of one.
     """
 
-    def __init__(self, first_limit: float, limit: float, more: float = 0.0) -> None:
+    def __init__(self, first_limit: float, limit: float, more: float) -> None:
         self._first, self._limit, self._more = first_limit and first_limit + more, limit, more
         self._short = self._first  # until the first step is done
         self._slowest, self._stepped = 0.0, False

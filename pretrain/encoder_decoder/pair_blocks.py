@@ -47,7 +47,7 @@ class EncoderBlock(nn.Module):
     sites = 2
     """Sub-layers, each with a dropout of its own."""
 
-    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing = "none") -> None:
+    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.checkpointing = checkpointing
         self.self_attn = Attention(config.model_copy(update={"bias": False}), layer)
@@ -70,7 +70,7 @@ class DecoderBlock(nn.Module):
 
     sites = 3
 
-    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing = "none") -> None:
+    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing) -> None:
         super().__init__()
         without = config.model_copy(update={"bias": False})
         self.checkpointing = checkpointing

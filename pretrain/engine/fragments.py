@@ -63,7 +63,7 @@ def local_state(engine: Wrapped) -> Iterator[Owned]:
         yield from (Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine))
 
 
-def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None = None) -> list[Owned]:
+def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None) -> list[Owned]:
     """Host memory for a copy of these fragments, already touched.
 
     `pinned` memory is page-locked, so that a GPU copies into it at the full speed of its bus. With `folder` the system

@@ -18,7 +18,7 @@ _COMPILER = "torch._dynamo"
 _CACHED = "__dynamo_disable"  # where torch's mark keeps the function that it calls (torch/_compile.py)
 
 
-def set_deterministic(wanted: bool, *, warn_only: bool = False, compiles: bool = False) -> None:
+def set_deterministic(wanted: bool, *, warn_only: bool = False, compiles: bool) -> None:
     """Do as `torch.use_deterministic_algorithms` does; the compiler's own setting only where something `compiles`."""
     import torch
 

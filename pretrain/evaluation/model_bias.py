@@ -173,7 +173,7 @@ def audit_model(
     return run_stage(Recipe("model_audit", VERSION, section), inputs, runtime, make)
 
 
-def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, device: str = "auto") -> Score:
+def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, device: str) -> Score:
     """Scorer by a verified checkpoint in fp32, on `engine.device`.
 
     Raises:

@@ -37,7 +37,7 @@ def interval(values: Sequence[float | None], level: float = 0.95) -> dict[str, A
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(known)}
 
 
-def verdict_of(found: Mapping[str, Any] | None, neutral: float = 0.0) -> str:
+def verdict_of(found: Mapping[str, Any] | None, neutral: float) -> str:
     """Side of the neutral value on which an interval lies."""
     if found is None:
         return UNDECIDED

@@ -127,7 +127,7 @@ def integrated_gradients(
     text: torch.Tensor,
     start: torch.Tensor,
     steps: int,
-    rows: int = 8,
+    rows: int,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> torch.Tensor:
     """Contributions of tokens, fp64 [L].

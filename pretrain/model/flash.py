@@ -41,9 +41,7 @@ def documents_at_most(segments: torch.Tensor) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def flash_attention(
-    segments: torch.Tensor, rule: AttentionRule, kernel: Kernel, documents: int | None = None
-) -> Attend:
+def flash_attention(segments: torch.Tensor, rule: AttentionRule, kernel: Kernel, documents: int | None) -> Attend:
     """Attention by `rule` through FlashAttention's variable-length kernel.
 
     Rows hold at most `documents` documents, numbered by `segments` [B, L].

@@ -160,7 +160,7 @@ _NODES = (
 _TASKS = re.compile(r"srun: error: ([A-Za-z][\w.-]*): tasks? ([\d,-]+): ")
 
 
-def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict | None:
+def verdict_of(text: str, status: int | None, state: str = "") -> Verdict | None:
     """The verdict on an attempt; None where nothing tells.
 
     Args:

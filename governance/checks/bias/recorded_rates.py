@@ -67,7 +67,7 @@ def _recall(redact: Mapping[str, Any], kind: str) -> str | None:
 NO_COUNTS = "encode counted no tokens of the reference language"
 
 
-def parity_rows(encode: Mapping[str, Any], reference: str = "en") -> list[Row]:
+def parity_rows(encode: Mapping[str, Any], reference: str) -> list[Row]:
     """The rows of the suite `parity`.
 
     Args:

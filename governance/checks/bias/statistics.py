@@ -103,7 +103,7 @@ def jackknife(
     statistic: Callable[..., Floats],
     counts: tuple[Integers | Floats, ...],
     sampled: Integers,
-    scale: Scale = IDENTITY,
+    scale: Scale,
     null: float = np.nan,
     most_degrees: Floats | None = None,
 ) -> Estimates:

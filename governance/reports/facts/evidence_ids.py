@@ -42,8 +42,8 @@ def collect_entries(
     manifests: Sequence[Manifest],
     verdict: Mapping[str, Any],
     root: Path,
-    stated: Sequence[Entry] | None = None,
-    begun: str = "",
+    stated: Sequence[Entry] | None,
+    begun: str,
 ) -> list[Entry]:
     """The entries, in the order of a run.
 

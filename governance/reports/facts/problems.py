@@ -39,7 +39,7 @@ def first_look(facts: Mapping[str, Any]) -> list[Finding]:
     return [finding for way in ways for finding in way(facts)]
 
 
-def _finding(what: str, detail: str, at: str, section: str, n: str = "", example: str = "") -> Finding:
+def _finding(what: str, detail: str, at: str, section: str, n: str, example: str = "") -> Finding:
     shown = example if len(example) <= _EXAMPLE else f"{example[:_EXAMPLE].rstrip()}…"
     return {"what": what, "detail": detail, "n": n, "example": shown, "at": at, "section": section}
 

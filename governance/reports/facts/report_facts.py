@@ -175,7 +175,7 @@ def instruments_of(artifacts: Mapping[str, Manifest]) -> dict[str, dict[str, str
     return lists | {name: {"kind": "classifier", "digest": of["model"]} for name, of in models}
 
 
-def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
+def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask) -> list[dict[str, Any]]:
     """Findings of the bias audit with masked examples.
 
     They are empty without an audit, or for one that an older release made.

@@ -99,12 +99,12 @@ def kept_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> list[dic
     return [example for example in turns if example is not None][:EXAMPLES]
 
 
-def masked_example(example: Mapping[str, str], rules: Mask = mask) -> dict[str, str]:
+def masked_example(example: Mapping[str, str], rules: Mask) -> dict[str, str]:
     """Mask and shorten an example sentence of a finding."""
     return {**example, "id": _id(example["id"]), "text": shorten(example["text"], rules)}
 
 
-def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
+def quarantine_samples(manifest: Manifest, root: Path, rules: Mask) -> dict[str, list[dict[str, str]]]:
     """Reason -> up to five records that could not become documents.
 
     Each comes with its place and the beginning of its text.

@@ -78,7 +78,7 @@ def interval_about(
     neutral: float | None,
     label: str,
     *,
-    hit: bool = False,
+    hit: bool,
     goal: float | None = None,
     mark: str = "grid",
 ) -> Html:

@@ -76,7 +76,7 @@ def _how_far(facts: Mapping[str, Any]) -> str:
     return f"{progress}; attempts and faults are listed below."
 
 
-def facts_list(pairs: Sequence[tuple[str, Child]], citation: Html | None = None) -> Html:
+def facts_list(pairs: Sequence[tuple[str, Child]], citation: Html | None) -> Html:
     """Definition list of names and values with one evidence mark."""
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
     return tag("div", tag("dl", entries, class_="facts"), citation, class_="facts-box")
