@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.config import LoadedRun
 from assay.corpus_audit import bias_counts
@@ -21,19 +21,15 @@ from pretrain.checkpoint.format import identity_of, read_checkpoint
 from pretrain.config.training import EvaluationConfig
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.evaluation.model_bias import Score, audit_model, scorer_of
-from pretrain.evaluation.scores import encode_tasks
+from pretrain.evaluation.scores import Suite, encode_tasks
 from pretrain.evaluation.tasks import open_tasks
-from pretrain.evaluation.validation import evaluate
+from pretrain.evaluation.validation import Measurement, evaluate
 from pretrain.inference.loaded_model import load_model
 from pretrain.inference.memorisation import probe_memorisation
 from pretrain.inference.verbatim_generations import VerbatimConfig, measure_verbatim
 
 _GENERATIONS, _GENERATED = 100, 256
 """Most generations of a split whose verbatim share is measured, and most tokens of each."""
-
-if TYPE_CHECKING:
-    from pretrain.evaluation.scores import Suite
-    from pretrain.evaluation.validation import Measurement
 
 
 def task_suite(

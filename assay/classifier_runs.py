@@ -16,7 +16,14 @@ from assay.pipeline import corpus, judge_corpus, training
 from data_pipeline.decontamination.evaluation_sets import read_rows
 from data_pipeline.documents import DOCUMENT_SCHEMA
 from data_pipeline.normalised_text import normalise
-from data_pipeline.tokens.labels import Labelled, group_of, number_of_label, refuse_overlap, split_documents
+from data_pipeline.tokens.labels import (
+    ClassificationConfig,
+    Labelled,
+    group_of,
+    number_of_label,
+    refuse_overlap,
+    split_documents,
+)
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import AlteredFile, CheckpointError, ConfigError
 from governance.files import sha256_file
@@ -29,14 +36,10 @@ from pretrain.checkpoint.format import identity_of, read_checkpoint
 from pretrain.classification.classifier_scores import ClassificationRecipe, Examples, classify, require_classifier
 from pretrain.classification.folds import join_folds
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-from pretrain.inference.loaded_model import load_classifier
+from pretrain.inference.loaded_model import LoadedModel, load_classifier
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from data_pipeline.tokens.labels import ClassificationConfig, Labelled
-    from pretrain.classification.classifier_scores import Examples
-    from pretrain.inference.loaded_model import LoadedModel
 
 
 def require_labels(run: LoadedRun) -> ClassificationConfig:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.config import LoadedRun
 from assay.corpus_gate import packed_rows, refuse_altered
@@ -16,8 +16,8 @@ from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_
 from data_pipeline.tokens.token_shards import TokenShard
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.checks.audit import audit
-from governance.checks.bias.bias import bias_audit
-from governance.checks.drift import read_reference
+from governance.checks.bias.bias import Models, bias_audit
+from governance.checks.drift import Sketch, read_reference
 from governance.checks.tokens import TokenReaders
 from governance.config import validate
 from governance.errors import AlteredFile, GateClosed, MissingInput
@@ -27,11 +27,6 @@ from governance.gate.verdict import give_verdict, read_verdict, statements_in_ef
 from governance.manifest import Manifest, read_manifest
 from governance.stage import Runtime
 from governance.verified_files import intact
-
-if TYPE_CHECKING:
-    from governance.checks.bias.bias import Models
-    from governance.checks.drift import Sketch
-    from governance.checks.tokens import TokenReaders
 
 
 def check_audit_inputs(run: LoadedRun, runtime: Runtime) -> None:

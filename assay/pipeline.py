@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.checkpoint_evaluation import task_suite
 from assay.config import LoadedRun
@@ -55,12 +55,10 @@ from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
 from pretrain.evaluation.tasks import open_tasks
 from pretrain.loss_spikes import Diverged
+from pretrain.metrics.run_identity import MirrorTable
 from pretrain.preflight.compatibility import faults_of
 from pretrain.preflight.hardware import Hardware
 from pretrain.train import folder_of
-
-if TYPE_CHECKING:
-    from pretrain.metrics.run_identity import MirrorTable
 
 
 def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str]) -> Path:

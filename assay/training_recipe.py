@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from assay.config import LoadedRun
 from governance.errors import MissingInput
@@ -13,14 +12,12 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
+from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import refuse_small
 from pretrain.evaluation.tasks import pin
 from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.optim.optimizers import pin_optimizer
-
-if TYPE_CHECKING:
-    from pretrain.config.training import TrainConfig, TrainRecipe
 
 
 def training_rows(artifacts: Mapping[str, Manifest]) -> Manifest:

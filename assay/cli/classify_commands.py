@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, load
-from assay.config import load_run
+from assay.config import LoadedRun, load_run
 from governance.errors import MissingInput
-
-if TYPE_CHECKING:
-    from assay.config import LoadedRun
 
 
 def evaluate(arguments: Arguments) -> None:
     """Print the figures of a classifier on its test."""
-    from dataclasses import replace
-
     from assay.classifier_runs import evaluate_classifier, require_labels
     from assay.pipeline import corpus
 

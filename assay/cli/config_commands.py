@@ -6,8 +6,10 @@ import ast
 import importlib.util
 import inspect
 import json
+import os
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,9 +189,6 @@ def doctor(arguments: Arguments) -> int:
 
 def _checks() -> Iterator[tuple[str, bool, str, str]]:
     """Each ability: name, whether it is there, what was found, the fix."""
-    import os
-    import sys
-
     yield "python", (3, 11) <= sys.version_info < (3, 14), sys.version.split()[0], "install Python 3.11 to 3.13"
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0))

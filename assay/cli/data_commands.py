@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from assay.clean_up import CleanUp, in_use, named_in, plan_clean_up
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, load, load_corpus
+from assay.config import LoadedRun
 from assay.corpus_gate import require_corpus
+from data_pipeline.config import DataConfig
 from data_pipeline.corpus_preflight import check
 from data_pipeline.filters.classifier import train_classifier
 from data_pipeline.prepare import stage_names, stages, survey
@@ -34,10 +36,6 @@ from governance.reports.facts.stage_counts import corpus_counts, count_lines
 from governance.reports.terminal import show_corpus
 from governance.stage import Runtime, ShareDone, read_artifact, root_of
 from governance.workers import take_turns
-
-if TYPE_CHECKING:
-    from assay.config import LoadedRun
-    from data_pipeline.config import DataConfig
 
 
 def prepare(arguments: Arguments) -> None:
@@ -250,8 +248,6 @@ def export(arguments: Arguments) -> None:
 
 def push(arguments: Arguments) -> None:
     """Upload the documents of an admitted corpus with their card."""
-    import tempfile
-
     from assay.corpus_card import corpus_card
     from governance.hub_client import push as upload
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, load
@@ -18,10 +17,7 @@ from governance.stage import Runtime
 from pretrain.experiments.experiment_report import read_report
 from pretrain.experiments.mixtures.mixture_page import proposal
 from pretrain.experiments.scaling.coordinates import part_in_words
-from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
-
-if TYPE_CHECKING:
-    from pretrain.experiments.scaling.ladder import Rung
+from pretrain.experiments.scaling.ladder import Rung, ladder, multiplied, tokens_of
 
 
 def claims(arguments: Arguments) -> None:

@@ -6,33 +6,29 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, averaged_with, checkpoint_of, load_corpus
+from assay.config import LoadedRun
 from assay.corpus_gate import require_corpus
 from assay.training_recipe import training_rows
 from data_pipeline.readers.file_types.pair_text import prompt_of
+from data_pipeline.tokens.encoder import Encoder
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, write_text
 from governance.log import get_logger, progress
+from governance.manifest import Manifest
+from governance.stage import Runtime
 from pretrain.checkpoint.format import identity_of, read_checkpoint
-from pretrain.data.dataset import open_rows
+from pretrain.data.dataset import Rows, open_rows
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-from pretrain.inference.loaded_model import load_model
+from pretrain.inference.loaded_model import LoadedModel, load_model
 from pretrain.inference.next_token import Sampling
-
-if TYPE_CHECKING:
-    from assay.config import LoadedRun
-    from data_pipeline.tokens.encoder import Encoder
-    from governance.manifest import Manifest
-    from governance.stage import Runtime
-    from pretrain.data.dataset import Rows
-    from pretrain.inference.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,6 @@ def open_checkpoint(arguments: Arguments, role: str = "") -> OpenedCheckpoint:
 
 def generate(arguments: Arguments) -> None:
     """Continue prompts by a checkpoint, with speed and energy."""
-    from dataclasses import asdict
-
     from pretrain.inference.generation import generate as continue_prompts
     from pretrain.inference.generation import refuse_prompts
 
@@ -186,8 +180,6 @@ def _interpreted(
     opened: OpenedCheckpoint, texts: Sequence[str], ids: Sequence[Sequence[int]], rows: Rows | None, most_rows: int
 ) -> dict[str, Any]:
     """Values of all texts and, with `rows`, of removed heads."""
-    from dataclasses import asdict
-
     from pretrain.interpretability.head_pruning import passed_rows, prune_heads
     from pretrain.interpretability.interpretation import induction_figures
     from pretrain.interpretability.interpretation import interpret as interpret_text
@@ -276,8 +268,6 @@ def translate(arguments: Arguments) -> None:
 
 def _scores(translations: Sequence[str], references: Sequence[str], tokenizer: str) -> dict[str, Any]:
     """BLEU and chrF, logged and as values."""
-    from dataclasses import asdict
-
     from pretrain.inference.translation_scores import corpus_scores
 
     scores = corpus_scores(translations, references, tokenizer)

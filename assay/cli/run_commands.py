@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -201,8 +202,6 @@ def argv_of(arguments: Arguments, runtime: Runtime) -> list[str]:
 
 def run(arguments: Arguments) -> None:
     """Run everything and print the run's card."""
-    import time
-
     from assay.pipeline import run_all
     from assay.run_card import card
 

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assay.cli.output import say, write_out
 from assay.cli.run_commands import Arguments, argv_of, load, read_run
 from assay.config import LoadedRun
 from assay.slurm_folders import container_mounts, fetch_here, folders_read, freeze_run, make_key
 from assay.training_recipe import steps_before, training_folder
-from data_pipeline.prepare import survey
+from data_pipeline.prepare import Survey, survey
 from governance.energy import ledger
 from governance.energy.intensity import read_intensity
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
@@ -43,9 +43,6 @@ from slurm.status import Progress, describe, settled
 from slurm.submit import JobRequest, SubmittedJob, keep_scripts, submission_lock
 from slurm.submit import submit as hand_over
 from slurm.submit_preflight import check_settings, megabytes, refuse, with_cores
-
-if TYPE_CHECKING:
-    from data_pipeline.prepare import Survey
 
 _WATCH_SECONDS = 10.0
 _CANCEL_PATIENCE_SECONDS = 120.0

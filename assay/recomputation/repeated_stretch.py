@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from assay.checkpoint_evaluation import task_suite
 from assay.config import LoadedRun
@@ -21,10 +20,8 @@ from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.stage import Runtime, artifact_folder
 from pretrain.checkpoint.base_weights import base_of
 from pretrain.checkpoint.format import STEPS_FILE, moments, read_state, weights
+from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import CheckpointConfig, ProfileConfig, Settings, TrackingConfig, TrainRecipe
-
-if TYPE_CHECKING:
-    from pretrain.checkpoint.safetensors_files import TensorFiles
 
 NUDGE = 2.0**-22
 """Relative change of each weight, four times the rounding of fp32, from which the bound is measured."""

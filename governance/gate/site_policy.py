@@ -26,7 +26,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -35,11 +35,8 @@ from governance.errors import ConfigError, GateClosed
 from governance.gate.approvals import links
 from governance.gate.policy import Policy, load_policy
 from governance.signing.certificates import certificate_path
-from governance.signing.dsse import certified, key_id, private_key, public_key, trusted_key
+from governance.signing.dsse import PublicKey, certified, key_id, private_key, public_key, trusted_key
 from governance.stage import now
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 VARIABLE = "ASSAY_SITE_POLICY"
 SYSTEM = Path("/etc/assay/policy.toml")

@@ -17,15 +17,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
-from governance.signing.dsse import certified, signing_time, verify_envelope
+from governance.signing.dsse import PublicKey, certified, signing_time, verify_envelope
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.config import canonical_json
 from governance.errors import ConfigError, GateClosed, ManifestError
@@ -22,7 +22,16 @@ from governance.hooks import Attest
 from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
 from governance.signed_notes import NoteSigner
-from governance.signing.dsse import SigningKey, key_id, private_key, sign, statement, trusted_key, verify_envelope
+from governance.signing.dsse import (
+    PublicKey,
+    SigningKey,
+    key_id,
+    private_key,
+    sign,
+    statement,
+    trusted_key,
+    verify_envelope,
+)
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
@@ -30,9 +39,6 @@ from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import lines_of, parse_line
 from governance.signing.openssf import default_model_key_path, model_key, sign_model
 from governance.stage import now
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 MODEL_SIGNATURE = "model-signature"
 MIRROR = "wandb"

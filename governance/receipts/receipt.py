@@ -14,6 +14,7 @@ hold the name; `read.steps` are the first eight. `verify_receipt.py` checks one.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import ConfigError
@@ -21,8 +22,6 @@ from governance.receipts.verify_receipt import SHOWN_STEPS, WORDS, name_of, sign
 from governance.stage import now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from governance.receipts.name_tree import NameTree
     from governance.signing.dsse import SigningKey
 

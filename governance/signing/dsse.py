@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-    PublicKey: TypeAlias = "Ed25519PublicKey | JobPublicKey"
-
+PublicKey: TypeAlias = "Ed25519PublicKey | JobPublicKey"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PUBLIC_FIX = " `assay governance keygen` writes a public key beside the private one: PATH.pub"

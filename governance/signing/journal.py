@@ -29,7 +29,7 @@ import datetime
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError
@@ -38,7 +38,7 @@ from governance.hooks import SignLine
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.regular_files import read_whole
-from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
+from governance.signing.dsse import PublicKey, SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal_lines import (
     CLOCK,
@@ -58,9 +58,6 @@ from governance.signing.journal_lines import (
 from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests, Signers
 from governance.signing.signed_lines import line_signer
 from governance.stage import now
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 GIVEN_UP = "urn:assay:given-up:1"
 BEGUN = "begun-anew"

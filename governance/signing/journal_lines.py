@@ -24,18 +24,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.config import is_canonical
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Input
 from governance.regular_files import read_whole
-from governance.signing.dsse import verify_envelope
+from governance.signing.dsse import PublicKey, verify_envelope
 from governance.signing.running_digests import GROWN, Prefix, read_prefix
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 MAX_JOURNAL_BYTES = 4 << 30
 FILE_NAME = "journal.jsonl"

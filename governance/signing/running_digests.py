@@ -37,15 +37,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.errors import ManifestError
 from governance.files import running_sha256
 from governance.log import get_logger
+from governance.signing.dsse import PublicKey
 from governance.signing.signed_lines import LEDGERS, SignedLines
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 GROWING = (*LEDGERS, "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
 """Patterns, relative to a root, of the files that its processes append lines to."""

@@ -23,13 +23,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.hooks import SignLine
 from governance.signing.dsse import (
+    PublicKey,
     SigningKey,
     draw_key,
     holds,
@@ -40,9 +41,6 @@ from governance.signing.dsse import (
     verify_envelope,
 )
 from governance.stage import now
-
-if TYPE_CHECKING:
-    from governance.signing.dsse import PublicKey
 
 KINDS = ("begin", "beat", "end")
 """Kinds of a ledger's lines that readers count."""

@@ -31,11 +31,11 @@ import torch
 
 from governance.files import sha256_bytes
 from governance.splitmix64 import INCREMENT, finalise, finalise_word
+from pretrain.config.training import TrainConfig
 from pretrain.data.dataset import Rows, micro_batches
 from pretrain.data.sampler import RowSampler, sampler_of
 
 if TYPE_CHECKING:
-    from pretrain.config.training import TrainConfig
     from pretrain.model.decoder import Batch
 
 DEPTH = 2
