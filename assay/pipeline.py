@@ -58,7 +58,7 @@ from pretrain.loss_spikes import Diverged
 from pretrain.metrics.run_identity import MirrorTable
 from pretrain.preflight.compatibility import faults_of
 from pretrain.preflight.hardware import Hardware
-from pretrain.train import folder_of
+from pretrain.train import folder_of, train
 
 
 def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str]) -> Path:
@@ -149,8 +149,6 @@ def training(
         GateClosed: the verdict does not let this corpus through, the journal never stated a checkpoint as it is, or
             the origin of the parent is refused (`weights_origin.py`); no step is computed.
     """
-    from pretrain.train import train
-
     verdict, origin = _admit(run, artifacts, runtime)
     if processes > 1:
         _launch(run, artifacts, runtime, processes, argv)

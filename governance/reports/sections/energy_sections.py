@@ -89,26 +89,6 @@ def _used(whole: float | None, wasted: float | None, alone: float | None) -> lis
 def energy_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """Exact figures, waste, checkpoint cost, factors and unmetered time."""
     data = facts["energy"]
-    total = data["total"]
-    pairs = [
-        ("Total", exact(total["joules"])),
-        ("Bounds", f"{exact(total['low'])} to {exact(total['high'])}"),
-        ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
-        ("In reported artifacts", exact(total["surviving"])),
-        ("Wasted", exact(total["wasted"])),
-    ]
-    if total["running"]:
-        pairs.append(("Still running", exact(total["running"])))
-    if total["unmeasured_seconds"]:
-        pairs.append(("Not measured", f"{duration(total['unmeasured_seconds'])} while another run metered the node"))
-    if total["before_seconds"]:
-        most = energy(total["before_joules_at_most"])
-        lasted = duration(total["before_seconds"])
-        text = f"{lasted}, at most {most}: program start and time between stages; in no figure here"
-        pairs.append(("Before meters opened", text))
-    if total["unseen_seconds"]:
-        lost = f"at most {duration(total['unseen_seconds'])} before kills, in no figure here"
-        pairs.append(("Lost to kills", lost))
     lines = [
         [row["stage"], energy(row["joules"]), bounds(row["low"], row["high"]), duration(row["seconds"]),
          energy(row["all_attempts"]), energy(row["wasted"]), row["method"]]
@@ -122,7 +102,7 @@ def energy_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     missing = [tag("li", text) for text in data["missing"]]
     yield fold(
         "Energy in joules by stage, phase and cause",
-        facts_list(pairs, cite(facts, "/energy/total")),
+        facts_list(list(_totals(data)), cite(facts, "/energy/total")),
         table(
             "Energy by stage",
             head,
@@ -150,6 +130,28 @@ def energy_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     if data["views"] is not None:
         yield fold("Energy of the last checkpoint", views_section(facts))
     yield fold("Conversion factors and omitted figures", factors_table(facts))
+
+
+def _totals(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The run's energy, what is wasted of it, and time that no meter saw."""
+    total = data["total"]
+    yield "Total", exact(total["joules"])
+    yield "Bounds", f"{exact(total['low'])} to {exact(total['high'])}"
+    yield "Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE
+    yield "In reported artifacts", exact(total["surviving"])
+    yield "Wasted", exact(total["wasted"])
+    if total["running"]:
+        yield "Still running", exact(total["running"])
+    if total["unmeasured_seconds"]:
+        yield "Not measured", f"{duration(total['unmeasured_seconds'])} while another run metered the node"
+    if total["before_seconds"]:
+        lasted, most = duration(total["before_seconds"]), energy(total["before_joules_at_most"])
+        yield (
+            "Before meters opened",
+            f"{lasted}, at most {most}: program start and time between stages; in no figure here",
+        )
+    if total["unseen_seconds"]:
+        yield "Lost to kills", f"at most {duration(total['unseen_seconds'])} before kills, in no figure here"
 
 
 def exact(joules: float | None) -> str:

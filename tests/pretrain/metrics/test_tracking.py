@@ -338,7 +338,7 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     """The file may be another one by the time that the training begins."""
     given, judged = {}, hashlib.sha256(b"a signed verdict").hexdigest()
     monkeypatch.setattr(run_module, "require_verdict", lambda run, artifacts, runtime: {"file_sha256": judged})
-    monkeypatch.setattr("pretrain.train.train", lambda *arguments, **options: given.update(options))
+    monkeypatch.setattr("assay.pipeline.train", lambda *arguments, **options: given.update(options))
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
     path.write_bytes(b"what was put in its place")
