@@ -22,13 +22,7 @@ from governance.files import sha256_bytes
 from governance.gate.chain import require_whole
 from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
-from governance.lineage.attest import (
-    KeySigner,
-    attest_with,
-    open_journal,
-    refuse_strange_key,
-    refuse_unstated,
-)
+from governance.lineage.attest import KeySigner, attest_with, open_journal, refuse_strange_key, refuse_unstated
 from governance.log import get_logger
 from governance.manifest import KEY_LENGTH, Manifest, Output, read_manifest
 from governance.receipts import verify_receipt

@@ -33,15 +33,7 @@ from pydantic import Field
 
 from data_pipeline.code.file_rules import FileRules, reason_of
 from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs, unmatched
-from data_pipeline.documents import (
-    DOCUMENT_SCHEMA,
-    REMOVED_SCHEMA,
-    funnel,
-    gathered,
-    judged,
-    map_documents,
-    pass_on,
-)
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, funnel, gathered, judged, map_documents, pass_on
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import Source, licence_lists
 from governance.config import Section

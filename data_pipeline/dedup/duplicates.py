@@ -34,14 +34,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys
-from data_pipeline.documents import (
-    DOCUMENT_SCHEMA,
-    KEPT_COLUMNS,
-    number_of,
-    read_groups,
-    rows_by_group,
-    write_table,
-)
+from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, number_of, read_groups, rows_by_group, write_table
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.files import atomic_path

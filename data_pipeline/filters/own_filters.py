@@ -27,15 +27,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from data_pipeline.documents import (
-    DOCUMENT_SCHEMA,
-    REMOVED_SCHEMA,
-    funnel,
-    gathered,
-    judged,
-    map_documents,
-    pass_on,
-)
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, funnel, gathered, judged, map_documents, pass_on
 from data_pipeline.filters.column_filters import ColumnBounds, column_reasons, require_bounds
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError

@@ -29,26 +29,9 @@ from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, fetched_items, list_files
 from data_pipeline.readers.local import LocalFile
 from data_pipeline.readers.sources import HubSource, Source, SyntheticSource, identity
-from data_pipeline.synthetic.answer_log import (
-    LOCK,
-    LOG,
-    STAGE,
-    Place,
-    answer_at,
-    append,
-    known_answers,
-    note_artifact,
-)
+from data_pipeline.synthetic.answer_log import LOCK, LOG, STAGE, Place, answer_at, append, known_answers, note_artifact
 from data_pipeline.synthetic.endpoint import Endpoint, Stopped
-from data_pipeline.synthetic.prompts import (
-    Listed,
-    Request,
-    check_fields,
-    listed,
-    prompt_files,
-    read_template,
-    requests,
-)
+from data_pipeline.synthetic.prompts import Listed, Request, check_fields, listed, prompt_files, read_template, requests
 from data_pipeline.synthetic.spending import TRIES, ExpectedCost, TeacherBudget, forecast, refuse_beyond_budget
 from governance.config import Section
 from governance.errors import MissingInput

@@ -28,14 +28,7 @@ from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
 from governance.gate.decision import Judgement, SignedStatements, statement_reasons
 from governance.gate.explanation import explain, site_words
-from governance.gate.freshness import (
-    clock_fault,
-    correction_fault,
-    last_stated,
-    replay_fault,
-    shard_faults,
-    staleness,
-)
+from governance.gate.freshness import clock_fault, correction_fault, last_stated, replay_fault, shard_faults, staleness
 from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
 from governance.gate.refusals import REFUSALS, apply_withdrawals, state_refusals

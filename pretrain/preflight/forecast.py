@@ -31,12 +31,7 @@ from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, bytes_per_gradient, compiles_blocks, many_owners
 from pretrain.finetuning.trained_parameters import trained_count, training_flops
-from pretrain.model.flops import (
-    active_parameter_count,
-    expert_parameter_count,
-    parameter_count,
-    piece_tokens,
-)
+from pretrain.model.flops import active_parameter_count, expert_parameter_count, parameter_count, piece_tokens
 from pretrain.preflight.memory import parameters_of_sides
 
 PEAK, COPIES = 989.4e12, 3.0e12
