@@ -15,7 +15,7 @@ from assay.corpus_gate import pass_gate
 from assay.planning.cluster import read_cluster
 from assay.receipts.unknown_ids import id_note
 from governance.checks.audit import tables_again
-from governance.checks.data_docs import write_data_docs
+from governance.checks.data_docs import data_docs, write_data_docs
 from governance.checks.drift import write_reference
 from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
 from governance.checks.shards import sketch_corpus
@@ -75,11 +75,9 @@ def _data_docs(
 
     Without a folder, they become an artifact that the report links.
     """
-    from governance.checks.data_docs import data_docs as make
-
     tables, gates = tables_again(checked, artifacts, loaded.policy, runtime), loaded.policy.gates()
     if folder is None:
-        made = make(tables, gates, checked, runtime)
+        made = data_docs(tables, gates, checked, runtime)
         folder, shown = runtime.root / made.folder, made.stats["tables"]
     else:
         shown = write_data_docs(tables, gates, folder)
