@@ -133,7 +133,7 @@ def energy_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def _totals(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The run's energy, what is wasted of it, and time that no meter saw."""
+    """Energy in total, wasted and running, and time without a meter."""
     total = data["total"]
     yield "Total", exact(total["joules"])
     yield "Bounds", f"{exact(total['low'])} to {exact(total['high'])}"
