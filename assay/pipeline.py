@@ -168,7 +168,7 @@ def training(
 def _admit(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The verdict that opens the gate, and the origin of the first weights.
+    """The verdict that opens the gate, and the origin of the weights.
 
     The origin is None in a look-up.
     """
