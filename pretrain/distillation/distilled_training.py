@@ -159,22 +159,12 @@ def distillation_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> 
     teacher = open_teacher(recipe, tokens, runtime)
     if config is None or teacher is None:
         return None
-    if recipe.train.continue_from:
-        raise ConfigError(
-            "train.distillation with train.continue_from: a student begins at step 0; remove one of them, or start "
-            "from the checkpoint's export with train.initial_weights"
-        )
     if any(model.num_labels or model.encoder_layers for model in (recipe.model, teacher.model)):
         raise ConfigError(
             "train.distillation with a classifier or an encoder-decoder (model.num_labels, encoder_layers): student "
             "and teacher are language models; remove the section, or choose another teacher"
         )
     if config.start == "teacher":
-        if recipe.train.initial_weights:
-            raise ConfigError(
-                "train.distillation.start = 'teacher' with train.initial_weights: a run starts from one of them; "
-                "remove the other"
-            )
         from pretrain.distillation.narrowed_weights import refuse_other_form
 
         refuse_other_form(recipe.model, teacher.model)

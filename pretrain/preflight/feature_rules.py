@@ -206,6 +206,25 @@ def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware:
     )
 
 
+def students_begin_once(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse a student that would begin from two things."""
+    train = recipe.train
+    if train.distillation is None:
+        return None
+    if train.continue_from:
+        return (
+            "train.distillation with train.continue_from: a student begins at step 0; remove one of them, or start "
+            "from the checkpoint's export with train.initial_weights"
+        )
+    if train.distillation.start == "teacher" and train.initial_weights:
+        return (
+            "train.distillation.start = 'teacher' with train.initial_weights: a run starts from one of them; remove "
+            "the other. A run whose base is a student's file has its [train.distillation] too: name the base of the "
+            "student, and repeat its [model]"
+        )
+    return None
+
+
 def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse what encoder-decoders do not have: splits, kernels, tasks."""
     engine, train = settings.engine, recipe.train
@@ -284,6 +303,7 @@ FEATURE_RULES = (
     expert_parallelism_supports_the_run,
     expert_groups_are_alike,
     students_learn_whole_rows,
+    students_begin_once,
     encoder_decoders_run_plainly,
     rank_invariance_is_measured,
     frozen_parameters_have_a_base,

@@ -195,6 +195,16 @@ REFUSED = [
     ),
     ("students_learn_whole_rows", {"distillation": {"teacher": "t"}, "compile": True}, "engine.compile: the teacher"),
     ("students_learn_whole_rows", {"distillation": {}}, "name a checkpoint or a folder"),
+    (
+        "students_begin_once",
+        {"distillation": {"teacher": "t"}, "continue_from": "checkpoint/c"},
+        "from the checkpoint's export with train.initial_weights",
+    ),
+    (
+        "students_begin_once",
+        {"distillation": {"teacher": "t", "start": "teacher"}, "initial_weights": "w"},
+        "name the base of the student",
+    ),
     ("rank_invariance_is_measured", {"rank_invariant": True, "where": CPU}, "give their number, such as threads = 1"),
     ("rank_invariance_is_measured", {**INVARIANT, "where": {"world_size": 6}}, "on 6 ranks: their sums are added in p"),
     ("rank_invariance_is_measured", {**INVARIANT, "where": CUDA}, "on a GPU: not measured"),
