@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -298,7 +297,7 @@ def takedown(arguments: Arguments) -> None:
         override for override in arguments.overrides if override.partition("=")[0].strip() not in settled
     ]
     if arguments.settings:
-        line = _with_overrides(arguments, "slurm submit")
+        line = command_line(arguments, "slurm submit")
         say(f"{file}: the settings of the replay; next: {line}, then this command with --execute, which signs it",
             settings=file, next=line)  # fmt: skip
         return
@@ -308,14 +307,8 @@ def takedown(arguments: Arguments) -> None:
     made = training(child, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
     facts = certify(child, plan, made, runtime)
     say(certificate_words(facts), replay=facts, settings=file, **artifact(made, runtime.root))
-    line = _with_overrides(arguments, "report")
+    line = command_line(arguments, "report")
     say(f"{file}: the settings of the replay; next: {line}", next=line)
-
-
-def _with_overrides(arguments: Arguments, command: str) -> str:
-    """As `command_line`, with the overrides that choose the run."""
-    given = [word for one in arguments.overrides for word in ("--set", one)]
-    return shlex.join([*shlex.split(command_line(arguments, command)), *given])
 
 
 def prove(arguments: Arguments) -> None:

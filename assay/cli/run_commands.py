@@ -139,10 +139,11 @@ def load_corpus(arguments: Arguments) -> tuple[LoadedRun, Runtime, dict[str, Man
 
 
 def command_line(arguments: Arguments, command: str) -> str:
-    """The line that runs another command on the same files and root."""
+    """Another command on the same files, root and overrides."""
     root = ["--root", str(arguments.root)] if arguments.root else []
+    given = [word for one in getattr(arguments, "overrides", []) for word in ("--set", one)]
     return shlex.join(
-        ["assay", *command.split(), *map(str, (arguments.config, *getattr(arguments, "more", []))), *root]
+        ["assay", *command.split(), *map(str, (arguments.config, *getattr(arguments, "more", []))), *root, *given]
     )
 
 

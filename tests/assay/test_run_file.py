@@ -170,10 +170,14 @@ def test_a_report_is_verified_with_the_keys_of_all_files_of_its_run(folder):
     assert (keyring.config.trusted_keys, keyring.folder) == (("ann.pub",), arguments.run.parent)
 
 
-def test_a_suggested_command_has_all_files_and_the_root(folder):
+def test_a_suggested_command_has_all_files_the_root_and_the_overrides(folder):
     words = ["train", "corpus.toml", "1b.toml", "--root", "a root"]
     arguments = parser().parse_args(join_files(words, parser()))
-    assert command_line(arguments, "data prepare") == "assay data prepare corpus.toml 1b.toml --root 'a root'"
+    line = "assay data prepare corpus.toml 1b.toml --root 'a root'"
+    assert command_line(arguments, "data prepare") == line
+    arguments = parser().parse_args(join_files([*words, "--set", "governance.policy='a b.toml'"], parser()))
+    assert shlex.split(command_line(arguments, "data prepare")) == [
+        *shlex.split(line), "--set", "governance.policy='a b.toml'"]  # fmt: skip
 
 
 def test_what_a_file_leaves_out_suits_the_size_of_its_model(folder):
