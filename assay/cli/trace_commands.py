@@ -22,8 +22,8 @@ def trace_text(arguments: Arguments) -> None:
             text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"standard input is not text in UTF-8 ({error}). Convert it") from error
-    limits = (arguments.min_characters, arguments.documents)
-    traced = trace(text, arguments.checkpoint, arguments.corpus, keyring_of(arguments.signing_key), limits)
+    keyring, documents = keyring_of(arguments.signing_key), arguments.documents
+    traced = trace(text, arguments.checkpoint, arguments.corpus, keyring, arguments.min_characters, documents)
     say("\n".join(trace_lines(traced)), **asdict(traced), covered=traced.covered)
     if arguments.html is not None:
         write_text(arguments.html, trace_page(traced))

@@ -155,12 +155,12 @@ def read_text(text: str, least: int) -> str:
 
 
 def trace_text(
-    text: str, checkpoint: Path | None, corpus: Path | None, keyring: Keyring, limits: tuple[int, int]
+    text: str, checkpoint: Path | None, corpus: Path | None, keyring: Keyring, least: int, most: int
 ) -> TracedText:
     """Trace a text to the documents of a corpus.
 
-    The corpus is a checkpoint's, or `corpus`. `limits` are the characters from which a span
-    counts, and the documents listed of each.
+    The corpus is a checkpoint's, or `corpus`. A span counts from `least` characters on; `most` documents of each are
+    listed.
 
     Raises:
         ConfigError: there is no text, or `corpus` is not a token corpus.
@@ -168,7 +168,6 @@ def trace_text(
         GateClosed: the journal was cut, or does not state the checkpoint or the index.
         AlteredFile: a file of the index, or a shard that gives the steps, is not as it was made.
     """
-    least, most = limits
     text = read_text(text, least)
     model, tokens, root = _subject(checkpoint, corpus)
     made = find_index(tokens, root)

@@ -131,7 +131,7 @@ def _export(
             return biases[name] if name in biases else weight(name, None)
 
         family, digests = write_folder(read, identity, vocabulary, target, dtype=dtype, labels=facts.labels)
-    card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
+    card = _card(manifest, identity, family, dtype, vocabulary.begin, facts)
     write_text(target / "README.md", card)
     return manifest, digests
 
@@ -174,7 +174,7 @@ def write_folder(
     special = _special_tokens(tokenizer, identity)
     model = identity.recipe.model
     family = classifier_of(model, labels) if model.num_labels else family_of(model)
-    digests = _write_weights(read, family, identity, target, (shard_bytes, dtype))
+    digests = _write_weights(read, family, identity, target, shard_bytes, dtype)
     if family.own_code:
         for name in ("configuration_assay.py", "modeling_assay.py"):
             source = importlib.resources.files(__package__).joinpath("remote_code", name)
@@ -233,16 +233,15 @@ def _begin_processor(text: str, index: int) -> dict[str, Any]:
 
 
 def _write_weights(
-    read: Read, family: Family, identity: CheckpointIdentity, target: Path, form: tuple[int, Dtype]
+    read: Read, family: Family, identity: CheckpointIdentity, target: Path, shard_bytes: int, dtype: Dtype
 ) -> dict[str, str]:
     """Write the weights in one file, or in several with an index.
 
-    `form` has the most bytes of a file, and the type of the weights. Returns the SHA-256 of what was written, by file.
+    `shard_bytes` is the most bytes of a file. Returns the SHA-256 of what was written, by file.
     """
     sizes = _parameter_sizes(identity)
     pieces = {piece.name: piece for piece in family.tensors(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
-    shard_bytes, dtype = form
     width = DTYPES[dtype][1]
     # `file_plan` counts 4 bytes per element
     plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes * 4 // width)
@@ -324,14 +323,11 @@ def _card(
     manifest: Manifest,
     identity: CheckpointIdentity,
     family: Family,
-    form: tuple[Dtype, int | None],
+    dtype: Dtype,
+    begin: int | None,
     facts: ExportFacts,
 ) -> str:
-    """Model card of the exported folder.
-
-    `form` has the type of the weights, and the id that begins documents.
-    """
-    dtype, begin = form
+    """Model card of the exported folder; `begin` is the id that begins documents."""
     source = manifest.stats.get("initial_weights", {})
     pairs = identity.recipe.model.encoder_layers > 0
     lines: Sequence[str] = (

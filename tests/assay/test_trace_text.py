@@ -23,7 +23,7 @@ def test_an_index_that_changes_while_it_is_searched_gives_no_answer(project, mon
     runtime = Runtime(root, hooks=Hooks(attest=attest_with(run.journal(root), run.keyring, root)))
     tokens = corpus(run, runtime)["encode"]
     made = traced_text.make_index(tokens, TextIndexConfig(), runtime)
-    given = ("a text of nobody, which has fifty characters and more", None, root / tokens.folder, run.keyring, (40, 5))
+    given = ("a text of nobody, which has fifty characters and more", None, root / tokens.folder, run.keyring, 40, 5)
     assert traced_text.trace_text(*given).spans == ()
     search = traced_text.find_spans
 

@@ -439,7 +439,7 @@ def test_the_exported_card_states_the_licence(trained):
     root, run = trained
     checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
     identity = identity_of(checkpoint)
-    card = _card(checkpoint, identity, family_of(identity.recipe.model), ("fp32", None), ExportFacts())
+    card = _card(checkpoint, identity, family_of(identity.recipe.model), "fp32", None, ExportFacts())
     assert 'base_model: "a/b"\nlanguage: ["de"]\nlicense: "other"\nlicense_name: "llama-like"\n---' in card
     assert "private" not in card
     assert "| licence of these weights | llama-like; LICENSE.txt (sha256 " in card

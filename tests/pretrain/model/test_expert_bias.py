@@ -129,7 +129,7 @@ def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path, run_trai
     manifest = read_manifest(tmp_path / "whole" / whole.stats["checkpoint"]["path"])
     assert expert_bias_of(load_decoder(manifest, tmp_path / "whole")) == last
     identity = identity_of(manifest)
-    card = _card(manifest, identity, family_of(identity.recipe.model), ("fp32", None), ExportFacts())
+    card = _card(manifest, identity, family_of(identity.recipe.model), "fp32", None, ExportFacts())
     assert "| selection of experts | probability plus a bias of each expert" in card
     monkeypatch.setattr(expert_bias, "restore_expert_bias", lambda model, values: None)
     assert run_training(tmp_path / "forgetful", moe=MOE).digest != whole.digest
