@@ -327,7 +327,7 @@ def _card(
     begin: int | None,
     facts: ExportFacts,
 ) -> str:
-    """Model card of the exported folder; `begin` is the id that begins documents."""
+    """Model card of the folder; `begin` is the id that begins documents."""
     source = manifest.stats.get("initial_weights", {})
     pairs = identity.recipe.model.encoder_layers > 0
     lines: Sequence[str] = (

@@ -147,7 +147,7 @@ def test_the_mean_of_checkpoints_has_the_mean_of_their_biases(tmp_path, run_trai
     assert averaged_expert_bias(last[:1], tmp_path) == biases_in(tmp_path, identity_of(newest).step)
     written = []
 
-    def write_folder(read, identity, *given):
+    def write_folder(read, identity, *given, **form):
         written.extend(read(name) for name in expert_bias_names(identity.recipe.model))
         return family_of(identity.recipe.model), {}
 
