@@ -70,6 +70,7 @@ They are those of Bootstrap, HTML5 Boilerplate, WordPress, Drupal and Foundation
 _FIGURE = re.compile(rb"<(/?)figure(?=[\s>])")
 _CAPTION = re.compile(rb"<(/?)figcaption(?=[\s>])", re.IGNORECASE)
 _BLOCK_OF_FIGURE = re.compile(rb"<(?:table|pre|blockquote)(?=[\s>])", re.IGNORECASE)
+_LIST_TAG = re.compile(r"<(/?)(ul|ol|menu|dir|li)(?=[\s/>])", re.IGNORECASE)
 _ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
 _NEVER_NAMES = re.compile(
     r"(?<![^\s_-])(?:comments?|disqus|respond|replies|cookies?|consent|gdpr|ccpa|ads?|advert\w*|adsense|adsbygoogle|"
@@ -109,7 +110,28 @@ def lay_out(page: str) -> str:
 
 
 def _laid_out(marked: str, bits: int) -> str:
-    return str(extract_plain_text(marked, alt_texts=False, skip_elements=_selectors(marked, bits)))
+    selectors = _selectors(marked, bits)
+    layout = str(extract_plain_text(marked, alt_texts=False, skip_elements=selectors))
+    if layout.rstrip().rpartition("\n")[2].startswith("    "):  # the last line is in a list, perhaps in one without end
+        layout = str(extract_plain_text(_closed_items(marked), alt_texts=False, skip_elements=selectors))
+    return layout
+
+
+def _closed_items(page: str) -> str:
+    """A page whose items outside of any list are `div` elements.
+
+    resiliparse takes all that follows such an item for a part of it. A `menu` or `dir` becomes a list, as in browsers.
+    """
+    pieces: list[str] = []
+    last = depth = 0
+    for tag in _LIST_TAG.finditer(page):
+        name = tag[2].lower()
+        if name != "li":
+            depth = max(0, depth + (-1 if tag[1] else 1))
+        if name in ("menu", "dir") or (name == "li" and not depth):
+            pieces += (page[last : tag.start(2)], "div" if name == "li" else "ul")
+            last = tag.end()
+    return "".join((*pieces, page[last:]))
 
 
 def _selectors(page: str, bits: int) -> list[str] | None:

@@ -99,6 +99,19 @@ def test_elements_become_markdown(inner, text):
 
 
 @pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        (f"<div><li>{LONG}</div><p>x y z</p>", f"{LONG}\n\nx y z"),
+        (f"<ul><li>a</ul><div><LI class=a>{LONG} b</LI></div><p>x y z</p>", f"  • a\n{LONG} b\n\nx y z"),
+        ("<menu><li>m</li><li>n</li></menu><p>x y z</p>", "  • m\n  • n\n\nx y z"),
+        (f"<ul><li>m<p>{LONG}</p></li></ul>", f"  • m\n\n    {LONG}"),
+    ],
+)
+def test_an_item_outside_of_a_list_does_not_indent_what_follows(inner, text):
+    assert main_text(article(inner)) == f"Title\n\n{LONG}\n\n{text}\n\n{LONG}"
+
+
+@pytest.mark.parametrize(
     ("source", "latex"),
     [
         ("<mfrac><mi>a</mi><mrow><mi>b</mi><mo>+</mo><mn>1</mn></mrow></mfrac>", r"\frac{a}{b+1}"),
