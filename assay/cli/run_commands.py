@@ -337,6 +337,7 @@ def evaluate(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from assay.corpus_gate import require_corpus
+    from assay.training_recipe import training_rows
     from pretrain.export.huggingface import ExportFacts, use_of
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
@@ -347,6 +348,12 @@ def export(arguments: Arguments) -> None:
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
     template = CHATML if loaded.config.data.encode.loss_on == "answers" else ""
+    if read_artifact(checkpoint).inputs[0].digest != training_rows(artifacts).digest:
+        get_logger(__name__).warning(
+            "%s was trained on other token shards than those of %s, so the folder has neither the names and licences "
+            "of sources nor a chat template; give the run's file of its training", checkpoint, arguments.config,
+        )  # fmt: skip
+        sources, template = [], ""
     classes = loaded.config.data.encode.classification
     labels = classes.labels if classes is not None else ()
     others = averaged_with(read_artifact(checkpoint), arguments, loaded, runtime.root)

@@ -91,6 +91,17 @@ def family(tmp_path_factory):
     return folder, teacher, student, child
 
 
+def test_an_export_under_another_runs_file_claims_no_sources(family, capsys):
+    """The teacher was not trained on the chats of the child's file."""
+    folder, teacher, _, child = family
+    for made, own in ((teacher, False), (child, True)):
+        checkpoint, target = folder / "root" / made.stats["checkpoint"]["path"], folder / f"card-{own}"
+        words = ["export", folder / "child.toml", checkpoint.parent, target, "--root", folder / "root"]
+        assert main(list(map(str, words))) == 0
+        assert ("was trained on other token shards" in capsys.readouterr().err) != own
+        assert ("| text of " in (target / "README.md").read_text(encoding="utf-8")) == own
+
+
 def test_a_child_of_an_export_inherits_the_sources_and_energy_of_all_its_ancestors(family, capsys):
     folder, teacher, student, child = family
     root, last = folder / "root", student.stats["checkpoint"]
