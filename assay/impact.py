@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from assay.receipts.unknown_ids import id_note
 from assay.takedown import find_documents
 from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
 from data_pipeline.tokens.packed_rows import PackedRows
@@ -122,9 +123,10 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
                                    for root, graph in graphs.items()})  # fmt: skip
     shards = [held for root, graph in graphs.items() for held in _shards(graph, root, found.identities)]
     if not shards and not found.known:
+        notes = "\n  ".join(str(root) if "://" in request else f"{root}: {id_note(request, root)}" for root in graphs)
         raise MissingInput(
-            f"{request}: no document, URL or shard of that name in {', '.join(map(str, roots))}. "
-            f"An id is <source>/<file>#<record>, see: assay data trace"
+            f"{request!r}: no document, URL or shard of that name. An id is <source>/<file>#<record>, or as the source "
+            f"states it; see: assay data trace\n  {notes}"
         )
     rows = [item for root, graph in graphs.items() for item in _rows(graph, root, shards)]
     seen = [item for root, graph in graphs.items() for item in _checkpoints(graph, root, shards, rows)]

@@ -122,7 +122,9 @@ def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path, mo
     removed = ask("tales/a.jsonl#60", status=78)["error"]["message"]
     assert "trains on none of these documents" in removed
     assert "removed by clean for too_few_words" in removed
-    assert "no document, URL or shard of that name" in ask("tales/none#1", status=66)["error"]["message"]
+    unknown = ask("tales/aa.jsonl#1", status=66)["error"]["message"]
+    assert "'tales/aa.jsonl#1': no document, URL or shard of that name" in unknown
+    assert "the nearest is tales/a.jsonl#1" in unknown
     partly = ask("tales/a.jsonl#60", by_step[9][0])
     assert len(partly["documents"]) == 1
     assert partly["fates"][0].startswith("tales/a.jsonl#60: removed by clean")
