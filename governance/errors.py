@@ -149,6 +149,7 @@ _STORAGE_ERRNOS = {
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EEXIST: "a part of its path is a file, or a link to a folder that does not exist",
     errno.EIO: "the device reports an input/output error",
 }
 

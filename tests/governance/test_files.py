@@ -182,6 +182,13 @@ def test_put_in_place_replaces_what_is_there(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["b", "new"]
 
 
+def test_a_link_to_nowhere_on_the_way_is_a_storage_error(tmp_path):
+    """Scratch space that is not mounted."""
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "runs")
+    with pytest.raises(StorageError, match="or a link to a folder that does not exist"):
+        write_bytes(tmp_path / "runs" / "a" / "b.json", b"{}")
+
+
 @pytest.mark.parametrize(("readable_only", "words"), [(True, "the file system is read-only"), (False, "no permission")])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, readable_only, words):
     require_writable(tmp_path / "new" / "folder")
