@@ -118,9 +118,11 @@ def _laid_out(marked: str, bits: int) -> str:
 
 
 def _closed_items(page: str) -> str:
-    """A page whose items outside of any list are `div` elements.
+    """A page whose items outside of any list are `dd` elements.
 
-    resiliparse takes all that follows such an item for a part of it. A `menu` or `dir` becomes a list, as in browsers.
+    resiliparse takes all that follows such an item for a part of it. Parsers end a `dd` where they end an `li`, so
+    neither an item without an end tag nor a stray end tag moves another element's end. A `menu` or `dir` becomes a
+    list, as in browsers.
     """
     pieces: list[str] = []
     last = depth = 0
@@ -129,7 +131,7 @@ def _closed_items(page: str) -> str:
         if name != "li":
             depth = max(0, depth + (-1 if tag[1] else 1))
         if name in ("menu", "dir") or (name == "li" and not depth):
-            pieces += (page[last : tag.start(2)], "div" if name == "li" else "ul")
+            pieces += (page[last : tag.start(2)], "dd" if name == "li" else "ul")
             last = tag.end()
     return "".join((*pieces, page[last:]))
 

@@ -105,6 +105,8 @@ def test_elements_become_markdown(inner, text):
         (f"<ul><li>a</ul><div><LI class=a>{LONG} b</LI></div><p>x y z</p>", f"  • a\n{LONG} b\n\nx y z"),
         ("<menu><li>m</li><li>n</li></menu><p>x y z</p>", "  • m\n  • n\n\nx y z"),
         (f"<ul><li>m<p>{LONG}</p></li></ul>", f"  • m\n\n    {LONG}"),
+        (f"<div hidden><li>a<li>b</div><p>x y z</p><div><li>{LONG}</div>", f"x y z\n\n{LONG}"),
+        (f"<div hidden><p>a</li></p><p>{LONG} b</p></div><p>x y z</p><div><li>{LONG}</div>", f"x y z\n\n{LONG}"),
     ],
 )
 def test_an_item_outside_of_a_list_does_not_indent_what_follows(inner, text):
