@@ -51,6 +51,8 @@ WORDS_SCHEMA = pa.schema([("language", pa.string()), ("entry", pa.string())])
 
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
+_EMAIL = re.compile("[^/?#]*@")
+"""Beginning of an e-mail address, whose host must not be blocked for it."""
 _DOMAIN = re.compile(r"\[[0-9a-f:.]+\]|(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
@@ -84,7 +86,7 @@ def normal_url(url: str) -> str:
     """
     text = url.strip()
     if not _SCHEME.match(text):
-        if "@" in text.partition("/")[0]:  # an e-mail address, whose host must not be blocked for it
+        if _EMAIL.match(text):
             return ""
         text = f"https://{text.removeprefix('//')}"
     whole = normalise_url(text)

@@ -99,11 +99,13 @@ def test_domains_block_their_subdomains(tmp_path, url, blocked):
         ("https://mail.example.org/", ""),
         ("jane@whole.example.com", ""),
         ("https://blog.example.com/@jane/1", "url blog.example.com/@jane"),
+        ("https://form.example.com?to=jane@mail.example.org", "url form.example.com?to=jane@mail.example.org"),
     ],
 )
 def test_urls_block_what_is_below_their_path(tmp_path, url, blocked):
     listed = "https://news.example.com/spam/\nshop.example.com/item?id=7#top\n//whole.example.com\n"
     listed += "jane@mail.example.org\nmailto:jane@mail.example.org\nblog.example.com/@jane\n"
+    listed += "form.example.com?to=jane@mail.example.org\n"
     assert blocker(tmp_path, {"u.txt": listed}, urls=("u.txt",))(url) == blocked
 
 
