@@ -175,8 +175,10 @@ def fast_engine(definition: str, end: int, reference: Engine, normalise: Callabl
             column = pa.array(normal, pa.large_string())
         try:
             with lock:
-                # The backend keeps each word that it has met, some 7 bytes for a byte, and never drops one.
+                # The backend keeps each word that it has met, some 7 bytes for a byte, and never drops one. The old one
+                # goes before the new one comes, so that both are never in memory.
                 if room < 0:
+                    backend = None
                     backend, room = load(), _CACHED_BYTES
                 found = awkward.to_arrow(
                     backend.encode_batch(awkward.from_arrow(column), parallel=False), extensionarray=False

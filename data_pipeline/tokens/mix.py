@@ -33,6 +33,7 @@ distinct score of a cell.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.documents import document_shards, funnel, read_table, required, write_table
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    read_table,
+    required,
+    write_table,
+)
 from data_pipeline.tokens.mix_quality import (
     Group,
     bucketed,
@@ -72,6 +81,7 @@ SIZES_SCHEMA = required(source=pa.string(), language=pa.string(), hash=pa.uint64
 _OF_QUALITY = required(topic=pa.string(), score=pa.float64())
 _PART = required(part=pa.string())
 BUCKET = required(bucket=pa.string()).field(0)
+_MEASURED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
 _DIMENSIONS = ("language", "topic", "bucket")
 _MAX_PARTS = 1000
 _BUCKET_BITS = 12
@@ -179,9 +189,11 @@ def copies_of(table: pa.Table, rules: Mapping[Cell, Rule]) -> Integers:
 
 def _measure_shard(config: MixConfig, work: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
     path, scores = work
-    table = read_table(path, columns=["id", "text", "source", "language"])
+    table = pa.concat_tables(
+        map(_with_lengths, itertools.chain([_MEASURED.empty_table()], read_groups(path, _MEASURED)))
+    )
     hashes = np.array([document_hash(name) for name in table["id"].to_pylist()], np.uint64)
-    columns = [table["source"], table["language"], hashes, pc.binary_length(table["text"]).cast(pa.int64())]
+    columns = [table["source"], table["language"], hashes, table["bytes"]]
     columns += read_values(config.quality, path, scores) if config.quality else ()
     if config.by != SOURCE:
         columns.append(list(map(named_value, read_kept(path, [config.by])[config.by])))
@@ -189,6 +201,11 @@ def _measure_shard(config: MixConfig, work: tuple[Path, Path | None], path_of: C
     write_table(path_of("sizes"), measured)
     lengths = measured["bytes"].to_numpy()
     return ShardMade({"sizes": path_of("sizes")}, {"cells": _nested(measured, lengths)})
+
+
+def _with_lengths(table: pa.Table) -> pa.Table:
+    lengths = pc.binary_length(table["text"]).cast(pa.int64())
+    return table.drop_columns("text").append_column("bytes", lengths)
 
 
 def _plan_shard(config: MixConfig, work: tuple[Path, Rules], path_of: Callable[[str], Path]) -> ShardMade:
