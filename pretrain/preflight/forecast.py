@@ -79,6 +79,11 @@ class Forecast:
     """Seconds of communication that overlap computation."""
     flops: float
     """Floating-point operations that the model needs (`training_flops`), without recomputation."""
+    within: float
+    """Seconds of communication within blocks (tensor, sequence and expert ranks), a part of `communication`.
+
+    The fit to published runs (`benchmarks/`) needs it.
+    """
     peak: float = PEAK
     """Floating-point operations per second of the data sheet."""
 
@@ -182,9 +187,10 @@ def forecast(
         kept["teacher"] = work.passes * (sum(_computed(taught)[0].values()) - 2 * head)  # its loss has one product
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
     hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
+    within = work.passes * _within_blocks(work)
     flops = training_flops(recipe, vocabulary_size) * work.tokens * work.passes
-    parts = {**kept, "communication": exposed + work.passes * _within_blocks(work)}
-    return Forecast(parts, hidden, flops / engine.tensor_parallel_size, machine.peak)
+    parts = {**kept, "communication": exposed + within}
+    return Forecast(parts, hidden, flops / engine.tensor_parallel_size, within, machine.peak)
 
 
 def _work(

@@ -23,6 +23,7 @@ from assay.planning.layouts import fastest, layouts
 from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan, step_plan
 from assay.planning.plan_budget import over_budget
 from assay.planning.plan_page import lines, summary
+from benchmarks.measures.training import plan_published
 from governance.energy.band import Band
 from governance.errors import ConfigError
 from governance.gate.policy import EnergyBudget
@@ -439,3 +440,9 @@ def test_a_save_writes_the_state_twice_and_keeps_the_newest_shards():
     assert one["bytes"] == eight["bytes"] == 12 * 1_317_373_952  # the weights, and AdamW's two moments, in fp32
     assert eight["kept_bytes"] - without["kept_bytes"] == eight["bytes"]
     assert eight["write_seconds"] == without["write_seconds"] == pytest.approx(2 * eight["read_seconds"])
+
+
+def test_the_factors_of_a_gpu_are_fitted_to_the_published_speeds():
+    """Also of pipelined runs, which leave out the communication between blocks."""
+    goals = {goal.name: goal for goal in plan_published.goals()}
+    assert goals["plan.published.shipped_factors_off"].holds
