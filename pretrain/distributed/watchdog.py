@@ -156,14 +156,16 @@ def _received() -> Iterator[tuple[int, int]]:
     os.set_blocking(write, False)
     main = threading.current_thread() is threading.main_thread()
     if main:
-        handler = signal.signal(signal.SIGTSTP, lambda number, frame: None)
+        numbers = (signal.SIGTSTP, signal.SIGCONT)
+        handlers = [signal.signal(number, lambda number, frame: None) for number in numbers]
         earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read, write
     finally:
         if main:
             signal.set_wakeup_fd(earlier)
-            signal.signal(signal.SIGTSTP, handler)
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
         os.close(read)
         os.close(write)
 
@@ -175,7 +177,9 @@ def _watch(
     waiting.register(signals, select.POLLIN)
     while not ended.is_set():
         if waiting.poll(1000 * _LOOK_SECONDS):
-            if signal.SIGTSTP in os.read(signals, 4096):
+            arrived = os.read(signals, 4096)
+            # A SIGTSTP from before a SIGCONT is over: this thread could not run, and another stopped the process.
+            if arrived.rfind(signal.SIGTSTP) > arrived.rfind(signal.SIGCONT):
                 _pause(heartbeat)
             continue
         silent, _, limit = heartbeat.last()

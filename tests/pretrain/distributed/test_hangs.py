@@ -139,6 +139,34 @@ with watchdog.watch_hangs(watchdog.HangReports(folder), config) as heart:
     assert job.returncode == 0
 
 
+def test_a_pause_that_others_made_is_not_made_again(tmp_path):
+    """The launcher stops a rank whose main thread holds the lock; after SIGCONT the rank goes on."""
+    code = f"""
+import time
+from pathlib import Path
+from pretrain.distributed.watchdog import HangReports, watch_hangs
+from pretrain.config.training import EngineConfig
+folder = Path({str(tmp_path)!r})
+with watch_hangs(HangReports(folder), EngineConfig()):
+    (folder / "begun").touch()
+    sum(range(10**8))  # one call in C
+    time.sleep(1.0)
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], process_group=0)
+    try:
+        while not (tmp_path / "begun").exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTSTP)
+        time.sleep(0.2)
+        job.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+        job.send_signal(signal.SIGCONT)
+        assert os.waitpid(job.pid, os.WUNTRACED)[1] == 0
+    finally:
+        job.kill()
+
+
 @pytest.mark.slow
 def test_hangs_write_the_stacks_of_every_rank_and_are_started_again(tmp_path, run_training, caplog):
     """Rank 1 hangs in step 6; after the restart it is stopped in step 9, and cannot even write its stacks."""
