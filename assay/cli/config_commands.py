@@ -67,6 +67,9 @@ def init(arguments: Arguments) -> None:
     if not alone:
         line = shlex.join(["assay", "run", *map(str, run)])
         say(f"next: {line}", next=line)
+    elif source.name != "policy.toml":  # the name that a run takes by itself
+        line = f'policy = "{source.name}"'
+        say(f"next: {line} under [governance] of the run's file; without it policy.toml judges", next=line)
 
 
 def show(arguments: Arguments) -> None:

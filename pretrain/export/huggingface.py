@@ -140,7 +140,8 @@ def use_of(folder: Path) -> tuple[str, str]:
     """The line that uses an exported folder, and the place for it."""
     config = json.loads((folder / "config.json").read_bytes())
     if config["architectures"] == ["AssayEncoderDecoder"]:  # transformers has no such class
-        return f'train.initial_weights = "{folder}"', "a run's file"
+        # relative to that file, which may be anywhere
+        return f'train.initial_weights = "{folder.absolute()}"', "a run's file"
     classifies = config["architectures"][0].endswith("SequenceClassification")
     auto = f"AutoModelFor{'SequenceClassification' if classifies else 'CausalLM'}"
     trust = ", trust_remote_code=True" if "auto_map" in config else ""

@@ -65,7 +65,8 @@ def test_init_writes_a_run_that_loads_as_it_is(folder, capsys, name):
 
 @pytest.mark.parametrize("name", ["policy", "policy-strict"])
 def test_init_writes_a_policy_alone(folder, capsys, name):
-    assert run(capsys, "init", "new", "--from", name)[0] == 0
+    status, out = run(capsys, "init", "new", "--from", name)
+    assert (status, f'policy = "{name}.toml"' in out) == (0, name != "policy"), "a run takes policy.toml by itself"
     written = {path.name for path in (folder / "new").iterdir()}
     assert written == {"policy.toml", f"{name}.toml"}
     assert load_policy(folder / "new" / f"{name}.toml").digest == load_policy(CONFIGS / f"{name}.toml").digest

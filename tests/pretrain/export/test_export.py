@@ -158,7 +158,7 @@ def our_logits(model, ids: torch.Tensor) -> torch.Tensor:
         return model.eval().logits(Batch(ids, zeros.long() - 100, zeros, positions))
 
 
-def test_the_printed_line_suits_the_folder(tmp_path):
+def test_the_printed_line_suits_the_folder(tmp_path, monkeypatch):
     """Own code asks for trust_remote_code; an encoder-decoder, which transformers has no class for, begins a run."""
     models = [*(config(**values) for values in EVERY.values()), small_pairs()]
     for family in (family_of(model) for model in models):
@@ -167,6 +167,8 @@ def test_the_printed_line_suits_the_folder(tmp_path):
         assert ("trust_remote_code=True" in line) == family.own_code
         assert place == ("a run's file" if family.architecture == "AssayEncoderDecoder" else "Python")
         assert str(tmp_path) in line
+    monkeypatch.chdir(tmp_path.parent)  # the last one is for a run's file, which has its own folder
+    assert str(tmp_path) in use_of(Path(tmp_path.name))[0]
 
 
 def loaded(target: Path):
