@@ -7,9 +7,10 @@ resolved, an empty path as `/`. Then, beyond that standard, what servers answer 
 only say how the reader came (`TRACKING`, `utm_*`) or which session it is. Other parameters stay as they are and in
 their order, and so does a slash at the end: no standard says that they do not matter.
 
-The form of a form is itself, with three exceptions: `http` on port 443, a host that begins with `www.` twice, and one
-that ends in a full stop other than ASCII's. Token shards name documents by the hash of the form, so a change of it
-would make the receipts of older corpora say "not used" of these; no crawl that we have seen holds one.
+Normalising a URL again changes nothing, with three exceptions: `http` on port 443, a host that begins with `www.`
+twice, and one that ends in a full stop other than ASCII's. Token shards name documents by the hash of the canonical
+URL, so a change of it would make the receipts of older corpora say "not used" of these; no crawl that we have seen
+holds one.
 """
 
 from __future__ import annotations

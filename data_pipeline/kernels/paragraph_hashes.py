@@ -1,9 +1,9 @@
 """Paragraphs and lines with a 128-bit hash of their words.
 
 A *line* ends at LF; a *paragraph* is a run of lines that are not blank. Of each, leading, trailing and repeated ASCII
-white space does not count. What has no letter and no digit of ASCII is neither: a rule below a heading, or the one that
-makes a table's header, repeats no words. Two hashes of 64 bits are treated as equality: among 10^10 units the chance of
-one false match is below 10^-18.
+white space does not count. A run without a letter of any script or an ASCII digit is neither: the rule below a heading
+or below the header of a table repeats no words. Two hashes of 64 bits are treated as equality: among 10^10 units the
+chance of one false match is below 10^-18.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Units:
 
 
 def find_units(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], min_paragraph: int, min_line: int) -> Units:
-    """Units of at least so many bytes, blanks folded."""
+    """Units of at least the given sizes in bytes, without extra blanks."""
     bound = int(np.count_nonzero(data[offsets[0] : offsets[-1]] == 10)) + len(offsets)
     row, kind = np.zeros(2 * bound, np.int64), np.zeros(2 * bound, np.int8)
     start, end = np.zeros(2 * bound, np.int64), np.zeros(2 * bound, np.int64)
