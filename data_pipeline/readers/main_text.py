@@ -113,7 +113,9 @@ def _laid_out(marked: str, bits: int) -> str:
     selectors = _selectors(marked, bits)
     layout = str(extract_plain_text(marked, alt_texts=False, skip_elements=selectors))
     if layout.rstrip().rpartition("\n")[2].startswith("    "):  # the last line is in a list, perhaps in one without end
-        layout = str(extract_plain_text(_closed_items(marked), alt_texts=False, skip_elements=selectors))
+        closed = _closed_items(marked)
+        if closed != marked:
+            layout = str(extract_plain_text(closed, alt_texts=False, skip_elements=selectors))
     return layout
 
 
