@@ -87,7 +87,7 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
         try:
             copy_part(file, target, size)
             return target
-        except (OSError, ValueError, pa.ArrowException, zipfile.BadZipFile):
+        except (OSError, ValueError, MemoryError, pa.ArrowException, zipfile.BadZipFile):
             pieces = iter([_first_bytes(file, size)])
     elif inputs.kind in ("warc", "wet") and inputs.ending.endswith(".gz"):
         pieces, packed = iter([_whole_members(file, size)]), False

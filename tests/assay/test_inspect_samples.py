@@ -23,6 +23,7 @@ from assay.inspect import sampling
 from assay.inspect.formats import find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.sampling import sample_files
+from data_pipeline.readers.file_types import orc_process
 from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
@@ -122,6 +123,17 @@ def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeyp
     came = tables(inspect_path(folder, sample_bytes=group.text_bytes // 5))["Funnel under the usual rules"].rows[0]
     assert came[1] > 0
     assert came[2] == came[1], "no record is cut"
+
+
+def test_a_file_whose_reader_is_killed_is_sampled_as_a_damaged_one(tmp_path, monkeypatch):
+    """Where the machine's memory ends, the system kills the process that reads ORC."""
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 33_000)
+    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 16_000)
+    [group], _ = find_inputs(some(tmp_path / "in", ".orc"))
+    killed = "import os; os.write(1, b'ready\\n'); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(orc_process, "_CHILD", killed)
+    read, _ = sample_files(group, 0.2, tmp_path / "copies")
+    assert 0 < read.bytes < group.bytes
 
 
 def test_one_stripe_that_unpacks_to_much_takes_little_memory(tmp_path, monkeypatch):
