@@ -122,7 +122,7 @@ def _journal_faults(said: Any, key: Any, lines: "list[bytes]") -> "list[str]":
     head = json.dumps({name: said[name] for name in ("corpus", "names", "root", "salt")}, sort_keys=True, indent=1)
     if not 0 <= said["journal"] < len(lines):
         return ["journal: lacks the line that states the tree: it was cut, or is another root's"]
-    bodies = [base64.b64decode(b"".join(re.findall(rb'"payload":"([^"]*)"', line))) for line in lines]
+    bodies = [base64.b64decode(b"".join(re.findall(rb'"envelope":{"payload":"([^"]*)"', line))) for line in lines]
     for number, body in enumerate(bodies[1:], 1):  # a torn line has no body; the line after it holds its hash
         if body and hashlib.sha256(lines[number - 1]).hexdigest().encode() not in body:
             return [f"journal: line {number} does not follow line {number - 1}: one was altered, dropped or moved"]

@@ -3,6 +3,7 @@
 import ast
 import base64
 import copy
+import datetime
 import hashlib
 import json
 import random
@@ -29,7 +30,9 @@ from governance.receipts.mapped_arrays import map_arrays, write_arrays
 from governance.receipts.name_tree import CorpusNames, name_tree, open_names
 from governance.receipts.receipt import receipt
 from governance.receipts.verify_receipt import KINDS, faults, leaf_value, name_of, root_of_proof, signed_bytes
-from governance.signing.dsse import SigningKey, draw_key, public_pem, statement
+from governance.signing.certificates import PREDICATE_TYPE as CERTIFICATE
+from governance.signing.certificates import certificate_predicate
+from governance.signing.dsse import SigningKey, draw_key, key_id, public_pem, sign, statement
 from governance.signing.journal import Journal
 from governance.stage import Runtime
 
@@ -240,6 +243,14 @@ def test_the_journal_binds_the_tree(corpus, tmp_path):
     assert faults(one, public, journal=journal({"a": "0" * 64})) == ["journal: states another tree"]
     assert "another key" in faults(one, public, journal=journal(head, signer=draw_key()))[0]
     assert "was cut" in faults(one, public, journal=b"")[0]
+    # A job's lines hold its certificate, an envelope with a payload of its own.
+    root, now = draw_key(), datetime.datetime.now(datetime.UTC)
+    of_job = statement(
+        {"job": key_id(public)}, CERTIFICATE, certificate_predicate("job", public.public_bytes_raw(), 9, now)
+    )
+    job = SigningKey(key.private, sign(of_job, root))
+    for name in ("a", "aa", "aaa"):  # payloads with each end that base64 has
+        assert faults(one, public, journal=journal({**head, name: "0" * 64}, {"b": "0" * 64}, signer=job)) == []
     # The chain: a line that a killed writer left torn is part of it.
     path.unlink()
     before = Journal(tmp_path, lambda: key)
