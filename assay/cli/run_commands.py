@@ -351,7 +351,8 @@ def export(arguments: Arguments) -> None:
     if read_artifact(checkpoint).inputs[0].digest != training_rows(artifacts).digest:
         get_logger(__name__).warning(
             "%s was trained on other token shards than those of %s, so the folder has neither the names and licences "
-            "of sources nor a chat template; give the run's file of its training", checkpoint, arguments.config,
+            "of sources nor a chat template; give the run's file of its training, with the version of Assay that made "
+            "its corpus", checkpoint, arguments.config,
         )  # fmt: skip
         sources, template = [], ""
     classes = loaded.config.data.encode.classification
