@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from governance import workers
+from governance import parallel, workers
 from governance.config import Section
 from governance.errors import BudgetReached, ConfigError
 from governance.files import held, is_held, write_bytes
@@ -241,3 +241,17 @@ def test_workers_never_get_an_interrupt_not_even_while_they_start(tmp_path):
     finally:
         close_pool()
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def by_whom(section, payload, path_of) -> ShardMade:
+    return ShardMade(twice(section, payload, path_of).files, {"workers": {str(os.getpid()): 1}})
+
+
+@pytest.mark.parametrize(("tasks", "most"), [(1 << 50, 2), (0, 4)])
+def test_workers_are_replaced_between_steps_after_many_tasks(tmp_path, monkeypatch, tasks, most):
+    monkeypatch.setattr(parallel, "_MOST_TASKS", tasks)
+    made = [two_passes(Runtime(tmp_path / name, workers=2), first_pass=by_whom) for name in "ab"]
+    first, second = (set(manifest.stats["workers"]) for manifest in made)
+    assert len(first | second) <= most
+    assert tasks or first.isdisjoint(second)
+    assert made[0].outputs == made[1].outputs
