@@ -6,7 +6,6 @@ needs neither torch nor pydantic. `surface.py` has all commands and options; `te
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -14,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from importlib import import_module
 
 from assay.cli.command_words import current_words, in_order, join_files, last_without_file, refuse_missing
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
-    from governance.processes import count_interrupts, end_with_parent
+    from governance.processes import count_interrupts, end_with_parent, importing
     from pretrain.distributed.process_group import read_ranks
 
     verbosity = {"verbose": arguments.verbose, "quiet": arguments.quiet}
@@ -68,8 +68,12 @@ def main(argv: list[str] | None = None) -> int:
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
         prints = ranks.first or arguments.command not in ("run", "train")  # tasks of `srun` may prepare, each its own
-        with _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext():
-            status = _call(arguments)
+        printed = _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext()
+        with printed, _lost_interrupts():
+            refuse_missing(arguments)
+            with importing():
+                commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
+            status = int(getattr(commands, arguments.command)(arguments) or 0)
         _flush()  # here, where a full disk or a closed pipe is still reported as what it is
         return status
     except PipelineError as error:
@@ -85,16 +89,14 @@ def main(argv: list[str] | None = None) -> int:
         gc.unfreeze()
 
 
-def _call(arguments: argparse.Namespace) -> int:
-    """Run the command's function."""
+@contextlib.contextmanager
+def _lost_interrupts() -> Iterator[None]:
+    """Raise an interruption that a library dropped, not its later error."""
     from governance.errors import PipelineError
-    from governance.processes import importing, pass_on_interrupt
+    from governance.processes import pass_on_interrupt
 
-    refuse_missing(arguments)
     try:
-        with importing():
-            commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
-        return int(getattr(commands, arguments.command)(arguments) or 0)
+        yield
     except PipelineError:
         raise
     except Exception:  # a Ctrl-C in a library's import may be lost, and the half-imported module fails later
