@@ -126,7 +126,7 @@ def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeyp
 
 
 def test_a_file_whose_reader_is_killed_is_sampled_as_a_damaged_one(tmp_path, monkeypatch):
-    """Where the machine's memory ends, the system kills the process that reads ORC."""
+    """The system kills the process that reads ORC where the machine's memory ends."""
     monkeypatch.setattr(sampling, "_WHOLE_BYTES", 33_000)
     monkeypatch.setattr(sampling, "_STRETCH_BYTES", 16_000)
     [group], _ = find_inputs(some(tmp_path / "in", ".orc"))
