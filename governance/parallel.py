@@ -353,7 +353,7 @@ def _first_finished(waiting: set[Future[Any]], compiling: Event) -> tuple[set[Fu
 
 
 _LOOK_SECONDS = 1.0
-_MOST_TASKS = 128  # of a worker: each step leaves some memory behind, up to 100 MB for so many shards of 64 MB
+_MOST_TASKS = 128  # of a worker: each step leaves some memory behind, about 100 MB for so many shards of 64 MB
 _POOL: dict[tuple[Any, ...], tuple[ProcessPoolExecutor | RayPool, Event]] = {}
 """At most one, by its kind, with the event that one compiles; state with a lifetime: close_pool."""
 
