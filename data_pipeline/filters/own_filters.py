@@ -99,7 +99,7 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
         with time_limit(seconds):
             answer = own(batch)
             values = answer.to_pylist() if isinstance(answer, pa.Array | pa.ChunkedArray) else list(answer)
-    except Exception as error:  # whatever own code raises
+    except (Exception, SystemExit) as error:  # own code may raise anything, and sys.exit() would end with 0
         raise ValueError(first_line(error)) from error
     if len(values) != batch.num_rows:
         raise ValueError(f"it returned {len(values)} value(s) for {batch.num_rows} rows")

@@ -47,7 +47,10 @@ def read_own(
     position = 0
     try:
         with time_limit(source.seconds):
-            rows = iter(function(path))
+            made = function(path)
+            if isinstance(made, str | Mapping):  # its characters, or keys, would become documents
+                raise TypeError(f"the function returned one {type(made).__name__}; yield each record")
+            rows = iter(made)
         while True:
             with time_limit(source.seconds):
                 row = next(rows, _END)
@@ -59,7 +62,7 @@ def read_own(
             else:
                 yield RecordFault(file, position, "not_an_object", sample(str(row)))
             position += 1
-    except Exception as error:  # whatever own code raises
+    except (Exception, SystemExit) as error:  # own code may raise anything, and sys.exit() would end with 0
         words = first_line(error, path, file)
         # without a number an OSError is a library's word for damaged content: gzip.BadGzipFile, of bz2, of Arrow
         system = isinstance(error, OSError) and error.errno is not None

@@ -174,7 +174,7 @@ def _validate(
     try:
         with time_limit(sum(own_seconds(gate) for gate in gates)):
             found = validator.validate_expectation_suite(kept)
-    except TimeoutError as error:
+    except (TimeoutError, SystemExit) as error:
         raise PipelineError(f"--data-docs: custom expectation of suite {suite} on {table.subject}: {error}") from error
     for result in found.results:
         result.success = bool(result.success)  # the store cannot write numpy.bool, which quantiles and means give

@@ -96,7 +96,7 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         try:
             with time_limit(own_seconds(gate)):
                 built[index] = build_expectation(gate, index)
-        except Exception as error:  # any objection of the engine becomes the gate's result
+        except (Exception, SystemExit) as error:  # any objection of the engine becomes the gate's result
             refused[index] = f"the expectation cannot be built: {_one_line(error)}"
     outcomes: dict[int, Sequence[Any]] = {}
     own = [[index] for index in built if own_seconds(gates[index])]  # each by itself, within its time
@@ -105,7 +105,7 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         try:
             with time_limit(own_seconds(gates[part[0]])):
                 outcomes |= _execute(table, {index: built[index] for index in part})
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in own code would end with 0, as if the gate were open
             refused |= dict.fromkeys(part, f"the suite did not run: {_one_line(error)}")
     return [
         _error(gate, subject, table, refused[index])
@@ -236,7 +236,8 @@ def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     built = []
     for index, gate in enumerate(gates):
         if not _unjudgeable(gate, table) and _values_of(gate, table):
-            with contextlib.suppress(Exception):  # if the engine refuses, the audit's own results have the error
+            refused = contextlib.suppress(Exception, SystemExit)  # the audit's own results have the error
+            with refused, time_limit(own_seconds(gate)):
                 built.append(build_expectation(with_choices(gate, table), index))
     return built
 
@@ -358,7 +359,7 @@ def _raised(info: Any) -> str:
 
 def _one_line(error: object) -> str:
     """One line for an exception, without memory addresses or a traceback."""
-    text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
     return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_MAX_CHARACTERS]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from governance.manifest import Manifest
 from governance.reports.facts.distributions import distributions, write_edge
-from governance.reports.facts.samples import Mask, kept_samples, mask, removed_samples
+from governance.reports.facts.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
 from governance.reports.facts.stage_counts import came_in, removed_in, stage_tables
 from governance.reports.html.markup import visible
 
@@ -32,12 +32,10 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
         for histogram in distributions(manifest, root):
             lines += ["", *_histogram(histogram)]
     for manifest in manifests:
-        for reason, examples in (
-            removed_samples(manifest, root, rules).items() if manifest.files("removed", root) else ()
-        ):
+        for reason, examples in _removed(manifest, root, rules).items():
             lines += ["", f"{manifest.stage}: examples removed for {reason}"]
             for row in examples[:2]:
-                lines += [f"  {row['id']}  {row['evidence']}", f"    {row['text'][:_WIDTH]}"]
+                lines += [f"  {row['id']}  {row['evidence']}".rstrip(), f"    {row['text'][:_WIDTH]}"]
     with_documents = [manifest for manifest in manifests if manifest.files("documents", root)]
     if with_documents:
         lines += ["", f"{with_documents[-1].stage}: examples of kept documents"]
@@ -46,6 +44,13 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
     last = next((manifest for manifest in manifests if manifest.stage == "encode"), manifests[-1])
     lines += ["", f"{last.stage}: {last.digest}"]
     return "\n".join(visible(line).replace("\n", " ") for line in lines)
+
+
+def _removed(manifest: Manifest, root: Path, rules: Mask) -> dict[str, list[dict[str, str]]]:
+    """Examples of removed documents and unreadable records, by reason."""
+    removed = removed_samples(manifest, root, rules) if manifest.files("removed", root) else {}
+    unread = quarantine_samples(manifest, root, rules) if manifest.files("quarantine", root) else {}
+    return removed | {f"quarantine:{reason}": examples for reason, examples in unread.items()}
 
 
 def _row(row: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], source: str) -> str:

@@ -19,6 +19,7 @@ from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.own_code import find_code, load
 from governance.processes import time_limit
+from governance.reports.terminal import show_corpus
 from governance.stage import Runtime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_code.md").read_text(encoding="utf-8")
@@ -109,6 +110,7 @@ BROKEN = {
     "return [True]": r"it returned 1 value\(s\) for 12 rows",
     "return [None] * batch.num_rows": "it returned None; each value must be True",
     "return 7": "'int' object is not iterable",
+    "raise SystemExit(0)": r"SystemExit: 0 at rules\.py:2",
     "\n    while True: pass": "no answer after 0.5 seconds",
 }
 
@@ -138,6 +140,15 @@ def test_what_a_reader_raises_is_quarantined(project):
     found = made(project, "ingest", config())["ingest"]
     [table] = [pq.read_table(file) for file in found.files("quarantine", project / "root")]
     assert table["sample"].to_pylist() == ["ValueError: a.mbox is torn at formats.py:3"], "no path of this machine"
+    assert "a.mbox#1\n    ValueError: a.mbox is torn at formats.py:3" in show_corpus([found], project / "root")
+    formats.write_text("def read_mails(path):\n    yield {'text': 'a', 'id': 'a'}\n    raise SystemExit(0)\n")
+    assert "SystemExit: 0 at formats.py:3" in show_corpus(
+        [made(project, "ingest", config())["ingest"]], project / "root"
+    )
+    for one in ("{'text': 'first', 'id': 'a'}", "'first'"):  # its keys or characters are not documents
+        formats.write_text(f"def read_mails(path):\n    return {one}\n")
+        with pytest.raises(ConfigError, match=r"no record became a document of 1 .*reader_failed 1"):
+            made(project, "ingest", config())
 
 
 FAILED = {

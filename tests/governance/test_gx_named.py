@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from governance.checks.expectations import run_suite
+from governance.checks.expectations import built_expectations, run_suite
 from governance.checks.gx.own_expectations import source_digests
 from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
 from governance.config import validate
@@ -274,9 +274,22 @@ def test_an_own_expectation_that_loops_is_ended_and_leaves_its_neighbours_alone(
     own_rules.with_name(f"{own_rules.stem}_2.py").write_text("while True:\n    pass\n")
     [stuck] = run_suite(TABLE, [gate(f"{own_rules.stem}_2:X", {"seconds": 0.2}, column="language")], "table")
     assert (stuck.status, "no answer after 0.2 seconds" in stuck.detail) == ("error", True), stuck.detail
+    assert built_expectations(TABLE, [gate(f"{own_rules.stem}_2:X", {"seconds": 0.2}, column="language")]) == []
     with pytest.raises(ValueError, match="`seconds` belong to a custom class"):
         gate("expect_column_to_exist", {"seconds": 1}, column="language")
     assert "seconds" not in plain.model_dump()
+
+
+@pytest.mark.parametrize("judging", [False, True])
+def test_an_own_expectation_that_exits_is_an_error_of_its_gate(own_rules, judging):
+    loops, exits = "while True:\n                sum(range(1000))", "raise SystemExit(0)"
+    own_rules.write_text(textwrap.dedent(LOOPS.replace(loops, exits)) if judging else f"{exits}\n")
+    one = gate(f"{own_rules.stem}:ExpectForEver", {"max_missing": 0.3}, column="language")
+    found = run_suite(TABLE, [one, gate("expect_column_to_exist", column="language")], "table")
+    assert [result.status for result in found] == ["error", "pass"]
+    assert "SystemExit: 0" in found[0].detail
+    assert "PYTHONPATH" not in found[0].detail
+    assert len(built_expectations(TABLE, [one])) == judging
 
 
 def test_another_source_than_the_pinned_one_is_an_error_and_is_not_run(own_rules):

@@ -56,9 +56,9 @@ def own_class(gate: Gate) -> Any:
     if gate.sha256 and digest != gate.sha256:
         raise ValueError(f"{path}: was not run: its source has the SHA-256 {digest}; the gate pins {gate.sha256}")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # code of others may raise anything
-        raise ValueError(f"{path}: cannot be imported ({type(error).__name__}: {error}); set PYTHONPATH") from error
+        found = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as error:  # code of others may raise anything
+        raise ValueError(f"{path}: cannot be imported ({type(error).__name__}: {error}); correct the module") from error
     if not isinstance(found, type) or not issubclass(found, Expectation):
         raise ValueError(f"{path}: is not a class of expectations")
     return found
