@@ -1,10 +1,10 @@
 """Compatibility rules: settings that conflict, are slow or have no effect.
 
 `check_together` reads sections alone, on a login node, and skips what depends on the machine; `check_start` knows the
-hardware. Neither imports torch. A rule is a function (recipe, settings, hardware) -> fault with its fix, or None;
-`RULES` refuse, `WARNINGS` warn; `feature_rules.py` has those of single features. `docs/engine.md` describes them (a
-test compares the two). What DeepSpeed expects in another form, and can be given (clipping with Muon), is not a rule but
-a line of `deepspeed_config.py`.
+hardware. Neither imports torch. A rule is a function: from a `Start` its fault with the fix, or None. `RULES` refuse,
+`WARNINGS` warn; `feature_rules.py` has those of single features. `docs/engine.md` describes them (a test compares the
+two). What DeepSpeed expects in another form, and can be given (clipping with Muon), is not a rule but a line of
+`deepspeed_config.py`.
 """
 
 from __future__ import annotations
@@ -21,69 +21,70 @@ from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
 from pretrain.preflight.feature_rules import FEATURE_RULES, FEATURE_WARNINGS, across_nodes
-from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.hardware import Hardware, Start
 
-Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
-"""The fault of a configuration on this hardware, with its fix, or None."""
+Rule = Callable[[Start], str | None]
+"""Fault of a start, with its fix, or None."""
 
 
-def rows_fit_the_positions(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def rows_fit_the_positions(start: Start) -> str | None:
     """Refuse rows longer than the model has positions."""
-    if recipe.train.sequence_length <= recipe.model.max_position_embeddings:
+    if start.train.sequence_length <= start.model.max_position_embeddings:
         return None
     return (
-        f"train.sequence_length = {recipe.train.sequence_length} is above model.max_position_embeddings = "
-        f"{recipe.model.max_position_embeddings}; raise the latter or lower the former"
+        f"train.sequence_length = {start.train.sequence_length} is above model.max_position_embeddings = "
+        f"{start.model.max_position_embeddings}; raise the latter or lower the former"
     )
 
 
-def schedule_fits_the_steps(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def schedule_fits_the_steps(start: Start) -> str | None:
     """Refuse a warm-up and a decay that overlap."""
-    if recipe.optim.warmup_steps + recipe.optim.decay_steps <= recipe.train.steps:
+    if start.optim.warmup_steps + start.optim.decay_steps <= start.train.steps:
         return None
     return (
-        f"optim.warmup_steps + optim.decay_steps = {recipe.optim.warmup_steps + recipe.optim.decay_steps} is above "
-        f"train.steps = {recipe.train.steps}; shorten the warm-up or the decay"
+        f"optim.warmup_steps + optim.decay_steps = {start.optim.warmup_steps + start.optim.decay_steps} is above "
+        f"train.steps = {start.train.steps}; shorten the warm-up or the decay"
     )
 
 
-def decay_leaves_the_weights(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def decay_leaves_the_weights(start: Start) -> str | None:
     """Refuse a decay that zeroes weights or flips their sign.
 
     `parameter_groups` checks `[[optim.groups]]`.
     """
-    o = recipe.optim
+    o = start.optim
     kinds = [("matrices", o.learning_rate, o.weight_decay)]
     if o.optimizer == "muon":
         kinds.append(("muon", o.muon_learning_rate, o.muon_weight_decay))
     return None if o.groups else next((fault for kind in kinds if (fault := decay_fault(*kind))), None)
 
 
-def half_precision_needs_a_stage(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def half_precision_needs_a_stage(start: Start) -> str | None:
     """Refuse bf16 and fp16 at stage 0.
 
     DeepSpeed's optimizer counts a step before the first there, so AdamW's bias correction is one step ahead, and it
     adds gradients up in half precision: bf16 reaches 6.341 instead of 6.311 nats after 60 steps.
     """
-    if settings.engine.zero_stage or recipe.train.precision in ("fp32", "autocast"):
+    if start.engine.zero_stage or start.train.precision in ("fp32", "autocast"):
         return None
     return (
-        f"engine.zero_stage = 0 with train.precision = {recipe.train.precision!r} learns differently from the other "
+        f"engine.zero_stage = 0 with train.precision = {start.train.precision!r} learns differently from the other "
         f"stages: DeepSpeed's optimizer of stage 0 counts a step before the first, and adds gradients up in half "
         f"precision; set zero_stage = 1, or precision = 'autocast' or 'fp32'"
     )
 
 
-def fp16_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def fp16_needs_cuda(start: Start) -> str | None:
     """Refuse fp16 on CPU."""
-    if recipe.train.precision != "fp16" or hardware.device != "cpu":
+    if start.train.precision != "fp16" or start.hardware.device != "cpu":
         return None
     return "train.precision = 'fp16' on CPU: most have no instructions for it; set precision = 'bf16', or use a GPU"
 
 
-def fp8_needs_a_gpu_that_has_it(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def fp8_needs_a_gpu_that_has_it(start: Start) -> str | None:
     """Refuse fp8 below compute capability 8.9, the first with 8-bit products."""
-    if recipe.train.precision != "fp8" or hardware.device is None:
+    hardware = start.hardware
+    if start.train.precision != "fp8" or hardware.device is None:
         return None
     if hardware.device == "cuda" and (hardware.capability is None or hardware.capability >= (8, 9)):
         return None
@@ -94,42 +95,42 @@ def fp8_needs_a_gpu_that_has_it(recipe: TrainRecipe, settings: Settings, hardwar
     )
 
 
-def fp8_shapes_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def fp8_shapes_divide(start: Start) -> str | None:
     """Refuse fp8 with sides that are not multiples of 16."""
-    parts = settings.engine.sequence_parallel_size
+    parts = start.engine.sequence_parallel_size
     sides = {
-        "model.hidden_size": recipe.model.hidden_size,
-        "model.intermediate_size": recipe.model.intermediate_size,
-        "the width of queries (num_attention_heads x head_dim)": recipe.model.attention_width,
-        "the width of keys (num_key_value_heads x head size)": recipe.model.num_key_value_heads * recipe.model.head_dim,
-        "micro_batch_size x sequence_length / sequence_parallel_size": settings.engine.micro_batch_size
-        * (recipe.train.sequence_length // parts),
+        "model.hidden_size": start.model.hidden_size,
+        "model.intermediate_size": start.model.intermediate_size,
+        "the width of queries (num_attention_heads x head_dim)": start.model.attention_width,
+        "the width of keys (num_key_value_heads x head size)": start.model.num_key_value_heads * start.model.head_dim,
+        "micro_batch_size x sequence_length / sequence_parallel_size": start.engine.micro_batch_size
+        * (start.train.sequence_length // parts),
     }
     odd = [f"{name} = {size}" for name, size in sides.items() if size % 16]
-    if recipe.train.precision != "fp8" or not odd:
+    if start.train.precision != "fp8" or not odd:
         return None
     return f"train.precision = 'fp8' needs multiples of 16, not {odd[0]}; change it, or set precision = 'bf16'"
 
 
-def bf16_masters_stay_on_the_device(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def bf16_masters_stay_on_the_device(start: Start) -> str | None:
     """Refuse offloaded bf16 masters: only DeepSpeed's own Adam works."""
-    if recipe.train.precision != "bf16_masters" or settings.engine.offload_optimizer == "none":
+    if start.train.precision != "bf16_masters" or start.engine.offload_optimizer == "none":
         return None
     return (
-        f"train.precision = 'bf16_masters' with engine.offload_optimizer = {settings.engine.offload_optimizer!r}: "
+        f"train.precision = 'bf16_masters' with engine.offload_optimizer = {start.engine.offload_optimizer!r}: "
         f"offloaded masters are fp32; set precision = 'bf16', or offload_optimizer = 'none'"
     )
 
 
-def flash_needs_cuda_and_16_bits(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def flash_needs_cuda_and_16_bits(start: Start) -> str | None:
     """Refuse FlashAttention without CUDA and 16 bits."""
-    if settings.engine.attention != "flash":
+    if start.engine.attention != "flash":
         return None
-    if hardware.device == "cpu":
+    if start.hardware.device == "cpu":
         return "engine.attention = 'flash' on CPU: its kernels need CUDA; set attention = 'auto'"
-    if recipe.train.precision == "fp32":
+    if start.train.precision == "fp32":
         return "engine.attention = 'flash' with train.precision = 'fp32': it needs 16 bits; set precision = 'bf16'"
-    if hardware.capability is not None and not any(importlib.util.find_spec(name) for name in FLASH_PACKAGES):
+    if start.hardware.capability is not None and not any(importlib.util.find_spec(name) for name in FLASH_PACKAGES):
         return (
             f"engine.attention = 'flash': neither {' nor '.join(FLASH_PACKAGES)} is installed; install one that is "
             f"built for this torch and CUDA, or set attention = 'auto' (FlexAttention, a part of torch)"
@@ -137,97 +138,95 @@ def flash_needs_cuda_and_16_bits(recipe: TrainRecipe, settings: Settings, hardwa
     return None
 
 
-def quantized_collectives_need_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def quantized_collectives_need_cuda(start: Start) -> str | None:
     """Refuse qwZ and qgZ, CUDA kernels of stage 3, elsewhere."""
-    names = [name for name in ("quantized_weights", "quantized_gradients") if getattr(recipe.train, name)]
+    names = [name for name in ("quantized_weights", "quantized_gradients") if getattr(start.train, name)]
     if not names:
         return None
-    if hardware.device == "cpu":
+    if start.hardware.device == "cpu":
         return f"train.{names[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
-    if settings.engine.zero_stage != 3:
-        stage = settings.engine.zero_stage
+    if start.engine.zero_stage != 3:
+        stage = start.engine.zero_stage
         return f"train.{names[0]} with engine.zero_stage = {stage}: set zero_stage = 3, or it to false"
-    if (precision := recipe.train.precision) in ("autocast", "fp32"):
+    if (precision := start.train.precision) in ("autocast", "fp32"):
         return f"train.{names[0]} with train.precision = {precision!r}: set precision = 'bf16', or it to false"
     return None
 
 
-def bf16_reduction_suits_the_gradients(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def bf16_reduction_suits_the_gradients(start: Start) -> str | None:
     """Refuse bf16 reduction where it has no effect or loses digits.
 
     With autocast DeepSpeed chooses the type itself (stage 0 would obey, and learn differently from the other stages);
     quantized gradients travel in 4 bits; scaled fp16 gradients have digits that bf16 lacks.
     """
-    other = "train.quantized_gradients" if recipe.train.quantized_gradients else None
-    if recipe.train.precision in ("autocast", "fp16"):
-        other = f"train.precision = {recipe.train.precision!r}"
-    if recipe.train.gradient_reduction != "bf16" or other is None:
+    other = "train.quantized_gradients" if start.train.quantized_gradients else None
+    if start.train.precision in ("autocast", "fp16"):
+        other = f"train.precision = {start.train.precision!r}"
+    if start.train.gradient_reduction != "bf16" or other is None:
         return None
     return f"train.gradient_reduction = 'bf16' with {other}: it would have no effect, or lose digits; set it to 'fp32'"
 
 
-def deepspeed_keys_conflict_with_no_setting(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def deepspeed_keys_conflict_with_no_setting(start: Start) -> str | None:
     """Refuse passed keys that a setting decides."""
-    return conflict(settings.engine.deepspeed)
+    return conflict(start.engine.deepspeed)
 
 
-def deepcompile_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def deepcompile_needs_cuda(start: Start) -> str | None:
     """Refuse DeepCompile without CUDA or with other splits."""
-    if not settings.engine.deepcompile:
+    if not start.engine.deepcompile:
         return None
-    if hardware.device == "cpu":
+    if start.hardware.device == "cpu":
         return "engine.deepcompile on CPU: it needs a GPU; set compile = true instead"
-    if settings.engine.zero_stage == 0:
+    if start.engine.zero_stage == 0:
         return "engine.deepcompile with engine.zero_stage = 0: set zero_stage = 1 or more, or compile = true instead"
-    if settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size > 1:
+    if start.engine.sequence_parallel_size * start.engine.tensor_parallel_size > 1:
         return "engine.deepcompile with sequence or tensor parallelism: set compile = true instead"
     return None
 
 
-def parameter_offload_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def parameter_offload_needs_stage_3(start: Start) -> str | None:
     """Refuse offloaded weights below stage 3: ranks use them in place."""
-    if settings.engine.offload_parameters == "none" or settings.engine.zero_stage == 3:
+    if start.engine.offload_parameters == "none" or start.engine.zero_stage == 3:
         return None
     return (
-        f"engine.offload_parameters = {settings.engine.offload_parameters!r} with engine.zero_stage = "
-        f"{settings.engine.zero_stage}: only stage 3 moves weights; set zero_stage = 3, or offload_parameters = 'none'"
+        f"engine.offload_parameters = {start.engine.offload_parameters!r} with engine.zero_stage = "
+        f"{start.engine.zero_stage}: only stage 3 moves weights; set zero_stage = 3, or offload_parameters = 'none'"
     )
 
 
-def optimizer_offload_needs_its_stage(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def optimizer_offload_needs_its_stage(start: Start) -> str | None:
     """Refuse to offload the optimizer at stage 0 (files: below stage 3)."""
-    place, least = settings.engine.offload_optimizer, 3 if settings.engine.offload_optimizer == "nvme" else 1
-    if place == "none" or settings.engine.zero_stage >= least:
+    place, least = start.engine.offload_optimizer, 3 if start.engine.offload_optimizer == "nvme" else 1
+    if place == "none" or start.engine.zero_stage >= least:
         return None
     return (
-        f"engine.offload_optimizer = {place!r} with engine.zero_stage = {settings.engine.zero_stage}: set zero_stage = "
+        f"engine.offload_optimizer = {place!r} with engine.zero_stage = {start.engine.zero_stage}: set zero_stage = "
         f"{least}{' or more' if least == 1 else ''}, or it to {'none' if place == 'cpu' else 'cpu'!r}"
     )
 
 
-def nvme_has_a_folder(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def nvme_has_a_folder(start: Start) -> str | None:
     """Refuse nvme without a folder."""
-    names = [name for name in ("offload_optimizer", "offload_parameters") if getattr(settings.engine, name) == "nvme"]
-    if not names or settings.engine.nvme_path:
+    names = [name for name in ("offload_optimizer", "offload_parameters") if getattr(start.engine, name) == "nvme"]
+    if not names or start.engine.nvme_path:
         return None
     return f"engine.{names[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
-def only_adamw_is_offloaded(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def only_adamw_is_offloaded(start: Start) -> str | None:
     """Refuse to offload optimizers other than AdamW."""
-    if recipe.optim.optimizer == "adamw" or settings.engine.offload_optimizer == "none":
+    if start.optim.optimizer == "adamw" or start.engine.offload_optimizer == "none":
         return None
     return (
-        f"optim.optimizer = {recipe.optim.optimizer!r} with engine.offload_optimizer = "
-        f"{settings.engine.offload_optimizer!r}: only AdamW is updated off the device; set offload_optimizer = 'none'"
+        f"optim.optimizer = {start.optim.optimizer!r} with engine.offload_optimizer = "
+        f"{start.engine.offload_optimizer!r}: only AdamW is updated off the device; set offload_optimizer = 'none'"
     )
 
 
-def own_optimizers_are_elementwise_where_ranks_share(
-    recipe: TrainRecipe, settings: Settings, hardware: Hardware
-) -> str | None:
+def own_optimizers_are_elementwise_where_ranks_share(start: Start) -> str | None:
     """Refuse to share parameters if a custom optimizer is not elementwise."""
-    engine = settings.engine
+    engine = start.engine
     shared = [
         f"engine.{name} = {value}"
         for name, value, whole in (
@@ -237,7 +236,7 @@ def own_optimizers_are_elementwise_where_ranks_share(
         )
         if value != whole
     ]
-    if recipe.optim.optimizer != "own" or recipe.optim.elementwise or not shared:
+    if start.optim.optimizer != "own" or start.optim.elementwise or not shared:
         return None
     return (
         f"optim.optimizer = 'own' with {shared[0]}: ranks would update pieces of a parameter. Set optim.elementwise = "
@@ -245,14 +244,15 @@ def own_optimizers_are_elementwise_where_ranks_share(
     )
 
 
-def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def quantized_gradients_need_whole_nodes(start: Start) -> str | None:
     """Refuse qgZ where ranks and visible GPUs differ.
 
     DeepSpeed counts each visible GPU of a node as a rank, derives the nodes from that, and forms groups over all ranks.
     """
-    if not recipe.train.quantized_gradients:
+    hardware = start.hardware
+    if not start.train.quantized_gradients:
         return None
-    if settings.engine.tensor_parallel_size > 1:
+    if start.engine.tensor_parallel_size > 1:
         return (
             "train.quantized_gradients with tensor parallelism: DeepSpeed would add up gradients of other parts of a "
             "matrix; set it to false, or tensor_parallel_size = 1"
@@ -266,112 +266,113 @@ def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings
     )
 
 
-def hpz_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def hpz_needs_stage_3(start: Start) -> str | None:
     """Refuse hpZ below stage 3."""
-    size = settings.engine.hpz_partition_size
+    hardware = start.hardware
+    size = start.engine.hpz_partition_size
     if size == 1:
         return None
-    if settings.engine.zero_stage != 3:
-        stage = settings.engine.zero_stage
+    if start.engine.zero_stage != 3:
+        stage = start.engine.zero_stage
         return f"engine.hpz_partition_size = {size} with engine.zero_stage = {stage}: set zero_stage = 3"
-    if settings.engine.tensor_parallel_size > 1:
+    if start.engine.tensor_parallel_size > 1:
         return f"engine.hpz_partition_size = {size} with tensor parallelism: DeepSpeed forms its groups over all ranks"
     if hardware.world_size is not None and hardware.world_size % size:
         return f"engine.hpz_partition_size = {size} does not divide {hardware.world_size} ranks; choose a divisor"
     return None
 
 
-def sequence_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def sequence_parallelism_divides(start: Start) -> str | None:
     """Refuse sequence parallelism (Ulysses) that does not divide rows and heads."""
-    size = settings.engine.sequence_parallel_size
-    split = size * settings.engine.tensor_parallel_size
+    size = start.engine.sequence_parallel_size
+    split = size * start.engine.tensor_parallel_size
     if size == 1:
         return None
-    if recipe.train.sequence_length % size:
+    if start.train.sequence_length % size:
         return (
             f"engine.sequence_parallel_size = {size} does not divide train.sequence_length = "
-            f"{recipe.train.sequence_length}; choose a divisor"
+            f"{start.train.sequence_length}; choose a divisor"
         )
-    if recipe.model.num_key_value_heads % split:
+    if start.model.num_key_value_heads % split:
         return (
             f"engine.sequence_parallel_size x tensor_parallel_size = {split} does not divide "
-            f"model.num_key_value_heads = {recipe.model.num_key_value_heads}; each rank needs whole heads"
+            f"model.num_key_value_heads = {start.model.num_key_value_heads}; each rank needs whole heads"
         )
     return None
 
 
-def experts_see_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def experts_see_whole_rows(start: Start) -> str | None:
     """Refuse sequence parallelism with experts."""
-    if settings.engine.sequence_parallel_size == 1 or recipe.model.moe is None:
+    if start.engine.sequence_parallel_size == 1 or start.model.moe is None:
         return None
     return (
-        f"engine.sequence_parallel_size = {settings.engine.sequence_parallel_size} with model.moe: experts are "
+        f"engine.sequence_parallel_size = {start.engine.sequence_parallel_size} with model.moe: experts are "
         f"balanced over whole rows, and it cuts them; set sequence_parallel_size = 1"
     )
 
 
-def tensor_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def tensor_parallelism_divides(start: Start) -> str | None:
     """Refuse tensor parallelism that does not divide heads or layers."""
-    size = settings.engine.tensor_parallel_size
+    size = start.engine.tensor_parallel_size
     if size == 1:
         return None
     for name in ("num_key_value_heads", "intermediate_size"):
-        if getattr(recipe.model, name) % size:
-            return f"engine.tensor_parallel_size = {size} does not divide model.{name} = {getattr(recipe.model, name)}"
+        if getattr(start.model, name) % size:
+            return f"engine.tensor_parallel_size = {size} does not divide model.{name} = {getattr(start.model, name)}"
     return None
 
 
-def tensor_parallelism_supports_the_model(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def tensor_parallelism_supports_the_model(start: Start) -> str | None:
     """Refuse what AutoTP would split wrongly: experts, Muon's matrices, 8-bit products."""
-    if settings.engine.tensor_parallel_size == 1:
+    if start.engine.tensor_parallel_size == 1:
         return None
-    if recipe.model.moe is not None:
+    if start.model.moe is not None:
         return "engine.tensor_parallel_size with model.moe: experts are not split; set tensor_parallel_size = 1"
-    if recipe.optim.optimizer == "muon":
+    if start.optim.optimizer == "muon":
         return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon needs whole matrices; set it to 1"
-    if recipe.model.qk_norm_whole:
+    if start.model.qk_norm_whole:
         return "engine.tensor_parallel_size with model.qk_norm_whole: ranks hold a part of the heads; set it to 1"
-    if recipe.train.precision == "fp8":
+    if start.train.precision == "fp8":
         return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
     return None
 
 
-def tensor_parallelism_keeps_state_out_of_files(
-    recipe: TrainRecipe, settings: Settings, hardware: Hardware
-) -> str | None:
+def tensor_parallelism_keeps_state_out_of_files(start: Start) -> str | None:
     """Refuse tensor parallelism with state in files."""
-    if settings.engine.offload_optimizer != "nvme" or settings.engine.tensor_parallel_size == 1:
+    if start.engine.offload_optimizer != "nvme" or start.engine.tensor_parallel_size == 1:
         return None
     return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
 
 
-def splits_divide_the_ranks(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def splits_divide_the_ranks(start: Start) -> str | None:
     """Refuse splits that do not divide ranks and nodes."""
-    split = settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size
+    hardware = start.hardware
+    split = start.engine.sequence_parallel_size * start.engine.tensor_parallel_size
     if hardware.world_size is None or hardware.world_size % split == 0:
         return None
     return (
-        f"engine.sequence_parallel_size x tensor_parallel_size = {settings.engine.sequence_parallel_size} x "
-        f"{settings.engine.tensor_parallel_size} does not divide {hardware.world_size} rank(s); start a multiple of "
+        f"engine.sequence_parallel_size x tensor_parallel_size = {start.engine.sequence_parallel_size} x "
+        f"{start.engine.tensor_parallel_size} does not divide {hardware.world_size} rank(s); start a multiple of "
         f"{split}"
     )
 
 
-def the_batch_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def the_batch_divides(start: Start) -> str | None:
     """Refuse batches that micro batches on all ranks do not divide."""
-    if hardware.world_size is None or splits_divide_the_ranks(recipe, settings, hardware):
+    hardware = start.hardware
+    if hardware.world_size is None or splits_divide_the_ranks(start):
         return None
     try:
-        refuse_uneven(recipe.train, settings.engine.micro_batch_size, data_ranks(hardware.world_size, settings.engine))
+        refuse_uneven(start.train, start.engine.micro_batch_size, data_ranks(hardware.world_size, start.engine))
     except ConfigError as error:
         return str(error)
     return None
 
 
-def evaluation_rows_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def evaluation_rows_divide(start: Start) -> str | None:
     """Refuse evaluation rows that sequence ranks cannot divide."""
-    size, short = settings.engine.sequence_parallel_size, min(SHORT, recipe.train.sequence_length)
-    if not recipe.evaluation.tasks or short % size == 0:
+    size, short = start.engine.sequence_parallel_size, min(SHORT, start.train.sequence_length)
+    if not start.recipe.evaluation.tasks or short % size == 0:
         return None
     return (
         f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of an evaluation row; choose a "
@@ -412,34 +413,38 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def tensor_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def tensor_ranks_span_nodes(start: Start) -> str | None:
     """Warn where tensor ranks span nodes: every block communicates twice."""
-    size = settings.engine.tensor_parallel_size
-    return across_nodes("tensor_parallel_size", size, hardware, "sums of each block cross the network, which is slow")
+    size = start.engine.tensor_parallel_size
+    return across_nodes(
+        "tensor_parallel_size", size, start.hardware, "sums of each block cross the network, which is slow"
+    )
 
 
-def hpz_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def hpz_ranks_span_nodes(start: Start) -> str | None:
     """Warn where hpZ groups span nodes, against their purpose."""
     effect = "the second copy of the weights crosses the network too, and only costs memory; choose a divisor"
-    return across_nodes("hpz_partition_size", settings.engine.hpz_partition_size, hardware, effect)
+    return across_nodes("hpz_partition_size", start.engine.hpz_partition_size, start.hardware, effect)
 
 
-def quantized_gradients_stay_on_a_node(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def quantized_gradients_stay_on_a_node(start: Start) -> str | None:
     """Warn where quantized gradients stay on one node (no effect)."""
-    if not recipe.train.quantized_gradients or not hardware.gpus or hardware.world_size != hardware.local_world_size:
+    hardware = start.hardware
+    if not start.train.quantized_gradients or not hardware.gpus or hardware.world_size != hardware.local_world_size:
         return None
     return "train.quantized_gradients on one node: DeepSpeed quantizes between nodes only, so nothing is quantized here"
 
 
-def shared_memory_is_for_the_cpu(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def shared_memory_is_for_the_cpu(start: Start) -> str | None:
     """Warn of shared-memory collectives on CUDA, where they have no effect."""
-    if hardware.device != "cuda" or not settings.engine.shared_memory_collectives:
+    if start.hardware.device != "cuda" or not start.engine.shared_memory_collectives:
         return None
     return "engine.shared_memory_collectives has no effect on a GPU"
 
 
-def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def gpus_are_idle(start: Start) -> str | None:
     """Warn of GPUs without a rank."""
+    hardware = start.hardware
     if hardware.device != "cuda" or hardware.gpus <= hardware.local_world_size:
         return None
     return (
@@ -449,47 +454,47 @@ def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -
     )
 
 
-def no_checkpoint_is_validated(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def no_checkpoint_is_validated(start: Start) -> str | None:
     """Warn of `keep_best` without effect."""
-    if not settings.checkpoint.keep_best:
+    if not start.settings.checkpoint.keep_best:
         return None
-    saved, validated = settings.checkpoint.every_steps, recipe.train.validate_every_steps
-    if validated and math.lcm(saved, validated) < recipe.train.steps:
+    saved, validated = start.settings.checkpoint.every_steps, start.train.validate_every_steps
+    if validated and math.lcm(saved, validated) < start.train.steps:
         return None
     return (
-        f"checkpoint.keep_best = {settings.checkpoint.keep_best} has no effect: no checkpoint before the last step, "
-        f"{recipe.train.steps}, is of a step that is validated (checkpoint.every_steps = {saved}, "
+        f"checkpoint.keep_best = {start.settings.checkpoint.keep_best} has no effect: no checkpoint before the last "
+        f"step, {start.train.steps}, is of a step that is validated (checkpoint.every_steps = {saved}, "
         f"train.validate_every_steps = {validated}); make one a multiple of the other, both below train.steps"
     )
 
 
-def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def steps_are_within_the_run(start: Start) -> str | None:
     """Warn of settings for steps beyond the run.
 
     Defaults that a short run does not reach are not a mistake.
     """
-    last = recipe.train.steps
+    last = start.train.steps
     ramp = [
         (f"train.batch_size_ramp[entry {number}].until_step", entry.until_step + 1)
-        for number, entry in enumerate(recipe.train.batch_size_ramp, 1)
+        for number, entry in enumerate(start.train.batch_size_ramp, 1)
     ]
     turns = [
         (f"train.mixture[entry {number}].from_step", entry.from_step)
-        for number, entry in enumerate(recipe.train.mixture, 1)
+        for number, entry in enumerate(start.train.mixture, 1)
     ]
     fields = [
-        ("checkpoint", settings.checkpoint, "every_steps", 0),
-        ("checkpoint", settings.checkpoint, "keep_every_steps", 0),
-        ("train", recipe.train, "validate_every_steps", 0),
-        ("train.skip", recipe.train.skip, "warmup_steps", 1),
-        ("evaluation", recipe.evaluation, "every_steps", 0),
+        ("checkpoint", start.settings.checkpoint, "every_steps", 0),
+        ("checkpoint", start.settings.checkpoint, "keep_every_steps", 0),
+        ("train", start.train, "validate_every_steps", 0),
+        ("train.skip", start.train.skip, "warmup_steps", 1),
+        ("evaluation", start.recipe.evaluation, "every_steps", 0),
     ]
     periods = [
         (f"{name}.{field}", getattr(section, field) + after)
         for name, section, field, after in fields
         if field in section.model_fields_set
     ]
-    profiled = [("profile.from_step", settings.profile.from_step)]
+    profiled = [("profile.from_step", start.settings.profile.from_step)]
     beyond = [f"{field} (step {step})" for field, step in (*ramp, *turns, *periods, *profiled) if step > last]
     if not beyond:
         return None
@@ -497,11 +502,12 @@ def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: 
     return f"train.steps = {last}: the run ends before these have an effect: {names}; lower them, or raise steps"
 
 
-def profiled_ranks_exist(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def profiled_ranks_exist(start: Start) -> str | None:
     """Warn of profiled ranks that the run does not have."""
-    if not settings.profile.from_step or hardware.world_size is None:
+    hardware = start.hardware
+    if not start.settings.profile.from_step or hardware.world_size is None:
         return None
-    absent = [rank for rank in settings.profile.ranks if not 0 <= rank < hardware.world_size]
+    absent = [rank for rank in start.settings.profile.ranks if not 0 <= rank < hardware.world_size]
     if not absent:
         return None
     return f"profile.ranks names {', '.join(map(str, absent))}: this run has ranks 0 to {hardware.world_size - 1}"
@@ -522,7 +528,8 @@ WARNINGS: tuple[Rule, ...] = (
 
 def faults_of(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> list[str]:
     """Faults that any rule finds."""
-    return [fault for rule in RULES if (fault := rule(recipe, settings, hardware))]
+    start = Start(recipe, settings, hardware)
+    return [fault for rule in RULES if (fault := rule(start))]
 
 
 def check_together(recipe: TrainRecipe, settings: Settings) -> None:
@@ -545,7 +552,7 @@ def check_start(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> 
     """
     _refuse(recipe, settings, hardware)
     for rule in WARNINGS:
-        message = rule(recipe, settings, hardware)
+        message = rule(Start(recipe, settings, hardware))
         if message and (hardware.ranks is None or hardware.ranks.first):
             get_logger(__name__).warning("%s", message)
 

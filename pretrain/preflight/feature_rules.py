@@ -10,24 +10,24 @@ import itertools
 import re
 
 from governance.errors import ConfigError
-from pretrain.config.training import Settings, TrainRecipe
 from pretrain.finetuning.trained_parameters import trained_shapes
-from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.hardware import Hardware, Start
 from pretrain.preflight.memory import SHORT_ROWS
 
 _EXPERT_PARTS = [f"{name}_proj.{kind}" for name in ("gate", "up", "down") for kind in ("weight", "bias")]
 
 
-def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def fp8_excludes_experts(start: Start) -> str | None:
     """Refuse fp8 with experts."""
-    if recipe.train.precision != "fp8" or recipe.model.moe is None:
+    if start.train.precision != "fp8" or start.model.moe is None:
         return None
     return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
 
 
-def expert_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def expert_parallelism_divides(start: Start) -> str | None:
     """Refuse expert parallelism that does not divide experts and ranks."""
-    size, moe = settings.engine.expert_parallel_size, recipe.model.moe
+    hardware = start.hardware
+    size, moe = start.engine.expert_parallel_size, start.model.moe
     if size == 1:
         return None
     if moe is None:
@@ -45,15 +45,15 @@ def expert_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware
     return None
 
 
-def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def expert_parallelism_supports_the_run(start: Start) -> str | None:
     """Refuse stage 3, fp16 and compilation where ranks divide experts."""
-    engine = settings.engine
+    engine = start.engine
     name = f"engine.expert_parallel_size = {engine.expert_parallel_size}"
     if engine.expert_parallel_size == 1:
         return None
     if engine.zero_stage == 3:
         return f"{name} with engine.zero_stage = 3: it gathers all experts on every rank; set zero_stage = 1 or 2"
-    if recipe.train.precision == "fp16":
+    if start.train.precision == "fp16":
         return f"{name} with train.precision = 'fp16': its loss scale is unproven there; set precision = 'bf16'"
     for setting in ("compile", "deepcompile"):
         if getattr(engine, setting):
@@ -68,28 +68,30 @@ def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings,
     return None
 
 
-def expert_groups_are_alike(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def expert_groups_are_alike(start: Start) -> str | None:
     """Refuse `[[optim.groups]]` that separate divided experts of a layer."""
-    moe, rules = recipe.model.moe, recipe.optim.groups
-    if settings.engine.expert_parallel_size == 1 or moe is None or not rules:
+    moe, rules = start.model.moe, start.optim.groups
+    if start.engine.expert_parallel_size == 1 or moe is None or not rules:
         return None
-    for layer, part in itertools.product(range(recipe.model.num_hidden_layers), _EXPERT_PARTS):
+    for layer, part in itertools.product(range(start.model.num_hidden_layers), _EXPERT_PARTS):
         names = [f"model.layers.{layer}.mlp.experts.{expert}.{part}" for expert in range(moe.num_local_experts)]
         taken = {next((rule.pattern for rule in rules if re.search(rule.pattern, name)), None) for name in names}
         if len(taken) > 1:
             pattern = next(pattern for pattern in taken if pattern is not None)
             return (
-                f"engine.expert_parallel_size = {settings.engine.expert_parallel_size} with optim.groups: pattern "
+                f"engine.expert_parallel_size = {start.engine.expert_parallel_size} with optim.groups: pattern "
                 f"{pattern!r} matches some experts of layer {layer} and not others, and each rank needs the same "
                 f"groups; match all of them, or set expert_parallel_size = 1"
             )
     return None
 
 
-def expert_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def expert_ranks_span_nodes(start: Start) -> str | None:
     """Warn where expert ranks span nodes: every layer exchanges tokens."""
-    size = settings.engine.expert_parallel_size
-    return across_nodes("expert_parallel_size", size, hardware, "tokens of each layer cross the network, which is slow")
+    size = start.engine.expert_parallel_size
+    return across_nodes(
+        "expert_parallel_size", size, start.hardware, "tokens of each layer cross the network, which is slow"
+    )
 
 
 def across_nodes(field: str, size: int, hardware: Hardware, effect: str) -> str | None:
@@ -99,9 +101,9 @@ def across_nodes(field: str, size: int, hardware: Hardware, effect: str) -> str 
     return f"engine.{field} = {size} does not divide the {hardware.local_world_size} ranks of a node: {effect}"
 
 
-def frozen_parameters_have_a_base(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def frozen_parameters_have_a_base(start: Start) -> str | None:
     """Refuse frozen parameters without weights to freeze."""
-    train = recipe.train
+    train = start.train
     if not train.freezes or (train.initial_weights and not train.continue_from):
         return None
     field = "train.adapter" if train.adapter is not None else f"train.trained = {list(train.trained)}"
@@ -111,20 +113,20 @@ def frozen_parameters_have_a_base(recipe: TrainRecipe, settings: Settings, hardw
     )
 
 
-def learning_parameters_exist(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def learning_parameters_exist(start: Start) -> str | None:
     """Refuse patterns and targets that match nothing, and ranks too large."""
-    if not recipe.train.freezes:
+    if not start.train.freezes:
         return None
     try:
-        trained_shapes(recipe.model, recipe.train, 1)
+        trained_shapes(start.model, start.train, 1)
     except ConfigError as error:
         return str(error)
     return None
 
 
-def frozen_parameters_suit_the_layout(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def frozen_parameters_suit_the_layout(start: Start) -> str | None:
     """Refuse layouts that cut or rewrite the matrices that adapters join."""
-    engine, train = settings.engine, recipe.train
+    engine, train = start.engine, start.train
     if not train.freezes:
         return None
     values = {
@@ -147,12 +149,12 @@ def frozen_parameters_suit_the_layout(recipe: TrainRecipe, settings: Settings, h
     return f"{name} = {found!r} with {what} is not supported; set it to {fix!r}"
 
 
-def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def rank_invariance_is_measured(start: Start) -> str | None:
     """Refuse `rank_invariant` where equal bits were not measured, or cannot be."""
-    engine, train = settings.engine, recipe.train
+    engine, train = start.engine, start.train
     if not engine.rank_invariant:
         return None
-    ranks = hardware.world_size or 1
+    ranks = start.hardware.world_size or 1
     if ranks & (ranks - 1):
         return f"engine.rank_invariant on {ranks} ranks: their sums are added in pairs; start 1, 2, 4, 8, ... ranks"
     if not engine.threads:
@@ -160,7 +162,7 @@ def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardwar
             "engine.rank_invariant with engine.threads = 0, which divides the cores among the ranks: products may "
             "depend on a rank's threads; give their number, such as threads = 1"
         )
-    if hardware.device == "cuda":
+    if start.hardware.device == "cuda":
         return "engine.rank_invariant on a GPU: not measured; set engine.device = 'cpu', or remove it"
     if train.precision not in ("fp32", "bf16", "autocast"):
         return f"engine.rank_invariant with train.precision = {train.precision!r}: not measured; set 'fp32' or 'bf16'"
@@ -170,9 +172,9 @@ def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardwar
         **{f"engine.{name}": getattr(engine, name) != "none" for name in ("offload_optimizer", "offload_parameters")},
         "engine.hpz_partition_size": engine.hpz_partition_size > 1,
         "engine.shared_memory_collectives": engine.shared_memory_collectives,
-        "model.moe": recipe.model.moe,
-        "model.encoder_layers": recipe.model.encoder_layers,
-        "optim.optimizer = 'own'": recipe.optim.optimizer == "own",
+        "model.moe": start.model.moe,
+        "model.encoder_layers": start.model.encoder_layers,
+        "optim.optimizer = 'own'": start.optim.optimizer == "own",
         "train.gradient_reduction = 'bf16'": train.gradient_reduction == "bf16",
         "train.distillation": train.distillation,
         "train.adapter.dropout": train.adapter is not None and train.adapter.dropout,
@@ -188,17 +190,17 @@ def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardwar
 _SPLITS = ("sequence", "tensor", "expert")
 
 
-def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def students_learn_whole_rows(start: Start) -> str | None:
     """Refuse distillation without a teacher, or with settings it lacks."""
-    engine = settings.engine
-    if recipe.train.distillation is not None and not recipe.train.distillation.teacher:
+    engine = start.engine
+    if start.train.distillation is not None and not start.train.distillation.teacher:
         return "train.distillation.teacher is empty: name a checkpoint or a folder of weights, or remove the section"
     split = ("sequence_parallel_size", "tensor_parallel_size", "expert_parallel_size")
     others = [f"engine.{name} = {getattr(engine, name)}" for name in split if getattr(engine, name) > 1]
     others += [f"engine.{name}" for name in ("compile", "deepcompile") if getattr(engine, name)]
-    if recipe.train.precision in ("fp16", "fp8"):
-        others.append(f"train.precision = {recipe.train.precision!r}")
-    if recipe.train.distillation is None or not others:
+    if start.train.precision in ("fp16", "fp8"):
+        others.append(f"train.precision = {start.train.precision!r}")
+    if start.train.distillation is None or not others:
         return None
     return (
         f"train.distillation with {', '.join(others)}: the teacher computes whole rows alongside the student, without "
@@ -206,9 +208,9 @@ def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware:
     )
 
 
-def students_begin_once(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def students_begin_once(start: Start) -> str | None:
     """Refuse a student that would begin from two things."""
-    train = recipe.train
+    train = start.train
     if train.distillation is None:
         return None
     if train.continue_from:
@@ -225,10 +227,10 @@ def students_begin_once(recipe: TrainRecipe, settings: Settings, hardware: Hardw
     return None
 
 
-def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def encoder_decoders_run_plainly(start: Start) -> str | None:
     """Refuse what encoder-decoders do not have: splits, kernels, tasks."""
-    engine, train = settings.engine, recipe.train
-    if not recipe.model.encoder_layers:
+    engine, train = start.engine, start.train
+    if not start.model.encoder_layers:
         if train.span_corruption is None:
             return None
         return (
@@ -245,28 +247,32 @@ def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardwa
     wrong |= {"train.precision": train.precision} if train.precision == "fp8" else {}
     wrong |= {"train.adapter or trained": "set"} if train.freezes else {}
     wrong |= {"train.distillation": train.distillation} if train.distillation else {}
-    wrong |= {"evaluation.tasks": [task.name for task in recipe.evaluation.tasks]} if recipe.evaluation.tasks else {}
+    wrong |= (
+        {"evaluation.tasks": [task.name for task in start.recipe.evaluation.tasks]}
+        if start.recipe.evaluation.tasks
+        else {}
+    )
     if not wrong:
         return None
     listed = ", ".join(f"{name} = {value!r}" for name, value in wrong.items())
-    return f"model.encoder_layers = {recipe.model.encoder_layers} with {listed}: not for encoder-decoders; remove it"
+    return f"model.encoder_layers = {start.model.encoder_layers} with {listed}: not for encoder-decoders; remove it"
 
 
-def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def soft_caps_on_cpu_are_slow(start: Start) -> str | None:
     """Warn of soft caps on CPU, where torch has no kernel."""
-    if hardware.device != "cpu" or recipe.model.attn_logit_softcapping is None:
+    if start.hardware.device != "cpu" or start.model.attn_logit_softcapping is None:
         return None
-    length = recipe.train.sequence_length
+    length = start.train.sequence_length
     return (
         f"model.attn_logit_softcapping on CPU: attention is computed by the formula, which keeps fp32 logits of all "
         f"{length} x {length} pairs of each row and head; it is slow and needs memory. On a GPU it is one kernel"
     )
 
 
-def long_rows_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def long_rows_on_cpu_are_slow(start: Start) -> str | None:
     """Warn of rows that the CPU's own attention does not take."""
-    length = recipe.train.sequence_length
-    if hardware.device != "cpu" or length <= SHORT_ROWS or recipe.model.attn_logit_softcapping is not None:
+    length = start.train.sequence_length
+    if start.hardware.device != "cpu" or length <= SHORT_ROWS or start.model.attn_logit_softcapping is not None:
         return None
     return (
         f"train.sequence_length = {length} on CPU: above {SHORT_ROWS} tokens attention is torch's, with a table of all "
@@ -274,12 +280,12 @@ def long_rows_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware:
     )
 
 
-def gpus_compute_uncompiled(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def gpus_compute_uncompiled(start: Start) -> str | None:
     """Warn of a model on CUDA that is not compiled."""
-    engine, train = settings.engine, recipe.train
-    refused = engine.expert_parallel_size > 1 or train.distillation is not None or recipe.model.encoder_layers > 0
+    engine, train = start.engine, start.train
+    refused = engine.expert_parallel_size > 1 or train.distillation is not None or start.model.encoder_layers > 0
     refused = refused or (train.adapter is not None and train.adapter.dropout > 0)
-    if hardware.device != "cuda" or engine.compile or engine.deepcompile or refused:
+    if start.hardware.device != "cuda" or engine.compile or engine.deepcompile or refused:
         return None
     return (
         "engine.compile = false on a GPU: rotations, residual sums and norms are kernels of their own, and queries, "
@@ -287,12 +293,12 @@ def gpus_compute_uncompiled(recipe: TrainRecipe, settings: Settings, hardware: H
     )
 
 
-def split_losses_are_not_fused(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+def split_losses_are_not_fused(start: Start) -> str | None:
     """Warn of a vocabulary split on CUDA, whose loss takes several passes."""
-    if hardware.device != "cuda" or settings.engine.tensor_parallel_size == 1:
+    if start.hardware.device != "cuda" or start.engine.tensor_parallel_size == 1:
         return None
     return (
-        f"engine.tensor_parallel_size = {settings.engine.tensor_parallel_size}: the loss over the ranks' parts of the "
+        f"engine.tensor_parallel_size = {start.engine.tensor_parallel_size}: the loss over the ranks' parts of the "
         f"vocabulary takes several passes over fp32 logits, which one kernel does without the split"
     )
 

@@ -6,8 +6,11 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 
 if TYPE_CHECKING:
@@ -48,6 +51,34 @@ class Hardware:
     def local_world_size(self) -> int:
         """Ranks of a node."""
         return 1 if self.ranks is None else self.ranks.local_world_size
+
+
+class Start(NamedTuple):
+    """A start of training, as a compatibility rule sees it."""
+
+    recipe: TrainRecipe
+    settings: Settings
+    hardware: Hardware
+
+    @property
+    def model(self) -> ModelConfig:
+        """Section `[model]`."""
+        return self.recipe.model
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Section `[optim]`."""
+        return self.recipe.optim
+
+    @property
+    def train(self) -> TrainConfig:
+        """Section `[train]`."""
+        return self.recipe.train
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Section `[engine]`."""
+        return self.settings.engine
 
 
 def arithmetic() -> dict[str, Any]:
