@@ -33,6 +33,8 @@ import pyarrow.parquet as pq
 
 from governance.errors import MissingInput, PipelineError, storage_errors
 from governance.files import atomic_path, remove_tree
+from governance.ray_cluster.ray_connection import require_listener
+from governance.ray_cluster.ray_pool import ADDRESS_VARIABLE, address, no_cluster
 
 Integers = npt.NDArray[np.int64]
 TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
@@ -276,8 +278,12 @@ def _daft(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[An
     require_engine(engine.name)
     import daft
 
-    if address := os.environ.get("RAY_ADDRESS") or ("auto" if engine.name == "ray" else ""):
-        daft.set_runner_ray(address, noop_if_initialized=True)
+    if engine.name == "ray" or os.environ.get(ADDRESS_VARIABLE):
+        try:
+            require_listener(address())
+            daft.set_runner_ray(address(), noop_if_initialized=True)
+        except Exception as error:  # Ray raises many classes here, none of them public
+            raise no_cluster(engine.name, error) from error
     signed, named = daft.read_parquet(names, file_path_column="filename"), daft.from_arrow(shards)
     try:
         yield lambda query: daft.sql(query, signed=signed, shards=named).to_arrow()

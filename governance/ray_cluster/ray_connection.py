@@ -57,8 +57,7 @@ def serve(pipe: Connection, parent: int, address: str) -> None:
             pipe.send(message)
 
     try:
-        if ":" in address:
-            socket.create_connection(_split(address), timeout=_LOST_SECONDS).close()  # Ray tries for longer
+        require_listener(address)
         import ray
 
         ray.init(address=address, logging_level="ERROR", namespace="assay")
@@ -80,6 +79,12 @@ def serve(pipe: Connection, parent: int, address: str) -> None:
         except EOFError:
             return
         run.remote(work, conditions).future().add_done_callback(partial(pass_on, number))
+
+
+def require_listener(address: str) -> None:
+    """Raise an OSError where nothing listens; Ray tries for minutes."""
+    if ":" in address:
+        socket.create_connection(_split(address), timeout=_LOST_SECONDS).close()
 
 
 def _cores() -> int:

@@ -45,6 +45,14 @@ def address() -> str:
     return os.environ.get(ADDRESS_VARIABLE) or "auto"
 
 
+def no_cluster(engine: str, why: object) -> MissingInput:
+    """The error of an address at which no cluster answers."""
+    return MissingInput(
+        f"--engine {engine}: no Ray cluster at {address()!r} ({why}). Start one with: ray start --head; or set "
+        f"{ADDRESS_VARIABLE} to its address, and RAY_AUTH_MODE=token where it wants a token"
+    )
+
+
 class RayPool:
     """Connection to a cluster, until `shutdown` or the end of this process.
 
@@ -80,10 +88,7 @@ class RayPool:
             kind, value = "lost", "the process that connects to it ended"
         if kind != "width":
             self.shutdown()
-            raise MissingInput(
-                f"--engine ray: no Ray cluster at {address()!r} ({value}). Start one with: ray start --head; or set "
-                f"{ADDRESS_VARIABLE} to its address, and RAY_AUTH_MODE=token where it wants a token"
-            )
+            raise no_cluster("ray", value)
         self.width = max(1, value)
         threading.Thread(target=self._read, args=(self._pipe,), daemon=True).start()
 

@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.dedup import join
 from data_pipeline.dedup.duplicates import gather
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys, write_keys
-from governance.errors import PipelineError
+from governance.errors import MissingInput, PipelineError
 from tests.governance.ray_head import head
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,15 @@ def test_many_files_are_merged_before_they_are_joined_in_ranges(tmp_path, monkey
         assert joined(paths, firsts, kind, engine, 10_000_000)[0] == wanted
     assert merged == [{1: 9, 150: 5, 100_000: 1}[a_file]] * 3
     assert not list(engine.scratch.glob("*"))
+
+
+def test_daft_names_an_address_at_which_no_cluster_answers(tmp_path, monkeypatch):
+    """Ray itself tries for minutes."""
+    pytest.importorskip("daft")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    paths, firsts, _ = key_files(tmp_path)
+    with pytest.raises(MissingInput, match=r"--engine daft: no Ray cluster at '127.0.0.1:1' .*refused.*ray start"):
+        joined(paths, firsts, TEXT, JoinEngine("daft", 256, tmp_path))
 
 
 def test_the_result_of_daft_is_that_of_duckdb(tmp_path):
