@@ -29,7 +29,7 @@ LEFT_OUT = {
     r"assay ((run|generate) .*chats.toml|export .* --adapter)": "starts from an export: tests/assay/test_finetuning.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
     r"assay run inspect-NAME/run.toml configs/10m.toml": "trains 600 steps: tests/assay/test_inspect.py",
-    r"pip install |export '?RAY_|(srun .* )?ray |'?first=|sleep |.* --engine ray": "needs a Ray cluster: "
+    r"pip install |export '?RAY_|(srun .* )?ray |'?first=|until |.* --engine ray": "needs a Ray cluster: "
     "tests/governance/test_ray_cluster.py",
     r"assay (run|governance check) run.toml": "two people sign: tests/governance/test_fail_open_rules.py",
     r"assay governance review .*--withdraw": "needs a refusal: tests/governance/test_fail_open.py",
