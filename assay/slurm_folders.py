@@ -98,8 +98,8 @@ def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, requested: bool,
 
 
 def make_key(run: LoadedRun) -> None:
-    """Make the signing key on first use, before any job does."""
-    private_key(run.keyring.own)
+    """Make the user's signing key on first use, before any job does."""
+    run.keyring.signer()
 
 
 def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:

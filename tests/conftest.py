@@ -13,8 +13,8 @@ import hypothesis
 import pytest
 
 from assay.cli.surface import parser
-from benchmarks.measures.small_run import SMALL_RUN as CONFIG
-from benchmarks.measures.small_run import tale, write_tales  # noqa: F401
+from benchmarks.measures.small_run import SMALL_RUN as CONFIG  # noqa: F401
+from benchmarks.measures.small_run import tale, write_run, write_tales  # noqa: F401
 from governance.parallel import close_pool
 from pretrain.metrics import peak_flops
 from tests.governance.upload_server import TOKEN, running_hub
@@ -108,7 +108,7 @@ def as_if_apart(function, *arguments):
 def write_project(folder: Path) -> Path:
     """A folder with a run's file, a policy and two files of documents."""
     folder.mkdir()
-    (folder / "run.toml").write_text(CONFIG)
+    write_run(folder)
     (folder / "policy.toml").write_bytes((Path(__file__).parents[1] / "configs" / "policy.toml").read_bytes())
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))

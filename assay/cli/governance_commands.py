@@ -97,7 +97,7 @@ def freeze(arguments: Arguments) -> None:
     loaded, runtime, artifacts = load_corpus(arguments)
     pass_gate(loaded, artifacts, runtime)
     sketch = sketch_corpus(artifacts["clean"], runtime.root)
-    key = private_key(loaded.keyring.own)
+    key = loaded.keyring.signer()
     write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)
     say(
         f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference",

@@ -4,6 +4,8 @@ import json
 import random
 from pathlib import Path
 
+from governance.signing.dsse import private_key
+
 SMALL_RUN = """
 [[data.sources]]
 type = "jsonl"
@@ -74,6 +76,12 @@ def tale(seed: int, words: int = 90) -> str:
         word = chance.choice(pool)
         parts.append(word.capitalize() if number % 11 == 0 else word + ("." if number % 11 == 10 else ""))
     return " ".join(parts) + "."
+
+
+def write_run(folder: Path, text: str = SMALL_RUN) -> None:
+    """A run's file in a folder, and the key that it names."""
+    (folder / "run.toml").write_text(text)
+    private_key(folder / "key.pem")
 
 
 def write_tales(path: Path, seeds: range) -> None:

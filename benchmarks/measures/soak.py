@@ -38,7 +38,7 @@ from pathlib import Path
 
 from benchmarks.measures.goals import Goal, figure, machine
 from benchmarks.measures.governance.governance_edits import check, files_of, flip
-from benchmarks.measures.small_run import SMALL_RUN, write_tales
+from benchmarks.measures.small_run import write_run, write_tales
 from governance.manifest import FILE_NAME, read_manifest
 
 _HERE = Path(__file__).resolve().parents[2]
@@ -267,7 +267,7 @@ def soaked(seconds: float, seed: int, cycles: int) -> Iterator[Goal]:
         folder = Path(scratch)
         disk = folder / "disk"
         disk.mkdir()
-        (folder / "run.toml").write_text(SMALL_RUN)
+        write_run(folder)
         shutil.copy(_HERE / "configs" / "policy.toml", folder / "policy.toml")
         for number in range(2):
             write_tales(folder / f"{number}.jsonl", range(60 * number, 60 * number + 60))

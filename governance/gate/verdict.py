@@ -63,7 +63,7 @@ class GovernanceConfig(Section):
     policy: str = "policy.toml"
     """The policy's path, relative to the run's file."""
     signing_key: str = ""
-    """Path of the private key; empty: the user's own, made on first use."""
+    """Path of the private key, which must exist; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
     parent_keys: tuple[str, ...] = ()
@@ -99,8 +99,17 @@ class Keyring:
 
     @property
     def own(self) -> Path:
-        """Path of the signing key, which is made on first use."""
+        """Path of the signing key."""
         return self.folder / self.config.signing_key if self.config.signing_key else default_key_path()
+
+    def signer(self) -> SigningKey:
+        """The signing key; the user's own is made on first use.
+
+        Raises:
+            ConfigError: the run names a key that does not exist (a typing error would sign with a new one), or the file
+                is not a key.
+        """
+        return private_key(self.own, make=not self.config.signing_key)
 
     def trusted(self) -> list[Any]:
         """Trusted public keys; without any, the own one, if it exists."""
@@ -154,7 +163,7 @@ def _may_state(keyring: Keyring) -> bool:
     """
     if not keyring.own.exists():
         return False
-    probe = sign(statement({}, PREDICATE_TYPE, {"signed_at": now()}), private_key(keyring.own))
+    probe = sign(statement({}, PREDICATE_TYPE, {"signed_at": now()}), keyring.signer())
     try:
         verify_envelope(probe, keyring.trusted(), "the signing key")
     except ManifestError:
@@ -213,8 +222,8 @@ def give_verdict(
     sites_here = binding_sites(policy, keyring)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
-    signing_key = private_key(keyring.own)
-    keys = keyring.trusted()  # after the signing key, which is made on first use
+    signing_key = keyring.signer()
+    keys = keyring.trusted()  # after the signing key, which may be made now
     content = {
         **_content(judgement, tokens, audit, policy),
         "site": described(sites_here),

@@ -62,7 +62,7 @@ def open_journal(keyring: Keyring, root: Path) -> Journal:
     """The journal of `root`; nothing is read or made yet."""
     return Journal(
         root,
-        lambda: private_key(keyring.own),
+        keyring.signer,
         lambda: journal_keys(keyring),
         anchor(root, keyring.folder if keyring.config.git_note else None),
         HomeAnchor(root),
@@ -159,7 +159,7 @@ class KeySigner(NoteSigner):
             ConfigError: this is a worker of another host, which has no key at this path, or another one.
         """
         if self._key is None:
-            key = private_key(self._keyring.own, make=not self._signer)
+            key = private_key(self._keyring.own, make=False) if self._signer else self._keyring.signer()
             if self._signer and key_id(key.public_key()) != self._signer:
                 raise ConfigError(
                     f"{self._keyring.own}: {socket.gethostname()} has another key there than the process that started "

@@ -29,7 +29,7 @@ from pretrain import loop
 from pretrain.data.sampler import RowSampler
 from pretrain.engine.fragments import nudge
 from pretrain.preflight.hardware import arithmetic
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import CONFIG, write_run, write_tales
 from tests.pretrain.rank_runs import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ licence = "CC0-1.0"
 
 def run_small(folder, text, **tales):
     """A run of twelve steps that keeps a checkpoint of each second one."""
-    (folder / "run.toml").write_text(text.replace("every_steps = 4", "every_steps = 2\nkeep_every_steps = 2"))
+    write_run(folder, text.replace("every_steps = 4", "every_steps = 2\nkeep_every_steps = 2"))
     shutil.copy(ROOT / "configs" / "policy.toml", folder / "policy.toml")
     for name, seeds in tales.items():
         write_tales(folder / f"{name}.jsonl", seeds)

@@ -20,7 +20,7 @@ from governance.parallel import close_pool
 from governance.signing.dsse import create_key, private_key
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import read_journal
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import CONFIG, write_run, write_tales
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def twice(tmp_path_factory):
     """A corpus made, audited, and made again under another bound, and the way back."""
     folder = tmp_path_factory.mktemp("twice") / "project"
     folder.mkdir()
-    (folder / "run.toml").write_text(f"{CONFIG}\n[data.mix]\nmax_epochs = 2\n")  # its record is named by the artifact
+    write_run(folder, f"{CONFIG}\n[data.mix]\nmax_epochs = 2\n")  # its record is named by the artifact
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(40))
     write_tales(folder / "b.jsonl", range(40, 44))

@@ -17,7 +17,7 @@ from governance.manifest import read_manifest
 from governance.parallel import close_pool
 from governance.reports.report import report
 from governance.stage import Runtime, read_artifact
-from tests.conftest import CONFIG, tale, write_tales
+from tests.conftest import CONFIG, tale, write_run, write_tales
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLASSIFIER = """
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory):
     """A project whose corpus is made, once for this file; tests that change it copy it."""
     folder = tmp_path_factory.mktemp("prepared") / "project"
     folder.mkdir()
-    (folder / "run.toml").write_text(CONFIG)
+    write_run(folder)
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(40))
     extra = ["Too short.", f"{tale(1)}", "Mail \x1b[2Jjane.doe@example.org or 0044 20 7946 0958. " + tale(77)]

@@ -15,7 +15,7 @@ from governance.manifest import read_manifest
 from governance.receipts.verify_receipt import faults
 from governance.signing.dsse import public_key
 from pretrain.config.training import TrainConfig
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import CONFIG, write_run, write_tales
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def trained(tmp_path_factory):
     """A run of twelve steps whose checkpoints of steps 4, 8 and 12 are kept; one text is too short for it."""
     folder = tmp_path_factory.mktemp("takedown")
-    (folder / "run.toml").write_text(CONFIG.replace("every_steps = 4", "every_steps = 4\nkeep_every_steps = 4"))
+    write_run(folder, CONFIG.replace("every_steps = 4", "every_steps = 4\nkeep_every_steps = 4"))
     shutil.copy(ROOT / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))

@@ -7,7 +7,7 @@ import pytest
 
 from assay.cli.main import main
 from governance.parallel import close_pool
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import write_run, write_tales
 
 
 def source(rest: str, kind: str = "jsonl") -> str:
@@ -60,7 +60,7 @@ MADE = {  # reported by the stage that kept no document
 def folder(tmp_path_factory):
     """A project of twelve documents; a case may find artifacts of an earlier one."""
     folder = tmp_path_factory.mktemp("wrong")
-    (folder / "run.toml").write_text(CONFIG)
+    write_run(folder)
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(12))
     (folder / "t").mkdir()
@@ -88,6 +88,12 @@ def test_a_fault_of_the_file_is_reported_before_the_corpus_is_read(folder, tmp_p
 def test_what_leaves_nothing_is_a_fault_of_the_file_reported_by_its_stage(folder, capsys, override):
     status, output = prepare(folder, folder / "made", override, capsys)
     assert (status, MADE[override] in output) == (78, True), output
+
+
+def test_a_mistyped_signing_key_is_refused_and_not_made(folder, tmp_path, capsys):
+    status, output = prepare(folder, tmp_path / "made", 'governance.signing_key="kye.pem"', capsys)
+    assert f"{folder / 'kye.pem'}: no such file. Did you mean {folder / 'key.pem'}?" in output
+    assert (status, [*folder.glob("kye.pem*"), *tmp_path.glob("made/journal.jsonl")]) == (78, [])
 
 
 def test_a_stage_that_left_nothing_can_be_looked_at(folder, capsys):

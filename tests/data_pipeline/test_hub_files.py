@@ -21,6 +21,7 @@ from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
 from governance.lineage.unlisted_files import find_unlisted, note_faults
+from governance.signing.dsse import private_key
 from governance.stage import Runtime
 
 
@@ -134,6 +135,7 @@ def test_workers_that_list_a_moving_branch_at_the_same_time_agree(server, tmp_pa
 
 def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
     keys = GovernanceConfig(signing_key="key.pem")
+    private_key(tmp_path / "key.pem")
     signed = Runtime(tmp_path / "root", hooks=Hooks(signer=KeySigner(Keyring(keys, tmp_path))))
     first = hub.list_hub(source(), signed)
     requests = len(server.requests)

@@ -15,6 +15,7 @@ from governance.config import validate
 from governance.errors import BudgetReached, ConfigError, MissingInput
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import KeySigner
+from governance.signing.dsse import private_key
 from governance.stage import Runtime
 from tests.data_pipeline.teacher_server import answer, teacher
 from tests.data_pipeline.test_synthetic import NEWS, SEEDS, artifact, asked, folder, made, source, tales
@@ -177,6 +178,8 @@ def altered_lines(lines, how):
     ],
 )
 def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
+    for name in ("key", "new"):
+        private_key(tmp_path / f"{name}.pem")
     signer = KeySigner(Keyring(GovernanceConfig(signing_key="key.pem"), tmp_path))
     log = tmp_path / "synthetic" / "0123" / "tries.log"
     bounds = TokenBounds(100, 10)

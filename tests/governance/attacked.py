@@ -17,7 +17,7 @@ from governance.gate.waivers import WAIVER, Refusal, Waiver
 from governance.manifest import describe, read_manifest, write_manifest
 from governance.signing.dsse import create_key, private_key
 from governance.stage import Runtime
-from tests.conftest import CONFIG, tale
+from tests.conftest import CONFIG, tale, write_run
 
 NOW = datetime.datetime.now(datetime.UTC)
 SOURCES = """
@@ -49,7 +49,7 @@ def prepare(folder, licence="CC0-1.0", *, checked=True):
     folder.mkdir()
     config = CONFIG.replace('paths = ["*.jsonl"]', 'paths = ["tales.jsonl"]\nopt_out_field = "opt_out"')
     sources = SOURCES.replace("CC0-1.0", licence)
-    (folder / "run.toml").write_text(config.replace("[data.tokenizer]", f"{sources}\n[data.tokenizer]"))
+    write_run(folder, config.replace("[data.tokenizer]", f"{sources}\n[data.tokenizer]"))
     policy = (Path(__file__).parents[2] / "configs" / "policy.toml").read_text()
     create_key(folder / "ann.pem")
     policy = policy.replace('data = ["data-lead"]', 'data = ["ann"]').replace(

@@ -38,7 +38,7 @@ from governance.reports.facts.report_facts import instruments_of
 from governance.reports.sections.group_sections import groups_folded
 from governance.stage import Runtime
 from governance.workers import take_turns
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import write_run, write_tales
 from tests.data_pipeline import test_fasttext_scores as fasttext_models
 from tests.data_pipeline.test_classifier import save_classifier
 from tests.governance.test_bias_stage import artifact, tables_of
@@ -282,7 +282,7 @@ def test_a_score_that_is_no_number_ends_the_audit(score):
 
 def test_a_model_that_cannot_be_used_is_reported_before_the_corpus_is_read(tmp_path, capsys):
     """A missing or wrong file, a label that does not exist, a score that is not a number, a language without terms."""
-    (tmp_path / "run.toml").write_text(CONFIG)
+    write_run(tmp_path)
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", tmp_path / "policy.toml")
     write_tales(tmp_path / "a.jsonl", range(3))
     model_file(tmp_path / "tone.bin", {"wonderful": 2.0})

@@ -158,6 +158,7 @@ def corpus(tmp_path):
     (tmp_path / shard.path).write_bytes(b"1")
     audit = Manifest(stage="audit", outputs=(), **fields)
     config = GovernanceConfig(signing_key="key.pem")
+    create_key(tmp_path / "key.pem")
     return tokens, audit, config, tmp_path
 
 

@@ -35,6 +35,7 @@ def state(journal, stage, inputs, **fields):
 @pytest.fixture
 def wide(tmp_path):
     """A journal of many sources and of long ways past each other."""
+    create_key(tmp_path / "key.pem")
     journal = open_journal(Keyring(CONFIG, tmp_path), tmp_path)
     files = [Input(stage="file", digest=f"{n:064x}", path=f"web/part-{n:03d}.warc.gz") for n in range(40)]
     files += [Input(stage="file", digest=f"{n:063x}f", path=f"books/<{n}>.txt") for n in range(2)]
@@ -99,11 +100,11 @@ def test_prov_reads_the_document_back_with_every_relation(wide, tmp_path):
 def finished(tmp_path_factory):
     """A small run with model signing switched on."""
     from tests.conftest import CONFIG as RUN
-    from tests.conftest import write_tales
+    from tests.conftest import write_run, write_tales
 
     folder = tmp_path_factory.mktemp("signed")
     signing = '[governance]\nmodel_signing = true\nmodel_key = "model.pem"'
-    (folder / "run.toml").write_text(RUN.replace("[governance]", signing))
+    write_run(folder, RUN.replace("[governance]", signing))
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))

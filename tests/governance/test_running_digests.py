@@ -176,6 +176,7 @@ def measured(tmp_path, alone):
 
 
 def measure_stages(root):
+    private_key(root.parent / "key.pem")
     journal = open_journal(Keyring(CONFIG, root.parent), root)
     theirs = open_journal(Keyring(CONFIG, root.parent), root)
     settings = EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0)
@@ -369,6 +370,7 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
     output = problems_of(root).problems
     altered = [names[0], names[2], beside.relative_to(root).as_posix()]
     assert sorted(line.partition(":")[0] for line in output) == sorted(altered)
+    private_key(root.parent / "stranger.pem")
     stranger = KeySigner(Keyring(GovernanceConfig(signing_key="stranger.pem"), root.parent))
     write_note(root / names[0], {}, root, stranger)
     assert len(problems_of(root).problems) == 3
@@ -377,6 +379,7 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
 def test_a_worker_signs_with_the_key_of_the_run_alone(tmp_path):
     """A node that has no key at this path makes none, and another key's notes would not count."""
     keyring = Keyring(GovernanceConfig(signing_key="key.pem"), tmp_path)
+    private_key(keyring.own)
     there = pickle.loads(pickled := pickle.dumps(KeySigner(keyring)))
     written = there.sign("note.json", {"a": 1})
     assert KeySigner(keyring).open("note.json", written) == {"a": 1}

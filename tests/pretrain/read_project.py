@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assay.cli.main import main
 from governance.manifest import read_manifest
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import CONFIG, write_run, write_tales
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ def read_project(folder, *, packed):
     text = text.replace("every_steps = 4", "every_steps = 3\nkeep_last = 2")
     if packed:
         text += "\n[data.pack]\nsequence_length = 64\n"
-    (folder / "run.toml").write_text(text)
+    write_run(folder, text)
     shutil.copy(ROOT / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))

@@ -84,6 +84,7 @@ def _verify(folder: Path, count: int) -> dict[str, float]:
     from governance.hooks import Hooks
     from governance.lineage.attest import attest_with, open_journal
     from governance.manifest import describe
+    from governance.signing.dsse import private_key
     from governance.stage import Made, Recipe, Runtime, run_stage
     from governance.verification import verify_root
 
@@ -98,6 +99,7 @@ def _verify(folder: Path, count: int) -> dict[str, float]:
 
     root = folder / "root"
     keyring = Keyring(GovernanceConfig(signing_key="owner.pem"), folder)
+    private_key(keyring.own)
     hooks = Hooks(attest=attest_with(open_journal(keyring, root), keyring, root))
     made = run_stage(Recipe("many", 1, Section()), [], Runtime(root, hooks=hooks), make)
     found: dict[str, float] = {}

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.measures.corpora import rows, write_jsonl
 from benchmarks.measures.goals import Goal, figure
-from benchmarks.measures.small_run import SMALL_RUN
+from benchmarks.measures.small_run import SMALL_RUN, write_run
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.manifest import FILE_NAME
 from governance.verification import Verified, verify_root
@@ -46,7 +46,7 @@ def make_root(folder: Path, documents: int = 400) -> Path:
     texts = [{"id": row["id"], "text": row["text"]} for row in islice(rows("corpora/wiki.jsonl.gz"), documents)]
     for number, part in enumerate((texts[::2], texts[1::2])):
         write_jsonl(folder / "raw" / f"{number}.jsonl", part)
-    (folder / "run.toml").write_text(_CONFIG)
+    write_run(folder, _CONFIG)
     shutil.copy(_HERE / "configs" / "policy.toml", folder / "policy.toml")
     words = [sys.executable, "-m", "pretrain", "run", str(folder / "run.toml"), "--root", str(folder / "root")]
     environment = {**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(folder)}

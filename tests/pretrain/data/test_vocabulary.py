@@ -48,11 +48,11 @@ def prepared(root: Path, folder: Path, name: str, *more: str) -> SimpleNamespace
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Two corpora of one root whose tokenizers have one size, and a checkpoint of the first, by way of packed rows."""
-    from tests.conftest import CONFIG, write_tales
+    from tests.conftest import write_run, write_tales
 
     folder = tmp_path_factory.mktemp("two")
     root = folder / "root"
-    (folder / "run.toml").write_text(CONFIG)
+    write_run(folder)
     (folder / "policy.toml").write_bytes((Path(__file__).parents[3] / "configs" / "policy.toml").read_bytes())
     write_tales(folder / "ours.jsonl", range(30))
     write_tales(folder / "theirs.jsonl", range(30, 60))
