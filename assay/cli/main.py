@@ -69,13 +69,11 @@ def main(argv: list[str] | None = None) -> int:
             get_logger(__name__).warning("%s", warning)
         prints = ranks.first or arguments.command not in ("run", "train")  # tasks of `srun` may prepare, each its own
         printed = _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext()
-        with printed, _lost_interrupts():
+        with _flushed(), printed, _lost_interrupts():
             refuse_missing(arguments)
             with importing():
                 commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
-            status = int(getattr(commands, arguments.command)(arguments) or 0)
-        _flush()  # here, where a full disk or a closed pipe is still reported as what it is
-        return status
+            return int(getattr(commands, arguments.command)(arguments) or 0)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -112,10 +110,16 @@ def _mute_repeated_warnings(launcher: str) -> None:
         get_logger(name).setLevel(logging.ERROR if launcher else logging.NOTSET)
 
 
-def _flush() -> None:
-    from assay.cli.output import write_out
-
-    write_out("", flush=True)
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """Flush where a full disk or a closed pipe is still reported as what it is."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if output := sys.modules.get("assay.cli.output"):  # else nothing was written; its import takes long
+            output.write_last("", failed=failed)
 
 
 def _one_object(prints: bool) -> contextlib.AbstractContextManager[object]:

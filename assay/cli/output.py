@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.errors import StorageError, storage_errors
+from governance.log import get_logger
 from governance.manifest import Manifest
 
 _RESULT: list[dict[str, Any]] = []  # at most one; state with a lifetime: `one_object`
@@ -57,7 +58,7 @@ def one_object(interrupted: str, interrupted_status: int, prints: bool = True) -
         found = _RESULT.pop()
         if prints:
             text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-            write_out(text + "\n")
+            write_last(text + "\n", failed="error" in found)
 
 
 def write_out(text: str, *, flush: bool = False) -> None:
@@ -71,9 +72,26 @@ def write_out(text: str, *, flush: bool = False) -> None:
             sys.stdout.write(text)
             if flush:
                 sys.stdout.flush()
-    except StorageError:  # what is still buffered would fail again when Python ends
+    except (StorageError, BrokenPipeError):  # what is still buffered would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+def write_last(text: str, *, failed: bool) -> None:
+    """Write and flush what is left of a command's output.
+
+    If the command has failed, the caller reports that error, and a full disk or a closed pipe must not replace it.
+
+    Raises:
+        StorageError: the command has not failed, and standard output is a file on a full disk.
+    """
+    try:
+        write_out(text, flush=True)
+    except (StorageError, BrokenPipeError) as error:
+        if not failed:
+            raise
+        if isinstance(error, StorageError):
+            get_logger(__name__).error("%s", error)
 
 
 def _error(name: str, message: str, status: int) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from assay.cli import (
 from assay.cli import run_commands as commands
 from assay.cli.command_words import current_words, in_order, leaves
 from assay.cli.main import main
+from assay.cli.output import say
 from assay.cli.surface import parser
+from governance.errors import MissingInput
 
 COMMON = ["--data-workers", "--help", "--root", "--set", "--with", "CONFIG"]
 WITHOUT_JSON = {"completion", "config schema"}
@@ -386,6 +388,25 @@ def test_a_full_disk_below_standard_output_is_a_disk_error(tmp_path, monkeypatch
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["init", str(tmp_path / "new"), *words]) == 74
     assert "cannot write standard output: no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "buffering"), [(["--json"], 1), (["--json"], -1), ([], -1)])
+@pytest.mark.parametrize("failing", [MissingInput, KeyboardInterrupt])
+def test_a_full_disk_or_closed_pipe_does_not_hide_a_commands_error(monkeypatch, capsys, words, buffering, failing):
+    def doctor(arguments):
+        say("half of the answer")
+        raise failing("no such thing")
+
+    monkeypatch.setattr(config_commands, "doctor", doctor)
+    reading, writing = os.pipe()
+    os.close(reading)
+    for out, said in (("/dev/full", "cannot write standard output: no space left"), (writing, "")):
+        with open(out, "w", buffering=buffering) as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert main(["doctor", *words]) == (66 if failing is MissingInput else 130)
+        err = capsys.readouterr().err
+        assert ("no such thing" if failing is MissingInput else "interrupted") in err
+        assert said in err
 
 
 def test_a_closed_pipe_ends_a_command_quietly(tmp_path, monkeypatch, capsys):
