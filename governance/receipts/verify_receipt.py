@@ -55,11 +55,10 @@ def leaf_value(found: Any) -> bytes:
 def root_of_proof(tag: bytes, proof: Any, found: Any) -> bytes:
     """The root that a proof leads to; ValueError: it leads nowhere."""
     packed, shown = base64.b85decode(proof["siblings"]), bytes.fromhex(proof["shown"])
-    path, end = str(proof["path"]), proof["end"]
+    path, end, node, above = str(proof["path"]), proof["end"], NOTHING, 0
     if set(path) - {"0", "1"} or len(path) > 96 or 24 * path.count("1") != len(packed):
         raise ValueError("proof: was cut, or has parts too many")
     own = [bits_of(tag, len(path) + sum(STUB_BITS[:number]), width) for number, width in enumerate(STUB_BITS)]
-    node, above = NOTHING, 0
     if end == "used" and len(shown) == 16 and found is not None:
         node, above = cut_hash(b"\0", shown, tag, leaf_value(found)), len(own)
     elif isinstance(end, list) and len(shown) == 24 and 0 <= end[0] < len(own):  # another tag is alone here
@@ -122,7 +121,8 @@ def _journal_faults(said: Any, key: Any, lines: "list[bytes]") -> "list[str]":
     head = json.dumps({name: said[name] for name in ("corpus", "names", "root", "salt")}, sort_keys=True, indent=1)
     if not 0 <= said["journal"] < len(lines):
         return ["journal: lacks the line that states the tree: it was cut, or is another root's"]
-    bodies = [base64.b64decode(b"".join(re.findall(rb'"envelope":{"payload":"([^"]*)"', line))) for line in lines]
+    payload = rb'"envelope":{"payload":"((?:[A-Za-z\d+/]{4})*(?:[A-Za-z\d+/]{2}==|[A-Za-z\d+/]{3}=)?)"'
+    bodies = [base64.b64decode(b"".join(re.findall(payload, line))) for line in lines]
     for number, body in enumerate(bodies[1:], 1):  # a torn line has no body; the line after it holds its hash
         if body and hashlib.sha256(lines[number - 1]).hexdigest().encode() not in body:
             return [f"journal: line {number} does not follow line {number - 1}: one was altered, dropped or moved"]

@@ -264,11 +264,15 @@ def test_the_journal_binds_the_tree(corpus, tmp_path):
     later["signature"] = base64.b64encode(key.private.sign(signed_bytes(later["statement"]))).decode()
     assert faults(later, public, journal=whole) == []
     lines = whole.splitlines(keepends=True)
-    for place in (1, 2, 3):  # a torn line holds no hash of the one before it
+    other, shorter = (b"e", b"3"), (b'"payload":"e', b'"payload":"')
+    for place, change in ((1, other), (2, other), (2, shorter), (3, other), (3, shorter)):
+        # A torn line, such as 1, holds no hash of the one before it.
         altered = [*lines]
-        altered[place] = altered[place].replace(b"e", b"3", 1)
+        altered[place] = altered[place].replace(*change, 1)
         [fault] = faults(later, public, journal=b"".join(altered))
         assert fault.startswith(f"journal: line {place + 1} does not follow line {place}: "), fault
+    [fault] = faults(later, public, journal=b"".join([*lines[:3], lines[3].replace(*shorter)]))
+    assert fault == "journal: the line that states the tree was altered, or another key signed it"
     for edited in ([*lines[:2], *lines[3:], lines[4]], [lines[1], lines[0], *lines[2:]]):
         assert "does not follow" in faults(later, public, journal=b"".join(edited))[0]
 
