@@ -22,7 +22,9 @@ from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manife
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry
+from governance.stage_order import CORPUS_STAGES
 
+_PREPARED = {row.name for row in CORPUS_STAGES} | {"bias", "audit"}
 Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""
 
@@ -53,6 +55,7 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal) -> Non
         raise GateClosed(f"the journal cannot be trusted: {error}") from error
     journal.keep()
     stated = latest_statements(entries)
+    prepared = all(end.stage in _PREPARED for end in ends)
     manifests, faults = read_chain([_committed(end, root, entries, stated) for end in ends], root)
     if faults := [*faults, *chain_faults(manifests, stated)]:
         raise GateClosed(
@@ -61,7 +64,8 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal) -> Non
                     f"{root} differs from what was signed about it:",
                     *faults,
                     "Restore the files, or remove the folder of each file named here and make it again: "
-                    "assay data prepare CONFIG, then: assay governance check CONFIG",
+                    + ("assay data prepare CONFIG, then: assay governance check CONFIG" * prepared)
+                    + ("with the command that made it" * (not prepared)),
                 ]
             )
         )

@@ -23,6 +23,7 @@ from benchmarks.measures.transfer.kpi_errors import CASES, rates
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed, MissingInput
 from governance.files import sha256_bytes, sha256_file
+from governance.gate.chain import require_chain
 from governance.hooks import Hooks
 from governance.kpi import kpi_evidence
 from governance.kpi.effects import estimate, holm, influence, p_and_interval
@@ -410,6 +411,9 @@ def test_a_plan_without_statement_and_outcomes_that_do_not_fit_it_decide_nothing
     plan = make_plan(file, trial.runtime)
     with pytest.raises(GateClosed, match="no line of the journal states this plan"):
         make_test(KpiRequest(file, lost, plan, trial.model, ModelEnergy(None, None, None), False), (), trial.runtime)
+    altered = plan.model_copy(update={"stats": {**plan.stats, "groups": 2}})
+    with pytest.raises(GateClosed, match="make it again: with the command that made it"):  # no corpus to prepare again
+        require_chain([altered], trial.root, trial.journal)
 
 
 def test_a_plan_that_was_signed_after_a_test_needs_new_outcomes(trial):
