@@ -182,6 +182,7 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
     signals: list[int] = []
     ranks: list[Rank] = []
     interrupts: list[float] = []
+    pauses: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         if number == signal.SIGINT:
@@ -194,13 +195,11 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
         _send(ranks, signal.SIGKILL if signals.count(signal.SIGINT) > 1 else number)
 
     def pause(number: int, frame: object) -> None:
-        _send(ranks, signal.SIGTSTP)  # a terminal's Ctrl-Z does not reach their groups
-        deadline = time.monotonic() + _STOP_SECONDS
-        while not all(map(_rests, ranks)) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        _send(ranks, signal.SIGSTOP)  # to a rank whose watchdog cannot run
-        os.kill(os.getpid(), signal.SIGSTOP)
-        _send(ranks, signal.SIGCONT)
+        if pauses:  # a second Ctrl-Z while the ranks stop is the same request
+            return
+        pauses.append(number)
+        _pause(ranks)
+        pauses.clear()
 
     with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
@@ -227,6 +226,17 @@ def _command(argv: Sequence[str]) -> list[str]:
 def _send(ranks: Sequence[Rank], number: int) -> None:
     for rank in ranks:
         rank.child.send_signal(number)  # nothing to one that has ended
+
+
+def _pause(ranks: Sequence[Rank]) -> None:
+    """Stop the ranks and this process, and continue the ranks when it continues."""
+    _send(ranks, signal.SIGTSTP)  # a terminal's Ctrl-Z does not reach their groups
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not all(map(_rests, ranks)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    _send(ranks, signal.SIGSTOP)  # to a rank whose watchdog cannot run
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _send(ranks, signal.SIGCONT)
 
 
 def _rests(rank: Rank) -> bool:

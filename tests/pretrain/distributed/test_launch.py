@@ -252,8 +252,18 @@ def test_at_a_terminal_a_rank_has_one_too(tmp_path):
     os.close(reading)
 
 
-def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path):
-    rank = "import sys, time; open(sys.argv[1], 'x').close()\nwhile not open(sys.argv[1]).read(): time.sleep(0.05)"
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path, times):
+    """A second Ctrl-Z, while a rank is still stopping, needs no second fg."""
+    rank = (
+        "import os, signal, sys, time\nmark = sys.argv[1]\n"
+        "def stop(number, frame):\n"
+        "    open(mark + '.asked', 'w').close()\n"
+        "    while not os.path.exists(mark + '.stop'): time.sleep(0.05)\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "signal.signal(signal.SIGTSTP, stop)\n"
+        "open(mark, 'x').close()\nwhile not open(mark).read(): time.sleep(0.05)"
+    )
     code = (
         "import sys\nfrom pretrain.distributed import launcher\n"
         f"launcher._command = lambda words: [sys.executable, '-c', {rank!r}, *words]\n"
@@ -265,6 +275,11 @@ def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path):
         assert job.poll() is None
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGTSTP)
+    while not Path(f"{mark}.asked").exists():
+        time.sleep(0.05)
+    for _ in range(1, times):
+        os.killpg(job.pid, signal.SIGTSTP)
+    Path(f"{mark}.stop").touch()
     assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
     [child] = (Path("/proc") / str(job.pid) / "task" / str(job.pid) / "children").read_text().split()
     stat, deadline = Path("/proc") / child / "stat", time.monotonic() + 300
@@ -273,7 +288,11 @@ def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path):
     mark.write_text("go on")
     os.killpg(job.pid, signal.SIGCONT)
     assert stopped
-    assert job.wait(timeout=300) == 0
+    ended = os.waitpid(job.pid, os.WUNTRACED)[1]
+    job.returncode = ended  # it is waited for
+    if os.WIFSTOPPED(ended):
+        os.killpg(job.pid, signal.SIGKILL)
+    assert ended == 0
 
 
 def test_ctrl_c_is_passed_on_once_and_the_second_ends_all(tmp_path, monkeypatch):
