@@ -102,10 +102,12 @@ class Document:
 def number_of(value: Any) -> int | float | None:
     """Parse a kept value as a number.
 
-    The value is a number or the text of one; the result is None for any other.
+    The value is a number or the text of one; the result is None for any other, "1_000" too.
     Integers are exact. Values beyond the range of a float count as others.
     """
     if isinstance(value, str):
+        if "_" in value:  # Python would read it
+            return None
         try:
             value = int(value) if _INTEGER.fullmatch(value) else float(value)
         except ValueError:

@@ -48,20 +48,23 @@ _LONGER = 100
 _RUN = 1024
 _ENCODED_ALPHABET = 12  # characters of a run at least: a ruler of slashes is not data
 _HEADER_LINES = 60
-_HANDS_OFF = (
-    r"\b(?:(?:do not|don['’]?t|never) (?:manually |hand[- ])?(?:edit|modify)"
-    r"|(?:should|must) (?:not|never) be (?:manually |hand[- ])?(?:edited|modified))"
-)
+_FILE = r"\b(?:file|code|module|source|script|header|class|document)s?\b"
+# "the generated key" is in the text of programs that generate keys; so is "should not be modified".
+_MADE = rf"(?:(?<!\bthe )(?<!\ba )(?<!\bany )(?<!\beach )\bgenerated\b|\bgenerated {_FILE})"
+_FILE_MADE = rf"(?:{_FILE}[^.]{{0,80}}\bgenerated\b|\bgenerated {_FILE})"
+_LEAVE_IT = r"\b(?:do not|don['’]?t|never) (?:manually |hand[- ])?(?:edit|modify)"
+_LEFT = r"\b(?:should|must) (?:not|never) be (?:manually |hand[- ])?(?:edited|modified)"
 _GENERATED = re.compile(
     r"\b(auto-?|automatically[\s*#/]+|machine[- ])generated\b|\bgenerated automatically\b|(?<![\w@])@generated\b"
-    rf"|\bgenerated\b.{{0,200}}(?:{_HANDS_OFF}|\bdo not change)"
-    rf"|(?:{_HANDS_OFF}|\bdo not change)\b.{{0,200}}\bgenerated\b"
+    rf"|{_MADE}.{{0,200}}(?:{_LEAVE_IT}|\bdo not change)|{_FILE_MADE}.{{0,200}}{_LEFT}"
+    rf"|(?:{_LEAVE_IT}|\bdo not change)\b.{{0,200}}{_MADE}|{_LEFT}\b.{{0,200}}{_FILE_MADE}"
     r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code )?generated (by|from|with|using|on)\b",
     re.I | re.M | re.S,
 )
 _MARK_CHARACTERS = 4000
 _MARK = re.compile(
-    rf"^[ \t]*(?:#|//|/?\*|--|;|<!--)[^\n]{{0,100}}\bgenerated\b[^\n]{{0,200}}{_HANDS_OFF}\b[^\n]{{0,80}}$",
+    r"^[ \t]*(?:#|//|/?\*|--|;|<!--)[^\n]{0,100}"
+    rf"(?:{_MADE}[^\n]{{0,200}}{_LEAVE_IT}|{_FILE_MADE}[^\n]{{0,200}}{_LEFT})\b[^\n]{{0,80}}$",
     re.I | re.M,
 )
 _GENERATED_NAME = re.compile(

@@ -38,7 +38,7 @@ from governance.parallel import ShardMade
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 4
+VERSION = 5
 
 
 class OwnFilterConfig(ColumnBounds):

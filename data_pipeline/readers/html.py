@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.opt_out import meta_signals
 from data_pipeline.readers.pages.extraction import ASSAY, MARK, WIKITEXT, Extraction, HtmlPage
-from data_pipeline.readers.pages.web_encodings import decode_as
+from data_pipeline.readers.pages.web_encodings import decode_as, named_mac
 
 _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -149,11 +149,12 @@ def _candidates(data: bytes, charset: str) -> Iterator[str]:
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     if charset.isascii() and charset:
-        yield map_encoding_to_html5(charset, fallback_utf8=False) or ""
+        yield named_mac(charset.encode()) or map_encoding_to_html5(charset, fallback_utf8=False) or ""
     start = data[:_SNIFFED_BYTES]
     if start[1::2].count(0) * 2 > len(start) // 2:
         yield "utf-16-le"
     elif start[::2].count(0) * 2 > len(start) // 2:
         yield "utf-16-be"
+    yield named_mac(start)
     yield detect_encoding(data, from_html_meta=True) or ""  # its answer where there is no `meta` is uchardet's
     yield detect_encoding(data, from_html_meta=False) or ""

@@ -75,7 +75,7 @@ from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import all_intact
 
-VERSION = 2
+VERSION = 3
 PLAN_SCHEMA = required(row=pa.int64(), copies=pa.int64())
 SIZES_SCHEMA = required(source=pa.string(), language=pa.string(), hash=pa.uint64(), bytes=pa.int64())
 _OF_QUALITY = required(topic=pa.string(), score=pa.float64())

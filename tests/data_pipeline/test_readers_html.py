@@ -336,6 +336,8 @@ def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the
         ("gb2312", "gb18030", "鎔 朱镕基"),
         ("big5", "big5hkscs", "嘅碁裏"),
         ("tis-620", "cp874", "ภาษา “ไทย” …"),
+        ("x-mac-cyrillic", "mac_cyrillic", "Привет, мир"),
+        ("X-Mac-Ukrainian", "mac_cyrillic", "ґанок і €"),
     ],
 )
 def test_a_name_of_the_web_means_its_superset(named, codec, text):

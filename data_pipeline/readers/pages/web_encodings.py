@@ -4,17 +4,25 @@ The standard's names mean more than Python's codecs of the same name (WHATWG, En
 the signs of NEC and IBM that Japanese pages write every day (circled numbers, one sign for "Ltd.", the variant of
 "high" in names); EUC-KR is Windows-949, with all syllables of Hangul; GBK is GB18030; Big5 has the characters of ETEN
 and Hong Kong; TIS-620 is Windows-874. EUC-JP has the signs of NEC and IBM, too, for which Python has no codec.
+The library that maps names to codecs lacks x-mac-cyrillic, which Python has under another name (`named_mac`).
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 
 _CODECS = {
     "shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "gb2312": "gb18030", "big5": "big5hkscs",
     "iso8859-11": "cp874", "tis-620": "cp874",
 }  # fmt: skip
 _NEC = "assay.nec"
+_MAC = re.compile(rb"(?:^|charset\s*=)[\s\"']*x-mac-(?:cyrillic|ukrainian)(?![\w-])", re.I)
+
+
+def named_mac(words: bytes) -> str:
+    """Python's codec where a header or the start of a page names x-mac-cyrillic, or ""."""
+    return "mac_cyrillic" if _MAC.search(words) else ""
 
 
 def decode_as(data: bytes, encoding: str, errors: str = "strict") -> str:
