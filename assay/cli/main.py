@@ -112,7 +112,7 @@ def _mute_repeated_warnings(launcher: str) -> None:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """Flush where a full disk or a closed pipe is still reported as what it is."""
+    """Flush where a full disk is still reported as what it is."""
     failed = True
     try:
         yield

@@ -229,7 +229,7 @@ def _send(ranks: Sequence[Rank], number: int) -> None:
 
 
 def _pause(ranks: Sequence[Rank]) -> None:
-    """Stop the ranks and this process, and continue the ranks when it continues."""
+    """Stop the ranks and this process until it is continued."""
     _send(ranks, signal.SIGTSTP)  # a terminal's Ctrl-Z does not reach their groups
     deadline = time.monotonic() + _STOP_SECONDS
     while not all(map(_rests, ranks)) and time.monotonic() < deadline:

@@ -21,7 +21,7 @@ _MAC = re.compile(rb"(?:^|charset\s*=)[\s\"']*x-mac-(?:cyrillic|ukrainian)(?![\w
 
 
 def named_mac(words: bytes) -> str:
-    """Python's codec where a header or the start of a page names x-mac-cyrillic, or ""."""
+    """Python's codec where a header or page names x-mac-cyrillic."""
     return "mac_cyrillic" if _MAC.search(words) else ""
 
 
