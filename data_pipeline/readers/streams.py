@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from xml.parsers import expat
 
 from governance.errors import MissingInput
 
@@ -310,6 +311,23 @@ def unpacked_file(source: IO[bytes], path: Path, length: int | None = None) -> I
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     raw = _raw_blocks(source, path) if length is None else _first(_raw_blocks(source, path), length)
     return _Pieces(unpacked(raw, _UNPACKERS[kind]) if kind else raw)  # type: ignore[return-value]
+
+
+def parse_xml(parser: expat.XMLParserType, data: bytes, final: bool, silent: int) -> None:
+    """Parse a part of an XML file.
+
+    `silent` bytes, these included, came since the parser's last event.
+
+    Raises:
+        TornStream: they are not well-formed, or hostile.
+    """
+    if silent > MAX_RECORD_BYTES:
+        raise TornStream("hostile_xml", b"a tag of more than 64 MiB")
+    try:
+        parser.Parse(data, final)
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an encoding that cannot be read
+        early = final and isinstance(error, expat.ExpatError)
+        raise TornStream("truncated_xml" if early else "corrupt_xml", str(error).encode()) from error
 
 
 def _first(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:

@@ -34,7 +34,6 @@ class Certificate:
     """Owner and validity of a key."""
 
     name: str
-    role: str
     public_key: bytes
     """The raw 32 bytes of an Ed25519 key."""
     not_before: datetime.datetime
@@ -86,7 +85,6 @@ def read_certificate(statement: Mapping[str, Any]) -> Certificate | None:
             return None
         return Certificate(
             name=str(predicate["name"]),
-            role=str(predicate["role"]),
             public_key=base64.b64decode(predicate["public_key"], validate=True),
             not_before=datetime.datetime.strptime(predicate["not_before"], _FORM),
             not_after=datetime.datetime.strptime(predicate["not_after"], _FORM),

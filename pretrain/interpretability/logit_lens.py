@@ -15,6 +15,7 @@ import torch
 from pretrain.inference.loaded_model import LoadedModel
 
 _POSITIONS = 64  # positions whose logits are in memory at once
+_LIKELIEST = 5  # tokens that are kept at each position
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,9 @@ class Lens:
         return len(same) - int(same.flip(0).long().cumprod(0).sum())
 
 
-def logit_lens(model: LoadedModel, residual: Sequence[torch.Tensor], ids: Sequence[int], most: int = 5) -> Lens:
-    """The lens of streams [L, hidden] (`Streams.residual`).
-
-    `most` tokens are kept at each position.
-    """
-    most = min(most, model.vocabulary_size)
+def logit_lens(model: LoadedModel, residual: Sequence[torch.Tensor], ids: Sequence[int]) -> Lens:
+    """The lens of streams [L, hidden] (`Streams.residual`)."""
+    most = min(_LIKELIEST, model.vocabulary_size)
     nats, divergence, agreement, tokens, probs = [], [], [], [], []
     targets = torch.tensor(list(ids[1:]), device=residual[0].device)
     for stream in residual:

@@ -175,7 +175,8 @@ def test_a_tmx_that_is_torn_or_hostile_keeps_what_came_before(tmp_path):
 @pytest.mark.parametrize("long", ["<seg>" + "z" * 3000 + "</seg>", '<tuv lang="' + "z" * 3000 + '"/>'])
 def test_a_unit_of_tmx_beyond_the_bound_is_hostile(tmp_path, monkeypatch, long):
     """A gigabyte in one segment was a gigabyte of memory."""
-    monkeypatch.setattr("data_pipeline.readers.file_types.pair_files.MAX_RECORD_BYTES", 1500)
+    for module in ("streams", "file_types.pair_files"):
+        monkeypatch.setattr(f"data_pipeline.readers.{module}.MAX_RECORD_BYTES", 1500)
     monkeypatch.setattr("data_pipeline.readers.streams.BLOCK_BYTES", 100)
     hostile = TMX.replace("<tu><tuv lang", f"<tu>{long}<tuv lang")
     assert read(tmp_path, {"memory.tmx": hostile})[1] == [(2, "hostile_xml")]

@@ -24,7 +24,7 @@ from data_pipeline.readers.page_process import read_pages
 from data_pipeline.readers.pages.extraction import WIKITEXT
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import MediawikiSource
-from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, parse_xml
 
 _MAX_DEPTH = 100
 _BATCH_BYTES = 1 << 18
@@ -76,13 +76,7 @@ class _Dump:
             TornStream: they are not well-formed, or hostile.
         """
         self._silent += len(data)
-        if self._silent > MAX_RECORD_BYTES:
-            raise TornStream("hostile_xml", b"a tag of more than 64 MiB")
-        try:
-            self._parser.Parse(data, final)
-        except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an encoding that cannot be read
-            early = final and isinstance(error, expat.ExpatError)
-            raise TornStream("truncated_xml" if early else "corrupt_xml", str(error).encode()) from error
+        parse_xml(self._parser, data, final, self._silent)
 
     def _refuse(self, *declared: object) -> None:
         raise TornStream("hostile_xml", b"a document type declaration")

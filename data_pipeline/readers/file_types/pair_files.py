@@ -27,7 +27,7 @@ from xml.parsers import expat
 from data_pipeline.readers.file_types.pair_settings import PairSettings
 from data_pipeline.readers.file_types.pair_text import MARK, pair_text
 from data_pipeline.readers.record import Record, RecordFault, sample
-from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, lines, plain_name
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, lines, parse_xml, plain_name
 from governance.errors import ConfigError, MissingInput, PipelineError
 
 _PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?)?\s*"(.*)"\s*')
@@ -310,13 +310,7 @@ class _Tmx:
 
     def feed(self, data: bytes, final: bool) -> None:
         self._silent += len(data)
-        if self._silent > MAX_RECORD_BYTES:
-            raise TornStream("hostile_xml", b"a tag of more than 64 MiB")
-        try:
-            self._parser.Parse(data, final)
-        except (expat.ExpatError, ValueError, LookupError) as error:
-            early = final and isinstance(error, expat.ExpatError)
-            raise TornStream("truncated_xml" if early else "corrupt_xml", str(error).encode()) from error
+        parse_xml(self._parser, data, final, self._silent)
 
     def _refuse(self, *declared: object) -> None:
         raise TornStream("hostile_xml", b"an entity declaration")
