@@ -4,7 +4,8 @@ Every table is judged again, and the engine writes its static site ("Data Docs")
 the suites. The pages show the *engine's* results, which fail open where `governance.checks.expectations` does
 not: a pass over an empty table there is not a pass here. The verdict is in the report, not in Data Docs.
 
-A suite has one page of expectations and, for each shard or table, a page of results (a batch each). GX's pages load
+A suite has one page of expectations and, for each shard or table, a page of results (a batch each). Gates on some rows
+(`where`) are a suite of their own, named by these rows. GX's pages load
 styles and scripts from outside hosts, and its index is drawn by them: here the pages carry a style of their own, load
 nothing, run no script, and the index is written plainly. Price: the audit's suites again, and about 0.1 s per page.
 The artifact "data_docs" holds them below the root, and the next report links it; two of them differ in their times.
@@ -16,13 +17,15 @@ import datetime
 import html
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from governance.checks.expectations import built_expectations, quiet_context
+from governance.checks.expectations import absent_columns, built_expectations, by_rows, quiet_context
 from governance.checks.gx.own_expectations import own_seconds
+from governance.checks.messages import rows_where, where_words
 from governance.checks.suites import SuiteTable
 from governance.config import Section
 from governance.errors import ConfigError, PipelineError, storage_errors
@@ -34,8 +37,9 @@ from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.workers import take_turns
 
-VERSION = 2
+VERSION = 3
 _SITE = "assay"
+_MAX_NAME = 200  # bytes of a suite's name: a file name may have 255
 _OUTSIDE = re.compile(
     r"<script\b.*?</script>|<link\b[^>]*//[^>]*>|<img\b[^>]*src=[\"']https?://[^>]*>|<form\b.*?</form>"
     r"|<footer\b.*?</footer>",  # an advertisement
@@ -105,9 +109,9 @@ def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Ga
     with storage_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for suite, table in tables:
-            mine = [gate for gate in gates if gate.suite == suite]
-            outcome = _validate(context, asset, (suite, table), mine, run)
-            outcomes += [(suite, table.subject, *outcome)] if outcome else []
+            for name, part, mine in _parts(suite, table, [gate for gate in gates if gate.suite == suite]):
+                outcome = _validate(context, asset, (name, part), mine, run)
+                outcomes += [(name, part.subject, *outcome)] if outcome else []
         context.build_data_docs(site_names=[_SITE])
         pages = len(list(folder.glob("validations/**/*.html")))
         if pages != len(outcomes):  # the engine logs what it cannot draw, and goes on
@@ -127,7 +131,7 @@ def _index(folder: Path, outcomes: Sequence[tuple[str, str, int, int]]) -> str:
         place = pages[suite, _named(subject)].relative_to(folder).as_posix()
         word = "pass" if passed == count else "fail"
         rows.append(
-            f'<tr><th><a href="expectations/{suite}.html">{suite}</a></th>'
+            f'<tr><th><a href="expectations/{html.escape(quote(suite))}.html">{html.escape(suite)}</a></th>'
             f'<td><a href="{html.escape(quote(place))}">{html.escape(subject)}</a></td>'
             f'<td class="{word}">{passed} of {count} pass</td></tr>'
         )
@@ -138,6 +142,17 @@ def _index(folder: Path, outcomes: Sequence[tuple[str, str, int, int]]) -> str:
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{title}{_HEAD}</head>'
         f"<body><h1>Data Docs</h1><p>{note}</p><table>{head}{''.join(rows)}</table></body></html>\n"
     )
+
+
+def _parts(suite: str, table: SuiteTable, gates: Sequence[Gate]) -> Iterator[tuple[str, SuiteTable, list[Gate]]]:
+    """A suite for each `where`, and the rows that it judges."""
+    for number, (where, indices) in enumerate(by_rows(gates)):
+        name = _named(f"{suite}{where_words(where)}")
+        if len(name.encode()) > _MAX_NAME:
+            name = f"{name.encode()[:_MAX_NAME].decode(errors='ignore')} {number}"
+        problem = table.problem or absent_columns(table.frame, where)
+        frame = table.frame if problem else rows_where(table.frame, where)
+        yield name, replace(table, frame=frame, problem=problem), [gates[index] for index in indices]
 
 
 def _named(subject: str) -> str:
@@ -161,7 +176,8 @@ def _validate(
     expectations = [] if table.problem else built_expectations(table.frame, gates)
     if not expectations:
         if gates:
-            get_logger(__name__).warning("data docs: %s is skipped: %s", table.subject, table.problem or "no values")
+            get_logger(__name__).warning("data docs: %s of %s is skipped: %s", suite, table.subject,
+                                         table.problem or "no values")  # fmt: skip
         return None
     batch = _named(table.subject)
     kept = gx.ExpectationSuite(name=suite, expectations=expectations)

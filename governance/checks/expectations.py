@@ -39,7 +39,7 @@ from governance.checks.gx import named_expectations
 from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.interval_rules import COLUMNS, NOTE, Judged, judge_intervals
 from governance.checks.judgeable import columns, exactly, unjudgeable, values_of, with_choices
-from governance.checks.messages import describe, describe_intervals, rows_where
+from governance.checks.messages import describe, describe_intervals, rows_where, where_words
 from governance.gate.decision import CheckResult, Status
 from governance.gate.explanation import counted
 from governance.gate.gate_expectations import NEEDS, bound_text
@@ -70,19 +70,29 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
         with too many missing); `error` (the gate could not be evaluated; the detail has the reason).
     """
     table = table.reset_index(drop=True)
+    results: dict[int, CheckResult] = {}
+    for where, indices in by_rows(gates):
+        chosen = [gates[index] for index in indices]
+        if detail := absent_columns(table, where):
+            found = [_error(gate, subject, table, detail) for gate in chosen]
+        else:
+            found = _judge_part(rows_where(table, where), chosen, subject)
+        results |= zip(indices, found, strict=True)
+    return [results[index] for index in range(len(gates))]
+
+
+def by_rows(gates: Sequence[Gate]) -> list[tuple[dict[str, str], list[int]]]:
+    """Each `where`, and the positions of its gates."""
     parts: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, gate in enumerate(gates):
         parts.setdefault(tuple(sorted(gate.where.items())), []).append(index)
-    results: dict[int, CheckResult] = {}
-    for where, indices in parts.items():
-        chosen = [gates[index] for index in indices]
-        if absent := [name for name, _ in where if list(table.columns).count(name) != 1]:
-            detail = f"`where` names {', '.join(absent)}; the table's columns are {columns(table)}"
-            found = [_error(gate, subject, table, detail) for gate in chosen]
-        else:
-            found = _judge_part(rows_where(table, dict(where)), chosen, subject)
-        results |= zip(indices, found, strict=True)
-    return [results[index] for index in range(len(gates))]
+    return [(dict(where), indices) for where, indices in parts.items()]
+
+
+def absent_columns(table: pd.DataFrame, where: Mapping[str, str]) -> str:
+    """Reason why `where` cannot choose rows; "" if it can."""
+    absent = [name for name in where if list(table.columns).count(name) != 1]
+    return f"`where` names {', '.join(absent)}; the table's columns are {columns(table)}" if absent else ""
 
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
@@ -368,8 +378,7 @@ def _error(gate: Gate, subject: str, table: pd.DataFrame, detail: str) -> CheckR
 
 
 def _too_few(gate: Gate, rows: int, values: int) -> str:
-    chosen = " and ".join(f"{name} = {value or '(missing)'}" for name, value in sorted(gate.where.items()))
-    where = f" where {chosen}" if chosen else ""
+    where = where_words(gate.where)
     if not rows:
         return f"the table has no row{where}"
     return f"{values} of {counted(rows, 'row')}{where} could be judged, at least {gate.min_rows} must be"

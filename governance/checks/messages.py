@@ -45,6 +45,12 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     return table[chosen].reset_index(drop=True) if where else table
 
 
+def where_words(where: Mapping[str, str]) -> str:
+    """The rows that a gate judges, in words; "" for all."""
+    words = " and ".join(f"{name} = {value or '(missing)'}" for name, value in sorted(where.items()))
+    return f" where {words}" if words else ""
+
+
 def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     """Positions of rows that break a gate, in table order.
 

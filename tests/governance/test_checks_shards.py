@@ -11,14 +11,18 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from governance.checks import shards as by_shard
 from governance.checks.audit import AuditConfig, audit, tables_again
 from governance.checks.data_docs import data_docs, write_data_docs
+from governance.checks.expectations import run_suite
 from governance.checks.shards import sketch_corpus
+from governance.checks.suites import SuiteTable
 from governance.checks.tokens import TokenReaders
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.files import write_json
@@ -380,6 +384,23 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
     assert index.count("<tr>") == 1 + shown
     with pytest.raises(ConfigError, match="not empty"):
         write_data_docs([], gates.gates(), folder)
+
+
+def test_data_docs_judge_the_rows_that_a_gate_names(tmp_path, caplog):
+    table = pd.DataFrame({"stage": ["a", "b/c", None], "value": [1.0, 9.0, 5.0], "long": ["x" * 200] * 3})
+    limits = {"suite": "privacy", "expectation": "between", "column": "value", "max": 5}
+    wheres = ({}, {"stage": "a"}, {"stage": "b/c"}, {"stage": ""}, {"long": "x" * 200}, {"none": "a"})
+    gates = policy(*({"id": f"privacy.{n}", "where": where, **limits} for n, where in enumerate(wheres))).gates()
+    gates = [gate for gate in gates if gate.suite == "privacy"]
+    results = run_suite(table, gates, "privacy")
+    assert [result.status for result in results] == ["fail", "pass", "fail", "pass", "fail", "error"]
+    folder = tmp_path / "docs"
+    assert write_data_docs([("privacy", SuiteTable("privacy", table))], gates, folder) == 5
+    index = (folder / "index.html").read_text()
+    assert re.findall(r"(\d) of 1 pass", index) == ["0", "1", "0", "1", "0"]
+    assert ">privacy where stage = b-c</a>" in index
+    assert all((folder / unquote(link)).is_file() for link in re.findall(r'href="([^"]+)"', index))
+    assert "privacy where none = a of privacy is skipped: `where` names none; the table's columns are" in caplog.text
 
 
 def test_two_that_write_data_docs_at_the_same_time_give_one_artifact(tmp_path, monkeypatch):
