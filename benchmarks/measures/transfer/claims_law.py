@@ -50,16 +50,23 @@ def recalled(seed: int) -> dict[str, Any]:
 
 def goals_of(found: Sequence[dict[str, Any]]) -> list[Goal]:
     """A goal for each architecture, from the recall of every seed."""
-    from pretrain.experiments.claim_findings import attends, farthest, interval, law_holds, slope
+    from pretrain.experiments.claim_findings import attends, farthest, law_holds, slope
 
     laws, goals = [law_holds(one) for one in found], []
     for name in found[0]:
         follows = sum(law[name] for law in laws)
-        far, fall = (interval([of(one[name]) for one in found]) for of in (farthest, slope))
-        note = (
-            f"{follows} of {len(laws)} seeds; at the longest distance {far['mean']:.3f} [{far['low']:.3f}, "
-            f"{far['high']:.3f}], a doubling {fall['mean']:+.4f} [{fall['low']:+.4f}, {fall['high']:+.4f}]"
-        )
+        far, fall = ([of(one[name]) for one in found] for of in (farthest, slope))
+        note = f"{follows} of {len(laws)} seeds; at the longest distance {_mean(far)}, a doubling {_mean(fall)}"
         goals.append(Goal(f"recall_law_of_{name}", follows / len(laws), SHARE, ">=", note))
     lowest = min(farthest(one[name]) for one in found for name in one if attends(name))
     return [*goals, figure("lowest_far_recall_with_attention", lowest)]
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean with its interval; one seed has none."""
+    from pretrain.experiments.claim_findings import interval
+
+    found = interval(values)
+    if found is None:
+        return f"{float(np.mean(values)):.4f}"
+    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
