@@ -3,7 +3,8 @@
     make bench [FULL=1] [ONLY="data:chain,rates scale"]
 
 Without FULL every script runs with `--quick`. `ONLY` names scripts, each with its groups after a colon. The figures go
-to build/bench/figures.json and build/bench/page.html after each script. Exits 1 when a goal falls short, a group or
+to build/bench/figures.json and build/bench/page.html after each script, and a run of all scripts renews the section
+"make bench" of RESULTS.md. Exits 1 when a goal falls short, a group or
 script fails, or a number of the README's table is not within its tolerance of the figure that it comes from; with ONLY,
 numbers whose figure was not measured are named and fail nothing.
 """
@@ -151,7 +152,7 @@ def main() -> int:
     chosen = [word.partition(":") for word in arguments.only or scripts]
     if unknown := sorted({name for name, _, _ in chosen} - {*scripts}):
         parser.error(f"no script {', '.join(unknown)}; there are {', '.join(scripts)}")
-    from benchmarks.measures.bench_page import bench_page
+    from benchmarks.measures.bench_page import bench_page, with_section
 
     target, started = HERE / "build" / "bench", time.strftime("%Y-%m-%d %H:%M")
     target.mkdir(parents=True, exist_ok=True)
@@ -159,12 +160,16 @@ def main() -> int:
     list(readme_lines(text, {}))  # a table without sources is found before an hour of measuring
     ran: list[Ran] = []
     numbers: list[tuple[bool | None, str]] = []
+    found: dict[str, Any] = {}
     for name, _, groups in chosen:
         ran.append(run_script(name, groups.split(",") if groups else [], not arguments.full))
         numbers = list(readme_lines(text, {goal.name: goal.value for one in ran for goal in one.goals}))
         found = as_json(ran, started, [line for _, line in numbers])
         (target / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (target / "page.html").write_text(bench_page(found), encoding="utf-8")
+    results = HERE / "benchmarks" / "RESULTS.md"
+    if not arguments.only and results.is_file():
+        results.write_text(with_section(results.read_text(encoding="utf-8"), found), encoding="utf-8")
     print("## README, Measured")
     for _, line in numbers:
         print(line)

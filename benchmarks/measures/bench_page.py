@@ -1,8 +1,9 @@
-"""Every measured figure against its goal, as one page without scripts."""
+"""Every measured figure against its goal: a page without scripts, and a section of RESULTS.md."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,8 +73,30 @@ def _goals(caption: str, rows: Sequence[Mapping[str, Any]]) -> Html:
         cells.append([row["name"], _value(row), f"{row['kind']} {row['goal']:g}", mark,
                       "holds" if row["holds"] else "falls short", row["note"]])  # fmt: skip
     head = ["figure", "measured", "goal", "against the goal", "", "note"]
-    return table(caption, head, cells, numeric=(1, 2), shown=len(cells))
+    return table(caption, head, cells, numeric=(1, 2, 4), shown=len(cells))  # numbers, and so the verdict, do not wrap
 
 
 def _value(row: Mapping[str, Any]) -> str:
     return "not a number" if row["value"] is None else f"{row['value']:.6g}"
+
+
+def with_section(results: str, found: Mapping[str, Any]) -> str:
+    """RESULTS.md with its section "make bench" renewed, or added at the end."""
+    before, heading, after = results.partition("### make bench\n")
+    next_heading = re.search(r"^#{2,3} ", after, re.MULTILINE) if heading else None
+    rest = after[next_heading.start() :] if next_heading else ""
+    return f"{before.rstrip()}\n\n{_section(found)}" + (f"\n{rest}" if rest else "")
+
+
+def _section(found: Mapping[str, Any]) -> str:
+    lines = [
+        "### make bench", "", f"Written by `make bench` on {found['machine']}, started {found['started'][-5:]}.", "",
+        "| command | minutes | goals | fell short: measured, goal |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for script in found["scripts"]:
+        goals = [row for row in script["figures"] if row["goal"] is not None]
+        short = [f"`{row['name']}` {_value(row)}, {row['kind']} {row['goal']:g}" for row in goals if not row["holds"]]
+        named = "; ".join([*short, *script["failed"]]).replace("|", "\\|") or "-"
+        lines.append(f"| `{script['command']}` | {script['seconds'] / 60:.1f} | {len(goals)} | {named} |")
+    lines += ["", "The README's numbers, each with its tolerance:", "", *(f"- {line}" for line in found["readme"])]
+    return "\n".join(lines) + "\n"

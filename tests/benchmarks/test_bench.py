@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.measures import bench
-from benchmarks.measures.bench_page import bench_page, margin
+from benchmarks.measures.bench_page import bench_page, margin, with_section
 from benchmarks.measures.goals import Goal, read_line
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,8 @@ def test_scripts_run_and_a_fall_and_a_failure_are_counted(tmp_path, monkeypatch,
     (tmp_path / "benchmarks" / "two.py").write_text('import sys\nprint("b 1 >=2 falls short"); sys.exit(1)\n')
     (tmp_path / "benchmarks" / "three.py").write_text('raise SystemExit("no corpus")\n')
     monkeypatch.setattr(bench, "HERE", tmp_path)
+    results = tmp_path / "benchmarks" / "RESULTS.md"
+    results.write_text("# Results\n\n### make bench\n\nold\n\n## Suites\n\nkept\n")
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["bench", *words])
@@ -85,12 +87,21 @@ def test_scripts_run_and_a_fall_and_a_failure_are_counted(tmp_path, monkeypatch,
     page = (tmp_path / "build" / "bench" / "page.html").read_text()
     assert "1 of 2 goals hold; 1 measurements failed" in page
     assert re.search(r"b: 1, goal &gt;= 2|b: 1, goal >= 2", page)
+    section = results.read_text()
+    assert "old" not in section
+    assert section.endswith("\n\n## Suites\n\nkept\n")
+    assert "| `python benchmarks/two.py --quick` | 0.0 | 1 | `b` 1, >= 2 |" in section
+    assert "| 0 | three failed: exit status 1 |" in section
     assert run("one")[0] == 0  # numbers that were not asked for fail nothing
     with pytest.raises(SystemExit):
         run("four")
+    assert results.read_text() == section  # only a run of all scripts renews it
     assert "no script four; there are one, three, two" in capsys.readouterr().err
 
 
 def test_a_page_of_nothing_says_so():
     empty = {"machine": "m", "started": "s", "readme": [], "scripts": []}
+    once = with_section("# Results\n", empty)
+    assert once.startswith("# Results\n\n### make bench\n")
+    assert with_section(once, empty) == once
     assert "0 of 0 goals hold" in bench_page(empty)
