@@ -90,7 +90,8 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
     if verdict is not None:
-        otherwise = "go on" if verdict.action == "stop" else verdict.action
+        at_once = verdict.action == "stop" or (verdict.action == "later" and nodes)
+        otherwise = "go on" if at_once else verdict.action
         more |= {"means": verdict.cause, "action": "stop" if outcome == "explained" else otherwise}
     known = note(attempt, "ended", **more)
     # Without its record, Slurm's count of all starts bounds the failures; a file system that refuses for a while is

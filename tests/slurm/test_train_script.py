@@ -331,6 +331,7 @@ def test_a_failed_training_starts_again_in_its_allocation(spare, how, counts, no
     assert ("without n2" in ended["cause"]) == ("n2" in ended.get("blamed", ""))
     assert again["nodes"] == last["nodes"] == nodes
     assert ("Traceback" in how) == (ended.get("means") == "network")
+    assert ended.get("action") != "later"  # `status` says what was done
     assert "--no-kill" in (spare.root / "slurm" / "train.sbatch").read_text()
 
 
