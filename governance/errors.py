@@ -151,6 +151,7 @@ _STORAGE_ERRNOS = {
     errno.ENOTDIR: "a part of its path is a file, not a folder",
     errno.EEXIST: "a part of its path is a file, or a link to a folder that does not exist",
     errno.EIO: "the device reports an input/output error",
+    errno.ENOENT: "no folder can be made there",
 }
 
 
@@ -225,6 +226,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number is None and "No space left on device" in str(error):
             number = errno.ENOSPC
+        if number == errno.ENOENT and path.parent.is_dir():  # a file that was to be read is missing
+            raise
         if number not in _STORAGE_ERRNOS:
             raise
         raise StorageError(

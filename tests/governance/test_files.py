@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.errors import MissingInput, StorageError, require_writable
+from governance.errors import MissingInput, StorageError, require_writable, storage_errors
 from governance.files import (
     append_line,
     atomic_path,
@@ -187,6 +188,13 @@ def test_a_link_to_nowhere_on_the_way_is_a_storage_error(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "runs")
     with pytest.raises(StorageError, match="or a link to a folder that does not exist"):
         write_bytes(tmp_path / "runs" / "a" / "b.json", b"{}")
+
+
+def test_a_place_that_takes_no_folders_is_a_storage_error():
+    with pytest.raises(StorageError, match=r"no folder can be made there\. .*Name another folder"):
+        write_bytes(Path("/proc/runs/mine/journal.json"), b"{}")
+    with pytest.raises(FileNotFoundError), storage_errors(Path("/proc/version")):
+        Path("/proc/nothing").read_bytes()
 
 
 @pytest.mark.parametrize(("readable_only", "words"), [(True, "the file system is read-only"), (False, "no permission")])
