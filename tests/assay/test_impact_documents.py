@@ -33,7 +33,9 @@ def test_an_impact_is_not_read_from_other_documents(project, capsys, pattern, co
     asked = ["governance", "impact", ASKED, "--root", str(root)]
     capsys.readouterr()
     assert main(asked) == 0
-    assert "removed by clean for too_few_words" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "removed by clean for too_few_words" in shown
+    assert "no signature was verified" in shown
     for path in root.glob(pattern):
         table = pq.read_table(path, partitioning=None)
         place = table.column_names.index(column)
