@@ -15,9 +15,10 @@ from governance.reports.sections.page import runs_page
 _NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
 """Names of parts and figures in one line each."""
 _HEAD = (
-    "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "days", "USD", "note",
+    "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "time", "USD", "note",
 )  # fmt: skip
 _STYLES = ("a", "b", "c", "d")
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -45,7 +46,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"step        {decimal(step.seconds)} s: {parts}"
     yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
     yield (
-        f"duration    {_band(plan.wall, 1 / 86400)} days for {plan.tokens / 1e9:,.1f} billion tokens in "
+        f"duration    {_time(plan.wall)} for {plan.tokens / 1e9:,.1f} billion tokens in "
         f"{plan.steps:,} steps" + f" after the {plan.begun:,} of train.continue_from" * bool(plan.begun)
     )
     every = found.interval / step.seconds
@@ -79,7 +80,7 @@ def lines(plan: Plan) -> Iterator[str]:
 def summary(plan: Plan) -> str:
     """The plan in a line, for a submission."""
     return (
-        f"plan: {_band(plan.wall, 1 / 86400)} days on {plan.step.nodes} node(s)"
+        f"plan: {_time(plan.wall)} on {plan.step.nodes} node(s)"
         + f" and {plan.spare_nodes} spare" * bool(plan.spare_nodes)
         + f", MFU {100 * plan.step.mfu:.0f} %, USD "
         f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh" + f" ({plan.unlike})" * bool(plan.unlike)
@@ -91,7 +92,7 @@ def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
     price = plan.cluster.price_hour.value
     rows: list[tuple[str, ...]] = []
     for one in fastest(found):
-        days = one.seconds * plan.tokens / one.tokens / 86400
+        seconds = one.seconds * plan.tokens / one.tokens
         same = one.nodes == plan.step.nodes and one.engine.zero_stage == plan.step.engine.zero_stage
         fault = "does not fit" if _lacks_memory(one) else "see below"
         note = f"refused: {fault}" if one.refusal else "tight" if one.tight else ""
@@ -99,7 +100,8 @@ def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
             (
                 str(one.nodes), str(one.engine.zero_stage), str(one.engine.micro_batch_size),
                 _gib(one.memory.device_bytes), decimal(one.seconds), f"{one.tokens_per_rank:,.0f}",
-                f"{100 * one.mfu:.1f}", decimal(days), f"{days * 24 * one.ranks * price:,.0f}",
+                f"{100 * one.mfu:.1f}", _time(Band(seconds, seconds, seconds)),
+                f"{seconds / 3600 * one.ranks * price:,.0f}",
                 ", ".join(filter(None, ("this stage and these nodes" if same else "", note))),
             )
         )  # fmt: skip
@@ -183,6 +185,12 @@ def _band(band: Band, scale: float = 1.0) -> str:
     if value is None:
         return "an unknown amount"
     return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
+
+
+def _time(wall: Band) -> str:
+    """Time and its bounds in the largest unit of which it has one."""
+    length, unit = next((row for row in _UNITS if row[0] <= (wall.value or 0)), _UNITS[-1])
+    return f"{_band(wall, 1 / length)} {unit}"
 
 
 def _bounded(figure: ClusterFigure) -> str:

@@ -409,6 +409,15 @@ def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
         assert (got, said in err) == (status, True), err
 
 
+@pytest.mark.parametrize(("steps", "unit"), [(10**3, "seconds"), (10**5, "minutes"), (10**7, "hours"), (10**8, "days")])
+def test_a_time_is_written_in_the_unit_that_fits_it(tmp_path, capsys, steps, unit):
+    words = ["plan", str(CONFIGS / "quickstart.toml"), "--root", str(tmp_path / "root"), "--cluster", "cpu"]
+    assert main([*words, "--set", "engine.micro_batch_size=8", "--set", f"train.steps={steps}"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"duration    [\d.]+ \([\d.]+ to [\d.,]+\) {unit} for ", shown), shown
+    assert f" {unit} " in shown.partition("rows per pass")[2]
+
+
 def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
     page = tmp_path / "plan.html"
     words = ["plan", str(CONFIGS / "7b.toml"), "--root", str(tmp_path / "root"), "--cluster", "h100"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from assay.cli import slurm_commands
 from assay.cli.main import main
 from assay.cli.run_commands import refuse_edited
 from assay.config import load_run
@@ -108,7 +109,7 @@ def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
         assert slurm(command, root=tmp_path / "root") == 66
 
 
-def test_a_run_is_submitted_once_and_reported(cluster, capsys):
+def test_a_run_is_submitted_once_and_reported(cluster, capsys, monkeypatch):
     root = cluster / "root"
     assert slurm("submit", root=root) == 0
     said = capsys.readouterr()
@@ -141,6 +142,7 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     assert (cluster / "calls").read_text().splitlines()[-1] == "scancel 2 3"
 
     (cluster / "queue").unlink()  # the controller forgot both jobs
+    monkeypatch.setattr(slurm_commands, "WATCH_SECONDS", 0.0)  # the answer before would be shown for a minute
     assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so the command ends
     output = capsys.readouterr().out
     assert "LOST" in output
@@ -438,7 +440,9 @@ def test_a_submission_prints_its_plan_and_warns_of_the_budget(cluster, capsys, l
     path.write_text(f'base = "{CONFIG}"\n[slurm]\ncluster = "cpu"\n[engine]\nmicro_batch_size = 8\n', encoding="utf-8")
     assert main(["slurm", "submit", str(path), f"--root={cluster / 'root'}"]) == 0
     said = capsys.readouterr()
-    assert re.search(r"plan: [\d.]+ \([\d.]+ to [\d.]+\) days on 1 node\(s\), MFU \d+ %, USD .* MWh", said.out)
+    assert re.search(
+        r"plan: [\d.]+ \([\d.]+ to [\d.]+\) (hours|minutes|seconds) on 1 node\(s\), MFU \d+ %, USD .* MWh", said.out
+    )
     assert ("so it would be stopped before its end" in said.err) == (limit < 1)
     assert "the start would end with" not in said.err
     small = (CONFIG.parent / "clusters" / "cpu.toml").read_text(encoding="utf-8")
