@@ -83,6 +83,8 @@ def written(inner):
         ('<p>a <script type="math/tex">E=mc^2</script> b</p>', "a $E=mc^2$ b"),
         ('<p><script type="math/tex; mode=display">a < b</script></p>', "$$a < b$$"),
         ('<p>so <img class="latex" alt="x_1"> is</p>', "so $x_1$ is"),
+        ('<ul><li>a</li><li><div><img class="latex" alt="x_1"></div></li><li>b</li></ul>', "- a\n- $x_1$\n- b"),
+        ('<ol start="5"><li><img class="latex" alt="x_1"></li><li>b</li></ol>', "5. $x_1$\n6. b"),
         ("<p>if <math><msup><mi>&alpha;</mi><mn>2</mn></msup><mo>&#8804;</mo><mi>b</mi></math> holds</p>",
          "if $\\alpha ^{2}\\le b$ holds"),
         ('<math display="block"><semantics><mi>x</mi><annotation encoding="application/x-tex">\\frac ab</annotation>'

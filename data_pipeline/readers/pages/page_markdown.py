@@ -34,7 +34,8 @@ _LANGUAGE = re.compile(
 )
 _DISPLAY = re.compile(r"\bdisplay\s*=\s*[\"']?block|mode\s*=\s*display", re.IGNORECASE)
 _TEX_SCRIPT = re.compile(r"\btype\s*=\s*[\"']?math/tex", re.IGNORECASE)
-_TEX_IMAGE = re.compile(r"\bclass\s*=\s*(?:\"[^\"]*|'[^']*|)\b(?:la)?tex\b", re.IGNORECASE)
+_TEX_CLASS = r"\bclass\s*=\s*(?:\"[^\"<>]*|'[^'<>]*|)\b(?:la)?tex\b"
+_TEX_IMAGE = re.compile(_TEX_CLASS, re.IGNORECASE)
 _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
 _NOTES = re.compile("\x03(?:([pmsn])([0-9]+);|([A-Za-z1-6]))")  # only these are numbered: text follows others
 _NOTES_BETWEEN_BLANKS = re.compile("(?<= )(?:\x03(?:[pmsn][0-9]+;|[A-Za-z1-6]))+ ")
@@ -42,7 +43,8 @@ _SPAN = re.compile(r"""\b(col|row)span\s*=\s*["']?\s*([0-9]{1,4})""", re.IGNOREC
 _ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+))?""")
 _ORDINAL = re.compile(r"\+?-?[0-9]{1,9}")
 _BEFORE_WORDS = re.compile(
-    r"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre|math|script|style|svg)\b)[^<>]*>)*+\s*+(?=[^<]|<(?:math|script)\b)",
+    rf"(?:\s*+<(?!/|!|(?:[ou]l|li|table|pre|math|script|style|svg|img\b[^<>]*{_TEX_CLASS})\b)[^<>]*>)*+\s*+"
+    rf"(?=[^<]|<(?:math|script|img\b[^<>]*{_TEX_CLASS})\b)",
     re.IGNORECASE,
 )
 _BEFORE_CODE = re.compile(
@@ -71,7 +73,8 @@ def markdown(page: str) -> str:
         bare = _MARK.sub("", line)
         seen = _NOTES.sub("", bare).strip()
         if seen:
-            last_kept = place in kept
+            alone = NOTE + "m" in bare and _BULLET.fullmatch(seen)  # the formula is a note, so `kept` has no text of it
+            last_kept = place in kept or bool(alone and last_kept)
         writer.line(bare, bool(seen), last_kept)
     return writer.text()
 
