@@ -26,7 +26,7 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 44
+VERSION = 45
 
 
 class ReportSection(Section):

@@ -33,7 +33,7 @@ from governance.reports.facts.samples import (
 )
 from governance.reports.facts.stage_counts import stage_tables
 from governance.reports.facts.synthetic_facts import synthetic_facts
-from governance.reports.facts.training_facts import training_facts
+from governance.reports.facts.training_facts import classifies, training_facts
 from governance.stage_order import STAGES
 
 _OF_TOKENS = ("tokenizer", "encode", "pack")
@@ -336,7 +336,6 @@ def summary(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of page one; None is unknown or absent."""
     funnel, training = facts["funnel"], facts["training"]
     stats = training["stats"] if training else {}
-    classifies = bool(training and (training["config"].get("model") or {}).get("num_labels"))
     encode = facts["tokens"].get("encode", {})
     total = facts["energy"]["total"]
     first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
@@ -355,7 +354,7 @@ def summary(facts: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_trained": stats.get("tokens"),
         "final_loss": stats.get("final_loss"),
         "validation_loss": stats.get("validation_loss"),
-        "bits_per_byte": None if classifies else stats.get("bits_per_byte"),  # a label spells no bytes
+        "bits_per_byte": None if training and classifies(training["config"]) else stats.get("bits_per_byte"),
         "energy_joules": total["joules"],
         "energy_low_joules": total["low"],
         "energy_high_joules": total["high"],

@@ -32,9 +32,10 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
     lines = [line for line in read_lines(root / train.folder / "metrics.jsonl") if isinstance(line, dict)]
     steps = _by_step(lines, "step")
     validations = _by_step(lines, "validation")
+    bits = "bits_per_byte" * (not classifies(train.config))  # a label spells no bytes
     curves = {name: _curve(steps, key) for key, name in _CURVES.items()}
-    for key in ("loss", "bits_per_byte"):
-        curves[f"validation_{key}"] = _curve(validations, key)
+    for name, key in (("loss", "loss"), ("bits_per_byte", bits)):
+        curves[f"validation_{name}"] = _curve(validations, key)
     starts = [line for line in lines if line.get("event") == "start"]
     flops = starts[-1].get("flops_per_token") if starts else None
     tokens = train.stats.get("tokens")
@@ -51,7 +52,7 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "device": starts[-1].get("device") if starts else None,
         "flops_per_token": flops,
         "flops": None if flops is None or tokens is None else flops * tokens,
-        "validation": {by: _groups(validations, f"by_{by}") for by in ("source", "language")},
+        "validation": {by: _groups(validations, f"by_{by}", bits) for by in ("source", "language")},
         "curves": {name: thin(points) for name, points in curves.items()},
         "profiles": [
             {name: line.get(name) for name in ("attempt", "first", "step", "time", "seconds", "path", "top")}
@@ -70,14 +71,23 @@ def origin_of_weights(train: Manifest) -> dict[str, Any] | None:
     return {"from": train.inputs[1].path, "verified": False, "why": "an earlier release did not check it"}
 
 
-def _groups(lines: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Last validation and curves of each source or language, most tokens first."""
+def classifies(config: Mapping[str, Any]) -> bool:
+    """Return whether a training of these settings learns labels."""
+    return bool((config.get("model") or {}).get("num_labels"))
+
+
+def _groups(lines: Sequence[Mapping[str, Any]], key: str, bits: str) -> list[dict[str, Any]]:
+    """Last validation and curves of each source or language, most tokens first.
+
+    `bits` is the key of the bits per byte, or "" for a model without them.
+    """
     names = {name for line in lines for name in line.get(key, {})}
     rows = []
     for name in names:
         mine = [{"step": line["step"], **line[key][name]} for line in lines if name in line.get(key, {})]
-        curves = {field: thin(_curve(mine, field)) for field in ("loss", "bits_per_byte")}
-        last = {field: mine[-1].get(field) for field in ("loss", "loss_stderr", "bits_per_byte", "tokens")}
+        curves = {field: thin(_curve(mine, key)) for field, key in (("loss", "loss"), ("bits_per_byte", bits))}
+        last = {field: mine[-1].get(field) for field in ("loss", "loss_stderr", "tokens")}
+        last["bits_per_byte"] = mine[-1].get(bits)
         rows.append({"name": name, **last, "curves": curves})
     return sorted(rows, key=lambda row: (-(row["tokens"] or 0), row["name"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from governance.reports.facts.training_facts import classifies
 from governance.reports.html.markup import UNKNOWN, Child, compact, digest, number, with_unit
 
 MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/training/attempts")
@@ -14,7 +15,7 @@ _BLOCKS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "swiglu": "SwiGLU", "
 
 def loss_unit(training: Mapping[str, Any]) -> str:
     """Unit of a training's losses; a classifier predicts labels."""
-    return f"nats per {'label' if (training['config'].get('model') or {}).get('num_labels') else 'token'}"
+    return f"nats per {'label' if classifies(training['config']) else 'token'}"
 
 
 def model_line(facts: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.facts.citations import cite
+from governance.reports.facts.training_facts import classifies
 from governance.reports.html.markup import (
     UNKNOWN,
     Child,
@@ -91,7 +92,7 @@ def _curves(facts: Mapping[str, Any]) -> Html:
         _chart("Loss", unit, [("training", curves["loss"], "a"), ("validation", curves["validation_loss"], "b")],
                citation, dots=("validation",)),
         _by_group("Validation loss by source", unit, run["validation"]["source"], "loss", groups),
-        _by_group("Validation by language", "bits per byte", run["validation"]["language"], "bits_per_byte", groups),
+        _by_language(run, groups),
         _chart("Throughput", "tokens per second", [("tokens per second", curves["tokens_per_second"], "a")], citation),
         _chart("Utilisation", "share of peak; share of measured matmul rate",
                [("MFU", curves["mfu"], "a"), ("of measured matmul", curves["mfu_gemm"], "b")], citation, write=share),
@@ -125,12 +126,19 @@ def _by_group(title: str, unit: str, rows: Sequence[Mapping[str, Any]], field: s
     return chart(title, drawn, "step", unit, compact, citation) if drawn else None
 
 
+def _by_language(run: Mapping[str, Any], citation: Html) -> Html | None:
+    """Bits per byte, which compare across languages; the loss of a classifier."""
+    unit, field = (loss_unit(run), "loss") if classifies(run["config"]) else ("bits per byte", "bits_per_byte")
+    return _by_group("Validation by language", unit, run["validation"]["language"], field, citation)
+
+
 def _validation(facts: Mapping[str, Any]) -> Html | None:
     """The last validation of each source and language."""
+    bits = not classifies(facts["training"]["config"])
     lines = [
         [foreign(row["name"]), by, number(row["loss"]),
-         UNKNOWN if row["loss_stderr"] is None else f"± {row['loss_stderr']:.3f}", number(row["bits_per_byte"]),
-         number(row["tokens"])]
+         UNKNOWN if row["loss_stderr"] is None else f"± {row['loss_stderr']:.3f}",
+         *[number(row["bits_per_byte"])] * bits, number(row["tokens"])]
         for by in ("source", "language")
         for row in facts["training"]["validation"][by]
     ]  # fmt: skip
@@ -139,10 +147,10 @@ def _validation(facts: Mapping[str, Any]) -> Html | None:
         "by",
         f"loss, {loss_unit(facts['training'])}",
         "standard error",
-        "bits per byte",
+        *["bits per byte"] * bits,
         "tokens",
     ]
-    return table("Last validation by source and language", head, lines, numeric=(2, 3, 4, 5),
+    return table("Last validation by source and language", head, lines, numeric=range(2, len(head)),
                  citation=cite(facts, "/training/validation"), shown=6) if lines else None  # fmt: skip
 
 
