@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,24 @@ def require_labels(run: LoadedRun) -> ClassificationConfig:
     return config
 
 
+def labels_of(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Manifest) -> Sequence[str]:
+    """Names of a classifier's labels, in the order of its head.
+
+    Raises:
+        ConfigError: the run has no labels.
+        CheckpointError: it was trained on other rows, so its labels or test documents may be others.
+    """
+    labels = require_labels(run).labels
+    require_classifier(checkpoint, labels)
+    if artifacts["pack"].digest not in [item.digest for item in checkpoint.inputs]:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained on {checkpoint.inputs[0].path}, not on {artifacts['pack'].path}, so "
+            f"these test documents may have trained it, and labels may have other numbers. Give the configuration "
+            f"of its training; of a fold with --set data.encode.classification.fold=NUMBER"
+        )
+    return labels
+
+
 def evaluate_classifier(
     run: LoadedRun, artifacts: dict[str, Manifest], checkpoint: Path, runtime: Runtime, test: Path | None = None
 ) -> Manifest:
@@ -77,13 +95,7 @@ def evaluate_classifier(
     require_corpus(run, artifacts, runtime)
     verified = read_checkpoint(checkpoint, runtime.root)
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
-    require_classifier(verified, config.labels)
-    if artifacts["pack"].digest not in [item.digest for item in verified.inputs]:
-        raise CheckpointError(
-            f"{verified.folder}: was trained on {verified.inputs[0].path}, not on {artifacts['pack'].path}, so "
-            f"these test documents may have trained it, and labels may have other numbers. Give the configuration "
-            f"of its training; of a fold with --set data.encode.classification.fold=NUMBER"
-        )
+    labels_of(run, artifacts, verified)
     recipe = ClassificationRecipe(labels=config.labels, test="" if test is None else sha256_file(test))
     opened = partial(_opened, run, artifacts, verified, runtime, (test, recipe.test))
     return classify(verified, artifacts["encode"], recipe, opened, runtime)

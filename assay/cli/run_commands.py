@@ -336,8 +336,10 @@ def evaluate(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
+    from assay.classifier_runs import labels_of
     from assay.corpus_gate import require_corpus
     from assay.training_recipe import training_rows
+    from pretrain.checkpoint.format import identity_of
     from pretrain.export.huggingface import ExportFacts, use_of
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
@@ -355,8 +357,8 @@ def export(arguments: Arguments) -> None:
             "its corpus", checkpoint, arguments.config,
         )  # fmt: skip
         sources, template = [], ""
-    classes = loaded.config.data.encode.classification
-    labels = classes.labels if classes is not None else ()
+    classifies = identity_of(read_artifact(checkpoint)).recipe.model.num_labels
+    labels = labels_of(loaded, artifacts, read_artifact(checkpoint)) if classifies else ()
     others = averaged_with(read_artifact(checkpoint), arguments, loaded, runtime.root)
     facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels, others)
     if arguments.adapter:

@@ -18,6 +18,7 @@ from data_pipeline.tokens.labels import ClassificationConfig
 from governance.errors import AlteredFile, ConfigError
 from governance.files import sha256_file
 from governance.manifest import read_manifest
+from pretrain.checkpoint.format import identity_of
 from tests.conftest import tale, write_project
 
 PAGE = Path(__file__).parents[2] / "docs" / "classification.md"
@@ -88,6 +89,12 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     of_last_fold = root / newest(root, "checkpoint").folder
     assert command(project, "classify", "evaluate", run, of_last_fold) == 65  # the run's fold is the first
     assert "these test documents may have trained it" in capsys.readouterr().err
+    assert command(project, "export", run, of_last_fold, project / "fold") == 65
+    assert "labels may have other numbers" in capsys.readouterr().err
+    made = root.glob("checkpoint/*/manifest.json")
+    base = next(path.parent for path in made if not identity_of(read_manifest(path)).recipe.model.num_labels)
+    assert command(project, "export", run, base, project / "base") == 0
+    assert "pipeline_tag: text-generation" in (project / "base" / "README.md").read_text(encoding="utf-8")
 
     write_rows(project / "copy.jsonl", rows(5))
     assert command(project, "classify", "evaluate", run, "last", "--test", project / "copy.jsonl") == 1
@@ -110,6 +117,8 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     page = (root / newest(root, "report").folder / "report.html").read_text(encoding="utf-8")
     assert re.search(r"<dt>Validation.*?nats per label", page)
     assert "nats per token" not in page
+    assert "Validation by language" in page
+    assert "bits per byte" not in page  # a label spells no bytes
 
     assert command(project, "generate", run, "last", "The") == 65
     assert "is a classifier of 2 labels" in capsys.readouterr().err
