@@ -188,7 +188,7 @@ def _band(band: Band, scale: float = 1.0) -> str:
 
 
 def _time(wall: Band) -> str:
-    """Time and its bounds in the largest unit of which it has one."""
+    """Time and its bounds in the largest unit that fits."""
     length, unit = next((row for row in _UNITS if row[0] <= (wall.value or 0)), _UNITS[-1])
     return f"{_band(wall, 1 / length)} {unit}"
 
