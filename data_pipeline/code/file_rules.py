@@ -50,8 +50,12 @@ _ENCODED_ALPHABET = 12  # characters of a run at least: a ruler of slashes is no
 _HEADER_LINES = 60
 _FILE = r"\b(?:file|code|module|source|script|header|class|document)s?\b"
 # "the generated key" is in the text of programs that generate keys; so is "should not be modified".
-_MADE = rf"(?:(?<!\bthe )(?<!\ba )(?<!\bany )(?<!\beach )\bgenerated\b|\bgenerated {_FILE})"
-_FILE_MADE = rf"(?:{_FILE}[^.]{{0,80}}\bgenerated\b|\bgenerated {_FILE})"
+_MADE_FILE = rf"\bgenerated[\s*#/]+{_FILE}"
+_MADE = (
+    rf"(?:(?<!\bthe )(?<!\ba )(?<!\bany )(?<!\beach )\bgenerated\b|{_MADE_FILE}"
+    r"|\bthis (?:file |code |module )?is a generated\b)"
+)
+_FILE_MADE = rf"(?:{_FILE}[^.]{{0,80}}\bgenerated\b|{_MADE_FILE})"
 _LEAVE_IT = r"\b(?:do not|don['’]?t|never) (?:manually |hand[- ])?(?:edit|modify)"
 _LEFT = r"\b(?:should|must) (?:not|never) be (?:manually |hand[- ])?(?:edited|modified)"
 _GENERATED = re.compile(

@@ -325,6 +325,8 @@ def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the
     russian = '<meta charset="windows-1251"><p>Привет, мир'
     assert decode_html(russian.encode("koi8-r"), "koi8-r") == russian
     assert decode_html(russian.encode("windows-1251"), "no-such-charset") == russian
+    form = f'<form accept-charset="x-mac-cyrillic">{russian}'
+    assert decode_html(form.encode("windows-1251")) == form
     assert decode_html(b"<p>caf\xe9 \x02", "utf-8") == "<p>café "
 
 

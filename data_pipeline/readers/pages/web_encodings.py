@@ -17,7 +17,7 @@ _CODECS = {
     "iso8859-11": "cp874", "tis-620": "cp874",
 }  # fmt: skip
 _NEC = "assay.nec"
-_MAC = re.compile(rb"(?:^|charset\s*=)[\s\"']*x-mac-(?:cyrillic|ukrainian)(?![\w-])", re.I)
+_MAC = re.compile(rb"(?:^|<meta\b[^>]*\bcharset\s*=)[\s\"']*x-mac-(?:cyrillic|ukrainian)(?![\w-])", re.I)
 
 
 def named_mac(words: bytes) -> str:
