@@ -24,7 +24,7 @@ from data_pipeline.tokens.chat_template import CHATML
 from governance.config import canonical_json
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
-from governance.errors import ConfigError, GateClosed
+from governance.errors import ConfigError, GateClosed, require_writable
 from governance.files import append_line, sha256_bytes, write_json
 from governance.gate.chain import require_chain, require_stated
 from governance.gate.verdict import GovernanceConfig, Keyring
@@ -321,6 +321,7 @@ def evaluate(arguments: Arguments) -> None:
     from pretrain.evaluation.evaluation_table import table
 
     loaded, runtime, artifacts = load_corpus(arguments)
+    require_writable(runtime.root)  # its journal states the result
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     evaluated, tokens = read_artifact(checkpoint), training_rows(artifacts)
     others = averaged_with(evaluated, arguments, loaded, runtime.root)

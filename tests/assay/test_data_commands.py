@@ -1,9 +1,11 @@
 """Output and artifacts of `assay data ...` on a small corpus, and mistakes that a user can make."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +193,15 @@ def test_export_and_import_come_round(prepared, tmp_path, capsys):
     assert out.split()[:2] == ["megatron", made.digest[:16]]
     back = [np.asarray(TokenShard.open(path).tokens) for path in made.files("train", tmp_path / "made")]
     assert np.array_equal(np.concatenate(back), tokens)
+
+
+def test_an_evaluation_on_a_read_only_root_is_refused_before_the_work(prepared, monkeypatch, capsys):
+    """The journal could not state its result."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    root = prepared / "made"
+    assert main(["evaluate", str(prepared / "run.toml"), "last", "--root", str(root)]) == 74
+    assert f"cannot write {root}: the file system is read-only" in capsys.readouterr().err
 
 
 def test_train_classifier_prints_how_good_it_is(copy, capsys):
