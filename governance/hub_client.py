@@ -8,6 +8,7 @@ it is requested to be public. A failed upload loses nothing: another one sends w
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import time
@@ -27,6 +28,7 @@ _FIXES = {
 }
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _WAITS = (1.0, 4.0, 15.0)  # seconds before another try where the hub is busy or the connection broke
+_SILENT = 120.0  # seconds without a byte after which a connection counts as broken
 _Answer = TypeVar("_Answer")
 Kind = Literal["dataset", "model"]
 _WORDS = {"dataset": "data set", "model": "model"}
@@ -65,12 +67,11 @@ def ask_hub(place: HubPlace, request: Callable[[Any], _Answer]) -> _Answer:
         MissingInput: it refuses, or cannot be reached.
         StorageError: this machine cannot store what it sent.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = _api()
     for wait in (*_WAITS, None):
         try:
             return request(api)
@@ -88,6 +89,14 @@ def ask_hub(place: HubPlace, request: Callable[[Any], _Answer]) -> _Answer:
                 raise MissingInput(f"{place.setting}: {_reason(place, error, status)}") from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def _api() -> Any:
+    """The hub's client."""
+    import huggingface_hub
+
+    huggingface_hub.get_session().timeout = _SILENT  # the library would wait for ever
+    return huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="assay")
 
 
 def _reason(place: HubPlace, error: Exception, status: int | None) -> str:
@@ -147,10 +156,9 @@ def push(
         StorageError: the hub cannot be reached, or fails.
     """
     require_name(repository)
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="assay")
+    api = _api()
     try:
         api.create_repo(repository, private=not public, exist_ok=True, repo_type=kind)
         if not public and not api.repo_info(repository, repo_type=kind).private:
@@ -167,6 +175,10 @@ def push(
         if status >= 500:
             raise StorageError(f"{text}. Try again later. {again}") from error
         raise PipelineError(f"{text}. {_FIXES.get(status, 'See its message')}. {again}") from error
+    except json.JSONDecodeError as error:
+        raise PipelineError(
+            f"push to {repository}: the answer is not JSON ({error}). Check HF_ENDPOINT and proxies. {again}"
+        ) from error
     except (LocalTokenNotFoundError, ValueError) as error:
         raise PipelineError(f"push to {repository}: {error}. {again}") from error
     except Exception as error:

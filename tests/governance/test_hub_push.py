@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from governance import hub_client
 from governance.errors import ConfigError, PipelineError, StorageError
 from governance.hub_client import push
 from pretrain.export.huggingface import INDEX, REPLACED
@@ -79,6 +80,21 @@ def test_a_refusal_says_what_to_do_and_how_to_finish(hub, folder, part, status, 
     hub.fail.clear()
     push(folder, "lab/tiny", "Checkpoint 1", again=AGAIN)
     assert hub.files["model.safetensors"] == WEIGHTS
+
+
+@pytest.mark.parametrize("part", ["create", "preupload", "objects", "commit/main"])
+def test_a_silent_hub_does_not_hold_the_push_up(hub, folder, part, monkeypatch):
+    monkeypatch.setattr(hub_client, "_SILENT", 0.05)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its own tries
+    hub.silent = part
+    with pytest.raises(StorageError, match=r"cannot be reached .*timed out"):
+        push(folder, "lab/tiny", "Checkpoint 1", again=AGAIN)
+
+
+def test_an_answer_that_is_not_json_points_to_the_endpoint(hub, folder):
+    hub.page = "create"
+    with pytest.raises(PipelineError, match=r"the answer is not JSON .*Check HF_ENDPOINT and proxies"):
+        push(folder, "lab/tiny", "Checkpoint 1", again=AGAIN)
 
 
 def test_a_hub_that_is_not_there_and_a_bad_name_are_errors(folder, monkeypatch):

@@ -17,6 +17,8 @@ LARGE = (".safetensors", ".parquet")
 class Hub(ThreadingHTTPServer):
     """The state of the hub."""
 
+    daemon_threads = True
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, Any]] = {}
@@ -24,6 +26,9 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.fail: dict[str, int] = {}
         """Part of a path -> status with which the next request for it is answered."""
+        self.silent = self.page = ""
+        """Part of a path whose requests get no answer, or a page of HTML."""
+        self.over = threading.Event()
 
     @property
     def endpoint(self) -> str:
@@ -45,6 +50,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _refused(self) -> bool:
+        if self.server.silent and self.server.silent in self.path:
+            self.server.over.wait(300)
+            return True
+        if self.server.page and self.server.page in self.path:
+            self.send_response(200)
+            self.send_header("Content-Length", "6")
+            self.end_headers()
+            self.wfile.write(b"<html>")
+            return True
         part = next((part for part in self.server.fail if part in self.path), None)
         if part is not None:
             self._answer({"error": "planted"}, self.server.fail[part])
@@ -135,6 +149,7 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         hub.shutdown()
         hub.server_close()
         thread.join()
