@@ -67,12 +67,14 @@ def write_out(text: str, *, flush: bool = False) -> None:
     Raises:
         StorageError: it is a file on a full disk.
     """
+    if sys.stdout is None:  # closed by who started this process; `print` says nothing either
+        return
     try:
         with storage_errors(Path("standard output")):
             sys.stdout.write(text)
             if flush:
                 sys.stdout.flush()
-    except (StorageError, BrokenPipeError):  # what is still buffered would fail again when Python ends
+    except (StorageError, OSError):  # what is still buffered would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
@@ -80,17 +82,17 @@ def write_out(text: str, *, flush: bool = False) -> None:
 def write_last(text: str, *, failed: bool) -> None:
     """Write and flush what is left of a command's output.
 
-    If the command has failed, the caller reports that error, and a full disk or a closed pipe must not replace it.
+    If the command has failed, the caller reports that error, and one of standard output must not replace it.
 
     Raises:
         StorageError: the command has not failed, and standard output is a file on a full disk.
     """
     try:
         write_out(text, flush=True)
-    except (StorageError, BrokenPipeError) as error:
+    except (StorageError, OSError) as error:
         if not failed:
             raise
-        if isinstance(error, StorageError):
+        if not isinstance(error, BrokenPipeError):
             get_logger(__name__).error("%s", error)
 
 

@@ -400,13 +400,17 @@ def test_a_full_disk_or_closed_pipe_does_not_hide_a_commands_error(monkeypatch, 
     monkeypatch.setattr(config_commands, "doctor", doctor)
     reading, writing = os.pipe()
     os.close(reading)
-    for out, said in (("/dev/full", "cannot write standard output: no space left"), (writing, "")):
+    unwritable = os.open(os.devnull, os.O_RDONLY)
+    full_disk = ("/dev/full", "cannot write standard output: no space left")
+    for out, said in (full_disk, (writing, ""), (unwritable, "Bad file descriptor")):
         with open(out, "w", buffering=buffering) as full:
             monkeypatch.setattr(sys, "stdout", full)
             assert main(["doctor", *words]) == (66 if failing is MissingInput else 130)
         err = capsys.readouterr().err
         assert ("no such thing" if failing is MissingInput else "interrupted") in err
         assert said in err
+    monkeypatch.setattr(sys, "stdout", None)  # assay doctor >&-
+    assert main(["doctor", *words]) == (66 if failing is MissingInput else 130)
 
 
 def test_a_closed_pipe_ends_a_command_quietly(tmp_path, monkeypatch, capsys):
