@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,9 @@ import pyarrow.parquet as pq
 
 from governance.errors import MissingInput, PipelineError, storage_errors
 from governance.files import atomic_path, remove_tree
+from governance.processes import end_with_parent, interrupts_held
 from governance.ray_cluster.ray_connection import require_listener
-from governance.ray_cluster.ray_pool import ADDRESS_VARIABLE, address, no_cluster
+from governance.ray_cluster.ray_pool import ADDRESS_VARIABLE, address, no_cluster, went_away
 
 Integers = npt.NDArray[np.int64]
 TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
@@ -273,19 +277,83 @@ def _duckdb(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[
 
 @contextlib.contextmanager
 def _daft(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[Any]:
+    require_engine(engine.name)
+    on_ray = engine.name == "ray" or bool(os.environ.get(ADDRESS_VARIABLE))
+    with _on_ray(names, shards, engine.name) if on_ray else _queries(names, shards) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _on_ray(names: list[str], shards: pa.Table, engine_name: str) -> Iterator[Any]:
+    """Queries in a process of their own.
+
+    Ray ends a process that loses its cluster.
+
+    Raises:
+        MissingInput: no cluster answers.
+        PipelineError: it went away.
+    """
+    try:
+        require_listener(address())
+    except (OSError, ValueError) as error:
+        raise no_cluster(engine_name, error) from error
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other, os.getpid(), names, shards, engine_name), daemon=True)
+    with interrupts_held():
+        process.start()
+    other.close()
+
+    def run(query: str) -> pa.Table:
+        try:
+            pipe.send(query)
+            found = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise went_away("the process that is connected to it ended") from error
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    try:
+        yield run
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(pipe: Connection, parent: int, names: list[str], shards: pa.Table, engine_name: str) -> None:
+    """Answer each query of the pipe by a table or an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
+    os.dup2(2, 1)  # Ray prints what its workers print; standard output is the command's
+    try:
+        with _queries(names, shards, engine_name) as run:
+            while True:
+                pipe.send(run(pipe.recv()))
+    except EOFError:
+        return
+    except PipelineError as error:
+        pipe.send(error)
+
+
+@contextlib.contextmanager
+def _queries(names: list[str], shards: pa.Table, on_ray: str = "") -> Iterator[Any]:
+    """Queries in this process; for an engine `on_ray`, on the cluster."""
     os.environ.setdefault("DO_NOT_TRACK", "true")  # both send usage statistics by default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    require_engine(engine.name)
     import daft
 
-    if engine.name == "ray" or os.environ.get(ADDRESS_VARIABLE):
+    failures: tuple[type[Exception], ...] = (daft.exceptions.DaftCoreException,)
+    if on_ray:
+        failures = (Exception,)  # Ray raises many classes, none of them public
         try:
-            require_listener(address())
             daft.set_runner_ray(address(), noop_if_initialized=True)
-        except Exception as error:  # Ray raises many classes here, none of them public
-            raise no_cluster(engine.name, error) from error
+        except failures as error:
+            raise no_cluster(on_ray, error) from error
     signed, named = daft.read_parquet(names, file_path_column="filename"), daft.from_arrow(shards)
     try:
         yield lambda query: daft.sql(query, signed=signed, shards=named).to_arrow()
-    except daft.exceptions.DaftCoreException as error:
+    except EOFError:  # there is no further query
+        raise
+    except failures as error:
         raise PipelineError(f"the join of the keys failed in Daft: {error}") from error

@@ -53,6 +53,11 @@ def no_cluster(engine: str, why: object) -> MissingInput:
     )
 
 
+def went_away(why: str) -> PipelineError:
+    """The error of a cluster that was lost at work."""
+    return PipelineError(f"the Ray cluster at {address()!r} went away{why and f' ({why})'}. {_ENDED}")
+
+
 class RayPool:
     """Connection to a cluster, until `shutdown` or the end of this process.
 
@@ -109,7 +114,7 @@ class RayPool:
                 self._pipe.send((number, work, self._conditions))
             except OSError:
                 del self._waiting[number]
-                future.set_exception(self._end())
+                future.set_exception(went_away(self._lost))
         return future
 
     def shutdown(self, *, cancel_futures: bool = True) -> None:
@@ -117,9 +122,6 @@ class RayPool:
         self._server.kill()
         self._server.join()
         remove_file(self._marker)
-
-    def _end(self) -> PipelineError:
-        return PipelineError(f"the Ray cluster at {address()!r} went away{self._lost and f' ({self._lost})'}. {_ENDED}")
 
     def _read(self, pipe: Connection) -> None:
         """Pass results on until the connection ends."""
@@ -139,7 +141,7 @@ class RayPool:
             self._lost = self._lost or "the process that is connected to it ended"
             left, self._waiting = self._waiting, {}
         for future in left.values():
-            future.set_exception(self._end())
+            future.set_exception(went_away(self._lost))
 
     def _finish(self, number: int, outcome: bytes | str) -> None:
         with self._lock:

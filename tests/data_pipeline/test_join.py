@@ -1,6 +1,8 @@
 """The join of keys equals a plain dictionary, in any number of ranges, and both engines give the same rows."""
 
 import importlib.util
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -79,6 +81,29 @@ def test_daft_names_an_address_at_which_no_cluster_answers(tmp_path, monkeypatch
     paths, firsts, _ = key_files(tmp_path)
     with pytest.raises(MissingInput, match=r"--engine daft: no Ray cluster at '127.0.0.1:1' .*refused.*ray start"):
         joined(paths, firsts, TEXT, JoinEngine("daft", 256, tmp_path))
+
+
+def end_at_once(*words):
+    os._exit(1)  # as Ray ends a process that has lost its head
+
+
+def serve_without_ray(*words):
+    import daft
+
+    daft.set_runner_ray = lambda *words, **options: None
+    join._serve(*words)
+
+
+def test_the_loss_of_the_cluster_in_a_join_is_an_error(tmp_path, monkeypatch):
+    pytest.importorskip("daft")
+    paths, firsts, truth = key_files(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        monkeypatch.setattr(join, "_serve", serve_without_ray)
+        assert joined(paths, firsts, TEXT, JoinEngine("daft", 256, tmp_path), 10_000_000)[0] == truth[TEXT]
+        monkeypatch.setattr(join, "_serve", end_at_once)
+        with pytest.raises(PipelineError, match=r"the Ray cluster at .* went away .*Finished shards are kept"):
+            joined(paths, firsts, TEXT, JoinEngine("daft", 256, tmp_path))
 
 
 def test_the_result_of_daft_is_that_of_duckdb(tmp_path):
