@@ -146,10 +146,12 @@ def _index(folder: Path, outcomes: Sequence[tuple[str, str, int, int]]) -> str:
 
 def _parts(suite: str, table: SuiteTable, gates: Sequence[Gate]) -> Iterator[tuple[str, SuiteTable, list[Gate]]]:
     """A suite for each `where`, and the rows that it judges."""
+    names: set[str] = set()
     for number, (where, indices) in enumerate(by_rows(gates)):
         name = _named(f"{suite}{where_words(where)}")
-        if len(name.encode()) > _MAX_NAME:
+        if len(name.encode()) > _MAX_NAME or name in names:  # "a.b" and "a_b" have one file name
             name = f"{name.encode()[:_MAX_NAME].decode(errors='ignore')} {number}"
+        names.add(name)
         problem = table.problem or absent_columns(table.frame, where)
         frame = table.frame if problem else rows_where(table.frame, where)
         yield name, replace(table, frame=frame, problem=problem), [gates[index] for index in indices]
@@ -157,7 +159,7 @@ def _parts(suite: str, table: SuiteTable, gates: Sequence[Gate]) -> Iterator[tup
 
 def _named(subject: str) -> str:
     """A subject as a file name: GX makes folders of slashes."""
-    return subject.replace("/", "-").replace(".", "_")
+    return re.sub(r"[/\\\0]", "-", subject).replace(".", "_")
 
 
 def _validate(

@@ -387,17 +387,19 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
 
 
 def test_data_docs_judge_the_rows_that_a_gate_names(tmp_path, caplog):
-    table = pd.DataFrame({"stage": ["a", "b/c", None], "value": [1.0, 9.0, 5.0], "long": ["x" * 200] * 3})
+    table = pd.DataFrame({"stage": ["a", "b/c", None, "b-c", "b\\c"], "value": [1.0, 9.0, 5.0, 5.0, 9.0]})
+    table["long"] = "x" * 200
     limits = {"suite": "privacy", "expectation": "between", "column": "value", "max": 5}
-    wheres = ({}, {"stage": "a"}, {"stage": "b/c"}, {"stage": ""}, {"long": "x" * 200}, {"none": "a"})
+    wheres = ({}, {"stage": "a"}, {"stage": "b/c"}, {"stage": ""}, {"long": "x" * 200}, {"none": "a"},
+              {"stage": "b-c"}, {"stage": "b\\c"})  # fmt: skip
     gates = policy(*({"id": f"privacy.{n}", "where": where, **limits} for n, where in enumerate(wheres))).gates()
     gates = [gate for gate in gates if gate.suite == "privacy"]
     results = run_suite(table, gates, "privacy")
-    assert [result.status for result in results] == ["fail", "pass", "fail", "pass", "fail", "error"]
+    assert [result.status for result in results] == ["fail", "pass", "fail", "pass", "fail", "error", "pass", "fail"]
     folder = tmp_path / "docs"
-    assert write_data_docs([("privacy", SuiteTable("privacy", table))], gates, folder) == 5
+    assert write_data_docs([("privacy", SuiteTable("privacy", table))], gates, folder) == 7
     index = (folder / "index.html").read_text()
-    assert re.findall(r"(\d) of 1 pass", index) == ["0", "1", "0", "1", "0"]
+    assert re.findall(r"(\d) of 1 pass", index) == ["0", "1", "0", "1", "0", "1", "0"]
     assert ">privacy where stage = b-c</a>" in index
     assert all((folder / unquote(link)).is_file() for link in re.findall(r'href="([^"]+)"', index))
     assert "privacy where none = a of privacy is skipped: `where` names none; the table's columns are" in caplog.text
