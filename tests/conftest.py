@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import subprocess
 import unittest.mock
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, the cluster's last; `-n` hands them out in this order (`--no-loadscope-reorder`)."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (item.path.parent.name == "cluster", place.get(item.path.name, len(LONGEST))))
+
+
+@pytest.fixture
+def small_disk(request, tmp_path: Path):
+    """A real file system of the size that the test gives, such as "96k"."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -28,6 +28,7 @@ from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
 from tests.assay.inspected import prose, tables, wiki
+from tests.data_pipeline.packed_files import lz4_frame
 
 
 def test_every_type_of_files_has_an_ending():
@@ -48,13 +49,6 @@ def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
     assert result.sampled.startswith("A sample of about 2 MB of ")
     came = tables(result)["Funnel under the usual rules"].rows[0]
     assert came[1] == came[2] > 4_000, "whole lines only"
-
-
-def lz4_frame(data):
-    with pa.BufferOutputStream() as sink:
-        with pa.CompressedOutputStream(sink, "lz4") as stream:
-            stream.write(data)
-        return sink.getvalue().to_pybytes()
 
 
 def some(folder, ending, count=3, rows=130):

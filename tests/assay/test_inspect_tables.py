@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import random
 import re
 import sys
 import tomllib
@@ -24,13 +23,7 @@ from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import Inspection, InspectTable, as_page, as_text
 from assay.inspect.sampling import sample_files
 from governance.errors import MissingInput, StorageError, storage_errors
-
-WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
-
-
-def prose(seed, sentences=8):
-    draw = random.Random(seed)
-    return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(sentences))
+from tests.assay.inspected import prose
 
 
 @pytest.mark.parametrize(

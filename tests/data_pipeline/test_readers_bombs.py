@@ -6,10 +6,8 @@ import io
 import lzma
 import random
 import tarfile
-import zipfile
 import zlib
 
-import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -21,6 +19,7 @@ from data_pipeline.readers.sources import JsonlSource, TextSource
 from data_pipeline.readers.streams import BOMB_BYTES, BOMB_RATIO, TornStream, blocks, is_bomb, unpacked_file
 from governance.manifest import verify
 from governance.stage import Runtime
+from tests.data_pipeline.packed_files import lz4_frame, zip_of
 
 
 @pytest.fixture
@@ -105,14 +104,6 @@ def test_a_bomb_is_quarantined_with_its_file_and_the_rest_is_read(tmp_path, smal
 
 
 # --- archives
-
-
-def zip_of(files):
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data.getvalue()
 
 
 def found(path):
@@ -242,10 +233,3 @@ def test_a_damaged_lz4_file_gives_what_precedes_the_damage(tmp_path):
     assert until_tear(blocks(path)) == (86_016, "truncated_lz4")
     path.write_bytes(whole + b"garbage behind it")
     assert until_tear(blocks(path)) == (98_304, "corrupt_lz4")
-
-
-def lz4_frame(data):
-    with pa.BufferOutputStream() as sink:
-        with pa.CompressedOutputStream(sink, "lz4") as stream:
-            stream.write(data)
-        return sink.getvalue().to_pybytes()

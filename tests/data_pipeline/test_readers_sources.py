@@ -30,6 +30,7 @@ from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.file_digests import Digests, copy_unchanged, is_unchanged
 from governance.files import sha256_bytes, sha256_file
 from governance.stage import Runtime, ShareDone
+from tests.data_pipeline.packed_files import zip_of
 
 
 class Sources(Section):
@@ -175,14 +176,6 @@ def test_an_unreadable_file(tmp_path):
 
 
 # --- archives
-
-
-def zip_of(files):
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data.getvalue()
 
 
 def tar_of(files, mode="w:gz"):

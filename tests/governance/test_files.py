@@ -92,24 +92,13 @@ def test_file_size_limit_is_a_storage_error_and_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_full_disk_is_a_storage_error_and_finished_files_stay(tiny_disk):
-    write_bytes(tiny_disk / "first", b"x" * 100_000)
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_full_disk_is_a_storage_error_and_finished_files_stay(small_disk):
+    write_bytes(small_disk / "first", b"x" * 100_000)
     with pytest.raises(StorageError, match="no space left"):
-        write_bytes(tiny_disk / "second", b"y" * 400_000)
-    assert os.listdir(tiny_disk) == ["first"]
-    assert (tiny_disk / "first").read_bytes() == b"x" * 100_000
+        write_bytes(small_disk / "second", b"y" * 400_000)
+    assert os.listdir(small_disk) == ["first"]
+    assert (small_disk / "first").read_bytes() == b"x" * 100_000
 
 
 def test_full_disk_under_arrow_is_a_storage_error(tiny_disk):

@@ -55,6 +55,22 @@ def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 9
     return not any(status for status, _ in ended), "\n".join(output for _, output in ended)
 
 
+def found_by_ranks(folder: Path, module: str, call: str, ranks: int) -> Any:
+    """Value of a call in a module of `tests.pretrain`, made by every rank with one thread, as rank 0 found it."""
+    file = folder / "found.json"
+    script = (
+        f"import json, os, pathlib, torch\n"
+        f"import tests.pretrain.{module} as module\n"
+        f"torch.set_num_threads(1)\n"
+        f"found = module.{call}\n"
+        f"if os.environ['RANK'] == '0':\n"
+        f"    pathlib.Path({str(file)!r}).write_text(json.dumps(found))\n"
+    )
+    well, messages = run_ranks(folder, ["-c", script], ranks)
+    assert well, messages[-6000:]
+    return json.loads(file.read_text())
+
+
 def ends_of_ranks(
     folder: Path, words: Sequence[str], own: Sequence[dict[str, str]], timeout: float = 900.0
 ) -> list[tuple[int | None, str]]:

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -160,18 +159,7 @@ def test_a_defect_of_one_rank_is_reported_to_the_others(tmp_path, monkeypatch):
     assert together(2, act) == [True, True]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 96 KiB: room for some of the tiny checkpoints, not for all."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["96k"], indirect=True)  # room for some of the tiny checkpoints, not for all
 def test_a_full_disk_stops_the_run_and_keeps_finished_work(small_disk):
     store, live, steps = store_in(small_disk), {"step": 0}, []
     with pytest.raises(StorageError, match="no space left") as error, saver_of(store, live) as saver:  # noqa: PT012

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,11 +42,3 @@ def student_in(precision: str) -> type[Decoder]:
 def errors_of_students(cases: tuple[Case, ...] = CASES) -> dict[str, float]:
     """`gradient_errors` of such students."""
     return gradient_errors(cases, student_in)
-
-
-def on_ranks(folder: str) -> None:
-    """The work of each rank: every case."""
-    torch.set_num_threads(1)
-    found = errors_of_students()
-    if torch.distributed.get_rank() == 0:
-        (Path(folder) / "errors.json").write_text(json.dumps(found))

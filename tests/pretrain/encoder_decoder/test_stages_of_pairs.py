@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,10 +18,10 @@ from pretrain.engine import engine as door
 from pretrain.engine.state import full_state
 from pretrain.model.decoder import Batch
 from tests.pretrain.encoder_decoder.pair_models import LENGTH, VOCABULARY, drawn_weight, packed, random_pairs, small
-from tests.pretrain.engine.repeated_modules import CASES, Case, Masters, descent
-from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.engine.repeated_modules import CASES, STEPS, Case, Masters, descend, descent
+from tests.pretrain.rank_runs import found_by_ranks
 
-ROWS, MICRO, STEPS, TOKENS = 8, 2, 2, 64
+ROWS, MICRO, TOKENS = 8, 2, 64
 MODELS = {
     "fp32": small(dropout=0.1, label_smoothing=0.1),
     "bf16": small(dropout=0.1, label_smoothing=0.1, bias=False),
@@ -34,9 +33,6 @@ AGREE = 2e-5
 NOISE = 1.3
 """In bf16 at stage 3 the hooks around each matrix change the order in which gradients of the stream are added, so the
 two agree to rounding: the error against fp32 is at most this many times that of torch alone."""
-SCRIPT = """from tests.pretrain.encoder_decoder import test_stages_of_pairs
-test_stages_of_pairs.on_ranks({!r})
-"""
 
 
 def drawn(name: str, shape: torch.Size) -> torch.Tensor:
@@ -77,25 +73,15 @@ def by_the_engine(case: Case) -> Masters:
 
 def by_torch(precision: str, config: ModelConfig | None = None) -> Masters:
     model = EncoderDecoder(config or MODELS[precision], VOCABULARY)
-    masters = {name: drawn(name, value.shape) for name, value in model.named_parameters()}
-    if precision == "bf16":
-        model.bfloat16()
-    for step in range(1, STEPS + 1):
-        sums = {name: torch.zeros_like(value) for name, value in masters.items()}
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(masters[name])
+
+    def objectives(step: int) -> Iterator[torch.Tensor]:
         for batch in batches(step, share=False):
-            objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions, seeds=batch.seeds)
-            (objective / TOKENS).backward()
-            for name, value in model.named_parameters():
-                sums[name] += value.grad.float()
-                value.grad = None
-        masters = {name: masters[name] - total for name, total in sums.items()}
-    return masters
+            yield model(batch.tokens, batch.targets, batch.segments, batch.positions, seeds=batch.seeds)[0] / TOKENS
+
+    return descend(model, precision, drawn, objectives)[0]
 
 
-def gradient_errors(cases: tuple[Case, ...]) -> dict[str, float]:
+def gradient_errors(cases: tuple[Case, ...] = CASES) -> dict[str, float]:
     found, expected = {}, {precision: by_torch(precision) for precision in {case[0] for case in cases}}
     exact = by_torch("fp32", MODELS["bf16"])
     for case in cases:
@@ -114,14 +100,6 @@ def gradient_errors(cases: tuple[Case, ...]) -> dict[str, float]:
     return found
 
 
-def on_ranks(folder: str) -> None:
-    """The work of each rank: every case."""
-    torch.set_num_threads(1)
-    found = gradient_errors(CASES)
-    if torch.distributed.get_rank() == 0:
-        (Path(folder) / "errors.json").write_text(json.dumps(found))
-
-
 def check(errors: dict[str, float]) -> None:
     bounds = {case: NOISE if case.endswith("noise") else AGREE for case in errors}
     assert not {case: error for case, error in errors.items() if not error < bounds[case]}
@@ -134,8 +112,6 @@ def test_pairs_learn_as_in_torch_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_matrix_of_stages_learns_as_in_torch_alone(tmp_path, ranks):
-    well, messages = run_ranks(tmp_path, ["-c", SCRIPT.format(str(tmp_path))], ranks)
-    assert well, messages[-6000:]
-    errors = json.loads((tmp_path / "errors.json").read_text())
+    errors = found_by_ranks(tmp_path, "encoder_decoder.test_stages_of_pairs", "gradient_errors()", ranks)
     assert len(errors) == len(CASES)
     check(errors)

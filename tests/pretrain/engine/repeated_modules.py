@@ -6,8 +6,7 @@ any stage. Torch alone computes them on one rank, micro batch by micro batch, wi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +111,28 @@ def by_the_engine(case: Case, made: type[Decoder] = Repeating) -> Masters:
 
 def by_torch(precision: str, made: type[Decoder] = Repeating) -> Masters:
     """The same without DeepSpeed, on one rank."""
-    model, norms = made(MODEL, VOCABULARY, "none", "auto"), []
+    model = made(MODEL, VOCABULARY, "none", "auto")
+
+    def objectives(step: int) -> Iterator[torch.Tensor]:
+        for batch in batches(step, share=False):
+            yield model(batch.tokens, batch.targets, batch.segments, batch.positions)[0] / (ROWS * LENGTH)
+
+    masters, norms = descend(model, precision, drawn, objectives)
+    return {"norms": torch.stack(norms), **masters}
+
+
+def descend(
+    model: nn.Module,
+    precision: str,
+    initial: Callable[[str, torch.Size], torch.Tensor],
+    objectives: Callable[[int], Iterable[torch.Tensor]],
+) -> tuple[Masters, list[torch.Tensor]]:
+    """Plain descent by torch alone: masters of what learns after `STEPS` steps, and the norm of each step's gradient.
+
+    `objectives` are those of a step's micro batches; each is computed after the backward pass of the one before.
+    """
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    masters = {name: drawn(name, value.shape) for name, value in model.named_parameters()}
+    masters, norms = {name: initial(name, value.shape) for name, value in model.named_parameters()}, []
     if precision == "bf16":
         model.bfloat16()
     for step in range(1, STEPS + 1):
@@ -122,15 +140,14 @@ def by_torch(precision: str, made: type[Decoder] = Repeating) -> Masters:
         with torch.no_grad():
             for name, value in model.named_parameters():
                 value.copy_(masters[name])
-        for batch in batches(step, share=False):
-            objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
-            (objective / (ROWS * LENGTH)).backward()
+        for objective in objectives(step):
+            objective.backward()
             for name, value in learned.items():
                 sums[name] += value.grad.float()
                 value.grad = None
         norms.append(torch.stack([total.norm() for total in sums.values()]).norm())
         masters |= {name: masters[name] - total for name, total in sums.items()}
-    return {"norms": torch.stack(norms), **{name: masters[name] for name in learned}}
+    return {name: masters[name] for name in learned}, norms
 
 
 def gradient_errors(
@@ -148,11 +165,3 @@ def gradient_errors(
         errors = [float((ours[name] - value).norm() / (value - start[name]).norm()) for name, value in theirs.items()]
         found[" ".join(map(str, case))] = max(errors)
     return found
-
-
-def on_ranks(folder: str) -> None:
-    """The work of each rank: every case."""
-    torch.set_num_threads(1)
-    found = gradient_errors()
-    if torch.distributed.get_rank() == 0:
-        (Path(folder) / "errors.json").write_text(json.dumps(found))

@@ -5,14 +5,12 @@ Gathers are counted where DeepSpeed starts them; nothing is kept from one use to
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.rank_runs import found_by_ranks
 
 BLOCKS = 3
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -33,7 +31,7 @@ AT_ONCE = {
 }
 
 
-def on_two_ranks(folder: Path) -> None:
+def counts_of_cases() -> dict[str, Any]:
     """The work of each rank: two steps of every case, of which the second is counted."""
     import torch
     from torch._dynamo.utils import counters
@@ -46,8 +44,7 @@ def on_two_ranks(folder: Path) -> None:
             "graphs": counters["stats"]["unique_graphs"],
             "breaks": sum(counters["graph_break"].values()),
         }
-    if torch.distributed.get_rank() == 0:
-        (folder / "found.json").write_text(json.dumps(found))
+    return found
 
 
 def _count(settings: dict[str, Any], bias: bool) -> dict[str, Any]:
@@ -134,18 +131,9 @@ def _watched(block: Any, gathered: list[Any]) -> Any:
     return run
 
 
-SCRIPT = """import pathlib
-from tests.pretrain.engine import test_gathering
-test_gathering.on_two_ranks(pathlib.Path({!r}))
-"""
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gathering")
-    well, messages = run_ranks(folder, ["-c", SCRIPT.format(str(folder))], 2, timeout=900.0)
-    assert well, messages[-6000:]
-    return json.loads((folder / "found.json").read_text())
+    return found_by_ranks(tmp_path_factory.mktemp("gathering"), "engine.test_gathering", "counts_of_cases()", 2)
 
 
 @pytest.mark.slow

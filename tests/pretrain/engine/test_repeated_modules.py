@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from governance.errors import PipelineError
 from pretrain.model.decoder import Decoder
 from tests.pretrain.engine import repeated_modules as repeated
-from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.rank_runs import found_by_ranks
 
 AGREE = 1e-5
 """Share of a parameter's movement over two steps, in fp32 and bf16; a use left out of stage 3 was .69."""
 FAST = (("fp32", 3, "none"), ("bf16", 2, "none"))
-SCRIPT = """from tests.pretrain.engine import repeated_modules
-repeated_modules.on_ranks({!r})
-"""
 
 
 def check(errors: dict[str, float], most: float = AGREE) -> None:
@@ -31,9 +26,7 @@ def test_modules_used_twice_learn_as_in_torch_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_matrix_of_stages_and_precisions_learns_as_in_torch_alone(tmp_path, ranks):
-    well, messages = run_ranks(tmp_path, ["-c", SCRIPT.format(str(tmp_path))], ranks)
-    assert well, messages[-6000:]
-    errors = json.loads((tmp_path / "errors.json").read_text())
+    errors = found_by_ranks(tmp_path, "engine.repeated_modules", "gradient_errors()", ranks)
     assert len(errors) == len(repeated.CASES) == 14
     check(errors)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
+from tests.pretrain.rank_runs import SHORT, found_by_ranks, load_conftest
 
 RUNS = {"muon": {"optimizer": "muon", "precision": "bf16"}, "adamw": {"zero_stage": 3}}
 
 
-def on_one_rank(folder: Path) -> None:
-    """Train without the compiler, import it and train again; write the imports, both losses, what collections skip."""
+def trained_twice(folder: str) -> dict[str, Any]:
+    """Train without the compiler, import it and train again: the imports, both losses, what collections skip."""
     import gc
     import sys
 
@@ -22,7 +22,7 @@ def on_one_rank(folder: Path) -> None:
     def losses(round_: str) -> dict[str, list[float]]:
         return {
             name: conftest._losses(
-                conftest._run_training(folder / round_ / name, **SHORT, **settings), folder / round_ / name
+                conftest._run_training(Path(folder, round_, name), **SHORT, **settings), Path(folder, round_, name)
             )
             for name, settings in RUNS.items()
         }
@@ -37,19 +37,11 @@ def on_one_rank(folder: Path) -> None:
     found["marked"] = torch._dynamo.is_dynamo_supported() and hasattr(
         type(optimizer).add_param_group.__wrapped__.__dict__["__dynamo_disable"], "_torchdynamo_disable"
     )
-    (folder / "found.json").write_text(json.dumps(found))
-
-
-SCRIPT = """import pathlib
-from tests.pretrain.engine import test_uncompiled
-test_uncompiled.on_one_rank(pathlib.Path({!r}))
-"""
+    return found
 
 
 def test_training_imports_no_compiler_and_learns_the_same_next_to_one(tmp_path):
-    well, written = run_ranks(tmp_path, ["-c", SCRIPT.format(str(tmp_path))], 1)
-    assert well, written[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = found_by_ranks(tmp_path, "engine.test_uncompiled", f"trained_twice({str(tmp_path)!r})", 1)
     assert found["imported"] == []
     assert found["marked"]
     assert found["skipped"] > 100_000  # what torch and DeepSpeed made when they were imported

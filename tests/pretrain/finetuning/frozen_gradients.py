@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -22,9 +20,11 @@ from pretrain.engine.state import full_state
 from pretrain.finetuning.adapters import begin_pass, freeze
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import initial_weight
-from tests.pretrain.engine.repeated_modules import CASES, MODEL, STEPS, Case, Masters, descent
+from tests.pretrain.engine.repeated_modules import CASES, MODEL, STEPS, Case, Masters, descend, descent
 from tests.pretrain.engine.test_engine_state import LENGTH, MICRO, ROWS, VOCABULARY, batches
 
+WHOLE = [case for case in CASES if case[2] == "none"]
+"""Cases without recomputation."""
 UNTIED = MODEL.model_copy(update={"tie_word_embeddings": False})
 TRAINED: dict[str, dict[str, Any]] = {
     "adapters": {"adapter": {"rank": 4, "alpha": 4.0}},
@@ -76,28 +76,17 @@ def by_torch(what: str, precision: str) -> tuple[Masters, Masters]:
     """Masters before and after the steps without DeepSpeed, on one rank."""
     model = Decoder(model_of(what), VOCABULARY)
     freeze(model, recipe_of(what, precision), VOCABULARY)
-    learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     start = {name: drawn(name, value.shape) for name, value in model.named_parameters()}
-    masters = dict(start)
-    if precision == "bf16":
-        model.bfloat16()
-    for step in range(1, STEPS + 1):
-        sums = {name: torch.zeros_like(masters[name]) for name in learned}
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(masters[name])
+
+    def objectives(step: int) -> Iterator[torch.Tensor]:
         for number, batch in enumerate(batches(step, share=False)):
             begin_pass(model, (0, step, 0, number))
-            objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
-            (objective / (ROWS * LENGTH)).backward()
-            for name, value in learned.items():
-                sums[name] += value.grad.float()
-                value.grad = None
-        masters |= {name: masters[name] - total for name, total in sums.items()}
-    return start, {name: masters[name] for name in learned}
+            yield model(batch.tokens, batch.targets, batch.segments, batch.positions)[0] / (ROWS * LENGTH)
+
+    return start, descend(model, precision, drawn, objectives)[0]
 
 
-def gradient_errors(cases: Iterable[Case]) -> dict[str, float]:
+def gradient_errors(cases: Iterable[Case] = WHOLE) -> dict[str, float]:
     """By what learns and case, the largest error of a parameter's movement as a share of what torch alone gives."""
     found = {}
     # Other ranks drop other elements.
@@ -112,11 +101,3 @@ def gradient_errors(cases: Iterable[Case]) -> dict[str, float]:
             errors = [float((ours[name] - theirs[name]).norm() / moved[name].norm()) for name in theirs]
             found[f"{what}: {' '.join(map(str, case))}"] = max(errors)
     return found
-
-
-def on_ranks(folder: str) -> None:
-    """The work of each rank: every case."""
-    torch.set_num_threads(1)
-    found = gradient_errors([case for case in CASES if case[2] == "none"])
-    if torch.distributed.get_rank() == 0:
-        (Path(folder) / "errors.json").write_text(json.dumps(found))

@@ -28,16 +28,13 @@ from pretrain.preflight.memory import estimate
 from tests.pretrain.export.test_export import our_logits
 from tests.pretrain.finetuning import frozen_gradients
 from tests.pretrain.initial_weights.test_initial_weights import saved
-from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.rank_runs import found_by_ranks
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
 peft = pytest.importorskip("peft", reason="needs peft (compared with 0.21.2), from the extra `dev`")
 
 ADAPTER = {"rank": 4, "alpha": 6.0, "dropout": 0.25, "rank_stabilised": True}
 SIZES = {"vocab_size": 200, "num_hidden_layers": 2, "intermediate_size": 64}
-SCRIPT = """from tests.pretrain.finetuning import {0}
-{0}.on_ranks({1!r})
-"""
 IDS = torch.randint(1, 200, (2, 30), generator=torch.Generator().manual_seed(1))
 
 
@@ -61,9 +58,7 @@ def test_the_gradients_of_what_learns_are_those_of_torch_alone():
 
 @pytest.mark.slow
 def test_the_matrix_of_stages_and_precisions_has_them_on_two_ranks(tmp_path):
-    well, messages = run_ranks(tmp_path, ["-c", SCRIPT.format("frozen_gradients", str(tmp_path))], 2)
-    assert well, messages[-6000:]
-    errors = json.loads((tmp_path / "errors.json").read_text())
+    errors = found_by_ranks(tmp_path, "finetuning.frozen_gradients", "gradient_errors()", 2)
     assert len(errors) == 7 * (len(frozen_gradients.TRAINED) - 2) + 5  # without dropout; five below stage 3
     wrong(errors)
 
@@ -175,9 +170,7 @@ def test_a_run_that_is_killed_resumes_exactly_with_its_dropout(tmp_path, trained
 
 @pytest.mark.slow
 def test_two_ranks_resume_exactly_from_their_shards(tmp_path):
-    well, messages = run_ranks(tmp_path, ["-c", SCRIPT.format("adapter_ranks", str(tmp_path))], 2)
-    assert well, messages[-6000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = found_by_ranks(tmp_path, "finetuning.adapter_ranks", f"digests({str(tmp_path)!r})", 2)
     assert len(found) == 2
     for name, (whole, resumed) in found.items():
         assert whole == resumed, name

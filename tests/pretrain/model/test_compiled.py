@@ -7,12 +7,12 @@ cases, else the ninth shape of a function would run uncompiled without a warning
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
+from tests.pretrain.rank_runs import SHORT, found_by_ranks, load_conftest
 
 CASES = {
     "1b": (1, "none"),
@@ -24,7 +24,7 @@ ROUNDED = 1e-3
 """Nats in four steps: compiled code rounds to bf16 elsewhere. With AMX 6e-5, and 2e-4 with two blocks on one rank."""
 
 
-def on_two_ranks(folder: Path) -> None:
+def cases_in(folder: str) -> dict[str, Any]:
     """The work of each rank: every case compiled, and once the uncompiled reference."""
     import torch
     from torch._dynamo.utils import counters
@@ -34,25 +34,16 @@ def on_two_ranks(folder: Path) -> None:
         torch._dynamo.reset()
         counters.clear()
         settings = {"zero_stage": stage, "activation_checkpointing": kept, "compile": name in CASES}
-        run = conftest._run_training(folder / name, precision="bf16", num_hidden_layers=1, **SHORT, **settings)
-        losses, graphs = conftest._losses(run, folder / name), counters["stats"]["unique_graphs"]
+        run = conftest._run_training(Path(folder, name), precision="bf16", num_hidden_layers=1, **SHORT, **settings)
+        losses, graphs = conftest._losses(run, Path(folder, name)), counters["stats"]["unique_graphs"]
         found[name] = {"losses": losses, "graphs": graphs}
-    if torch.distributed.get_rank() == 0:
-        (folder / "found.json").write_text(json.dumps(found))
-
-
-SCRIPT = """import pathlib
-from tests.pretrain.model import test_compiled
-test_compiled.on_two_ranks(pathlib.Path({!r}))
-"""
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
-    well, messages = run_ranks(folder, ["-c", SCRIPT.format(str(folder))], 2, timeout=900.0)
-    assert well, messages[-6000:]
-    return json.loads((folder / "found.json").read_text())
+    return found_by_ranks(folder, "model.test_compiled", f"cases_in({str(folder)!r})", 2)
 
 
 @pytest.mark.slow
