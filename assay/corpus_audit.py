@@ -1,4 +1,4 @@
-"""Audit and verdict of a run's corpus, and what the audit reads."""
+"""Audit and verdict of a run's corpus, and the audit's inputs."""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ from pretrain.train import folder_of, train
 def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str]) -> Path:
     """Run everything, from the corpus to the report.
 
-    The report is written even when the gate is closed, training diverges, or its energy budget is exhausted; but not
-    of artifacts that are not as they were signed.
+    The report is written even if the gate is closed, the training diverges or its energy budget is exhausted; but not
+    if an artifact differs from what was signed.
 
-    Whatever would refuse the training on this machine is refused before the corpus is made (`start_preflight.py`).
+    Checks that would refuse the training on this machine run before the corpus is made (`start_preflight.py`).
 
     Raises:
         ConfigError: the settings do not work on this many processes of this machine.
@@ -141,9 +141,9 @@ def training(
 ) -> Manifest:
     """Train after the gate has opened, or find the finished run.
 
-    One process is this one (one rank of several under torchrun); more are launched, and `argv` repeats the
-    configuration on their command line. The verdict is on the token shards. Packed rows are an index of them: the
-    trainer opens the shards that the index was made from, and compares both with their digests.
+    A single process trains here (as one rank of several under torchrun). More processes are launched, with `argv` as
+    their configuration. The verdict covers the token shards. Packed rows are an index of them: the trainer opens the
+    shards from which the index was made, and compares both with their digests.
 
     Raises:
         GateClosed: the verdict does not let this corpus through, the journal never stated a checkpoint as it is, or
@@ -168,10 +168,7 @@ def training(
 def _admit(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The verdict that opens the gate, and the origin of the weights.
-
-    The origin is None in a look-up.
-    """
+    """The verdict that opens the gate, and the origin of the weights (None in a look-up)."""
     tokens, origin = training_rows(artifacts), None
     with report_decision(run, artifacts, runtime):
         verdict = require_verdict(run, artifacts, runtime)
@@ -191,7 +188,7 @@ def _admit(
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
     """Readable checkpoints and native shards that this training may read.
 
-    Its own ones, the one that it continues from, and its teacher.
+    These are its own, the one that it continues from, and its teacher.
     """
     files = sorted(runtime.root.glob(f"checkpoint*/*/{FILE_NAME}"))
     if not files:
@@ -213,7 +210,7 @@ _STOPS: dict[type[PipelineError], str] = {
     BudgetReached: "the training processes stopped for the energy budget; see their message above",
     Diverged: "the training diverged; the messages above name the steps and what to do",
 }
-"""Ends of a training that its ranks explain."""
+"""Ways in which a training ends that its ranks have explained already."""
 
 
 def _launch(
@@ -221,7 +218,7 @@ def _launch(
 ) -> None:
     """Train in `processes` ranks of this machine, and raise as they do.
 
-    The ranks run no actions of the gate: this process does, once for all of them and their restarts.
+    This process runs the gate's actions, once for all ranks and restarts; the ranks run none.
     """
     folder = training_folder(run, artifacts, runtime)
     if not (folder / FILE_NAME).exists():
@@ -249,7 +246,7 @@ def _launch(
 
 
 def _refuse_ranks(run: LoadedRun, processes: int) -> None:
-    """Refuse what the ranks would refuse, before they import torch.
+    """Refuse settings that the ranks would refuse, before they import torch.
 
     Raises:
         ConfigError: such as a batch that does not divide.

@@ -103,7 +103,7 @@ def make_key(run: LoadedRun) -> None:
 
 
 def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
-    """Keep copies of what is submitted.
+    """Keep copies of the submitted files.
 
     The jobs refuse later edits, or accept them with `take_edits`. The records of the jobs are announced first, so that
     each of their lines is signed.

@@ -78,7 +78,7 @@ def pinned(run: LoadedRun) -> TrainRecipe:
 
 
 def _train(run: LoadedRun) -> TrainConfig:
-    """The section with absolute paths of what it begins from."""
+    """The section with absolute paths of its initial weights or checkpoint."""
     train = run.config.train
     if train.initial_weights and not train.initial_weights.startswith(SCHEME):
         weights = run.folder / os.path.expanduser(train.initial_weights)

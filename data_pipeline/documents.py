@@ -360,7 +360,7 @@ def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def edited(texts: pa.Array, changed: Mapping[int, str]) -> pa.Array:
-    """The texts with those of the rows `changed`, which ascend."""
+    """The texts, with the rows of `changed` (ascending) replaced."""
     if not changed:
         return texts
     mask = np.zeros(len(texts), bool)

@@ -233,7 +233,7 @@ def drop_repeated(
 ) -> ShardMade:
     """Move rows with repeated ids to the quarantine; return count differences.
 
-    `work` has the documents, the quarantined records (None: the reading's first shard has them), and the rows with
+    `work` holds the documents, the quarantined records (None if the reading's first shard has them), and the rows with
     repeated ids.
     """
     documents, quarantine, repeated = work
@@ -284,7 +284,7 @@ class _Listing:
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the documents of all sources.
 
-    Relative paths start at `config_folder`. Each source has a name of its own (`DataConfig` refuses others).
+    Relative paths start at `config_folder`. The names of sources are distinct (`DataConfig` refuses others).
 
     Raises:
         MissingInput: a source's file, package or data set is missing, or it was not made and `runtime.make` is off. A
@@ -460,8 +460,8 @@ def _without_repeats(
 ) -> list[Shard]:
     """Give one source's shards their final names, repeated ids removed.
 
-    What was read stays next to it, so that another process that makes the same artifact, or a later one whose other
-    files changed, finds it whole; an untouched shard is one file with two names.
+    Shards stay under their first names too, for another process that makes the same artifact and for a later artifact
+    in which only other files changed. A shard without repeats is one file with two names.
     """
     found: list[tuple[str, Output, Output | None]] = []
     for shard, done in parts:
@@ -473,7 +473,7 @@ def _without_repeats(
                 found.append((f"{number}.{role.removeprefix(_FURTHER)}-{source}", output, None))
     paths = [runtime.root / output.path for _, output, _ in found]
     repeated: list[list[int]] = [[]] * len(found)
-    if parts[0][0].payload.source.fields.id:  # found by one worker for all
+    if parts[0][0].payload.source.fields.id:  # one worker finds the repeats, for all
         key = recipe.key(["repeated", *(output.sha256 for _, output, _ in found)])
         path = folder.parent / "records" / f"{key}.repeated.json"
 

@@ -77,8 +77,8 @@ def _stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Mani
     yield (documents := ingest(config.sources, config.ingest, folder, runtime))
     lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
     own = config.clean.language_model
-    model = own_language_model(folder / own, runtime) if own else None
-    yield (documents := clean(documents, config.clean, runtime, lists, model))
+    language_model = own_language_model(folder / own, runtime) if own else None
+    yield (documents := clean(documents, config.clean, runtime, lists, language_model))
     if config.code is not None:
         yield (documents := select_code(documents, config.code, config.sources, runtime, folder))
     if config.filters:
@@ -114,12 +114,13 @@ _SECTIONS = {
     "filter": "the bounds and functions of [[data.filters]]",
     "classify": "the bounds of [[data.classifiers]]",
 }
+"""Stage -> settings that an error names; `[data.STAGE]` for any other stage."""
 
 
 def _refuse_empty(documents: Manifest) -> None:
-    """Refuse the documents of a stage if there are none.
+    """Refuse a stage's result without any document.
 
-    Warns of a source that lost all of its own.
+    Warns if a source lost all of its documents.
 
     Raises:
         ConfigError: the stage removed all of them, so that later stages would have nothing to do.

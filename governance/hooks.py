@@ -22,7 +22,7 @@ from governance.signed_notes import NoteSigner
 UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
 
 UNMEASURED = "unmeasured"
-"""Entry of a meter's dictionary: what it cannot measure, a line each, so that its upper bound is unknown."""
+"""Entry of a meter's dictionary: a line for each thing that it cannot measure; its upper bound is then unknown."""
 ELSEWHERE = "Ray node"
 """Words that begin such a line."""
 

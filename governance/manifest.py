@@ -15,10 +15,10 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 
 `key` identifies what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
 `run`, and identifies what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
-unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
-accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
-the journal states digest and seal (`chain.py`). An output of more than 64 MiB
-has `leaves` too, the SHA-256 of each 64 MiB of it: where the file was altered, the piece can be named.
+unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included. It detects
+accidental damage to the manifest, as the digests in `outputs` detect damage to files. Deliberate changes are detected
+by the journal, whose signed lines state digest and seal (`chain.py`). An output of more than 64 MiB also has `leaves`,
+the SHA-256 of each 64 MiB piece, so that an altered piece can be named.
 `run.origin.exports` names the checkpoints behind folders of weights that Assay exported, by the digest of the folder
 that `inputs` lists as a file. `run.linked_from` names the earlier artifacts that shards were linked from, where there
 are any. `run.beside` lists, as `outputs` does, files written for the artifact that are not outputs: records of its
@@ -59,7 +59,7 @@ SOURCES = ("file", "hub")
 
 
 class Input(Section):
-    """One thing that an artifact was made from."""
+    """Artifact or source file from which an artifact was made."""
 
     stage: str
     """The stage that made it, or "file" for a source file."""
@@ -150,7 +150,7 @@ class Manifest(Section):
 
     @property
     def made_from(self) -> tuple[Input, ...]:
-        """Inputs, and the checkpoints behind those that are exports."""
+        """Inputs, and the checkpoints behind exported ones."""
         behind = (item for exports in self.exported.values() for item in exports if item not in self.inputs)
         return (*self.inputs, *dict.fromkeys(behind))
 
@@ -184,7 +184,7 @@ def describe(path: Path, root: Path) -> Output:
 def describe_folder(folder: Path, root: Path) -> list[Output]:
     """All files of a folder except manifests, temporaries and links.
 
-    A link is a second name, which some copies leave out.
+    Links are left out: they are second names, which some copies lack.
     """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
     return [describe(path, root) for path in files if path != folder / FILE_NAME and not is_temporary(path)]
@@ -270,8 +270,8 @@ def resized(manifest: Manifest, root: Path) -> str:
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
     """Read each output and return the differences, one line per file.
 
-    No line means that the artifact is whole. For a large file that differs, names the pieces; `deep` also compares the
-    leaves of the others.
+    No line means that the artifact is intact. The line of a large file that differs names the altered pieces; `deep`
+    also compares the leaves of the other files.
     """
     return [
         f"{output.path}: {problem}"
@@ -313,7 +313,7 @@ def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:
-    """Differences of two manifests in what the digest covers.
+    """Differences of two manifests in the content that the digest covers.
 
     Files are compared by name.
     """

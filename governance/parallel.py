@@ -167,7 +167,7 @@ def _note_host(runtime: Runtime, artifact: str, host: str, record: Path) -> None
     if host == socket.gethostname():
         return
     runtime.notes.elsewhere.setdefault(artifact, set()).add(host)
-    if not is_seen(record):  # a file system over a network may go on to say that there is none, as it said before
+    if not is_seen(record):  # a network file system may still report it missing, from its cache
         raise MissingInput(f"{record}: is not visible here, and {host} wrote it. Mount the root with shorter caches")
 
 
@@ -178,7 +178,7 @@ def _note_beside(runtime: Runtime, stage: str, files: Iterable[Output]) -> None:
 def _forget(missing: Sequence[tuple[Path, str]], place: _ShardFolder, linked: set[str]) -> None:
     """Remove the records whose files differ from them.
 
-    A share, which compares sizes alone, would trust them.
+    Otherwise a share, which only compares sizes, would trust them.
     """
     for record, name in missing:
         if record.exists() and _find(record, name, place, linked) is None:  # again: a share may have made it just now
@@ -342,7 +342,7 @@ def _room(pool: ProcessPoolExecutor | RayPool, runtime: Runtime, waiting: set[Fu
 def _first_finished(waiting: set[Future[Any]], compiling: Event) -> tuple[set[Future[Any]], set[Future[Any]]]:
     """Wait for a finished task; return those finished and the others.
 
-    Meanwhile a worker's compilation is logged.
+    While it waits, the compilation of a worker is logged.
     """
     while True:
         finished, others = wait(waiting, _LOOK_SECONDS, return_when=FIRST_COMPLETED)

@@ -53,7 +53,7 @@ class PhaseClock:
             self._phase, self._hangs = phase, False
 
     def hang(self, silent: float) -> None:
-        """Count the last `silent` seconds, and what follows, as a hang."""
+        """Count the last `silent` seconds, and all that follow, as a hang."""
         with self._guard:
             self._settle()
             last = self._seconds.get(self._phase, 0.0)

@@ -61,17 +61,17 @@ _NO_SETTINGS = {
 }  # fmt: skip
 """Stage -> entries of its recipe that a run's file does not have, or not with this value."""
 COMMIT_LOCK = "commit.lock"
-"""Lock of a root: what is stated and written is so by one process at a time."""
+"""Lock of a root: one process at a time states and writes artifacts."""
 
 
 class ShareDone(Exception):
     """End of an array task's turn (`Runtime.mode`); exit code 0.
 
     Args:
-        stage: where it left.
+        stage: the stage at which the task ended.
         reason: a clause for the message.
-        made: the number of shards it made there.
-        missing: another task whose shards this one needs to go on. None: a join comes next.
+        made: number of shards that it made there.
+        missing: another task, whose shards this one needs first. None: a join comes next.
     """
 
     def __init__(self, stage: str, reason: str, made: int = 0, missing: int | None = None) -> None:
@@ -86,11 +86,11 @@ class RunNotes:
     """Notes of `map_shards` and `once` for a manifest's `run` block."""
 
     linked: dict[str, set[str]] = field(default_factory=dict)
-    """Artifact -> the earlier ones that shards of it were linked from: their energy is the earlier one's."""
+    """Artifact -> earlier artifacts from which its shards were linked; they account for the energy of those shards."""
     beside: dict[str, dict[str, Output]] = field(default_factory=dict)
-    """Stage -> by path the files written for the artifact in the making that are not outputs of it."""
+    """Stage -> path -> file that was written for the unfinished artifact without being one of its outputs."""
     elsewhere: dict[str, set[str]] = field(default_factory=dict)
-    """Artifact -> other hosts, nodes of a Ray cluster, that made shards of it: no meter of this run measures them."""
+    """Artifact -> nodes of a Ray cluster that made shards of it, which no meter of this run measures."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Runtime:
     make: bool = True
     """False: look artifacts up, never make them."""
     command: str = "assay run CONFIG"
-    """The command that makes what a look-up did not find."""
+    """Command that makes an artifact, for the error of a look-up that does not find it."""
     worker: tuple[int, int] = (0, 1)
     """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
     mode: Literal["all", "share", "join"] = "all"
@@ -117,7 +117,7 @@ class Runtime:
     hooks: Hooks = field(default_factory=Hooks)
     """Energy, budget, attestation and signatures."""
     notes: RunNotes = field(default_factory=RunNotes, repr=False, compare=False)
-    """For the manifests that are in the making."""
+    """For the manifests of unfinished artifacts."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def read_artifact(artifact: Path) -> Manifest:
 def find(stage: str, key: str, root: Path) -> Manifest | None:
     """The finished artifact of this key, or None.
 
-    One whose files are gone or of another size counts as unfinished.
+    An artifact with missing files, or files of another size, counts as unfinished.
     """
     path = artifact_folder(stage, key, root) / FILE_NAME
     if not path.exists():
@@ -189,15 +189,15 @@ def run_stage(
 ) -> Manifest:
     """Find the artifact of a recipe, or make and commit it.
 
-    A share of an array makes shards and leaves, and leaves a stage that is made `alone`, which has no shards, to the
-    next join. A join commits.
+    A task of an array (`share`) makes its shards, then raises `ShareDone`; the next `join` commits. A stage without
+    shards (`alone`) is made by the join.
 
     Raises:
         ShareDone: this is a share, and a join comes next.
-        MissingInput: it is missing and `runtime.make` is False.
-        ManifestError: a file of it has another size and `runtime.make` is False; or another process committed other
-            bytes under the same key: the stage is not deterministic.
-        BudgetReached: the policy's energy budget leaves no room for it; finished shards are kept.
+        MissingInput: the artifact is missing and `runtime.make` is False.
+        ManifestError: one of its files has another size and `runtime.make` is False; or another process committed
+            other bytes under the same key, so the stage is not deterministic.
+        BudgetReached: the policy's energy budget does not suffice for it; finished shards are kept.
     """
     stage, key = recipe.stage, recipe.key([item.digest for item in inputs])
     found = find(stage, key, runtime.root)
@@ -264,9 +264,9 @@ def _look_up_error(recipe: Recipe, folder: Path, runtime: Runtime) -> PipelineEr
 
 
 def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> MissingInput:
-    """Error of a look-up; names other artifacts of the stage.
+    """Error of a look-up that found no artifact.
 
-    Names the newest ones, each with the settings that differ.
+    It names the newest artifacts of the stage, each with the settings that differ.
     """
     ours, found = dict(flat(json.loads(canonical_json(section)))), []
     paths = sorted(runtime.root.glob(f"{stage}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
@@ -304,10 +304,11 @@ def commit(
     *,
     replaces: bool = False,
 ) -> Manifest:
-    """Attest and write the manifest, unless another process did so first.
+    """Attest and write the manifest.
 
-    Then both must have made the same bytes; each has a `run` block of its own, and the last one attested counts. Files
-    of `beside` that are not outputs are listed in that block. With `replaces` a manifest that exists is not compared.
+    If another process committed first, both must have made the same bytes; their `run` blocks differ, and the one that
+    was attested last counts. It lists the files of `beside` that are not outputs. With `replaces` an existing manifest
+    is not compared.
     """
     path = root / manifest.path
     outputs = {output.path for output in manifest.outputs}

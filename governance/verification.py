@@ -66,7 +66,7 @@ class Verified(NamedTuple):
     """Result of a verification; texts begin with the file's path."""
 
     files: int
-    """Number of those that were read."""
+    """Number of files that were read."""
     problems: list[str]
     notes: list[str]
     """Unsigned content that is not a fault: an end that is not stated yet, an unfinished artifact."""
@@ -225,7 +225,7 @@ def _prefixes(entries: Iterable[JournalEntry]) -> dict[str, list[StatedPrefix]]:
 
 
 def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvidence) -> Iterator[str]:
-    """Growing files that a report read beyond what was stated by then."""
+    """Growing files that a report read beyond their last statement."""
     for manifest in manifests:
         own = evidence.latest.get(manifest.path)  # without it the whole report is reported under its own name
         page = f"{manifest.folder}/report.json"

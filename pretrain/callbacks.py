@@ -28,7 +28,7 @@ from pretrain.config.training import CallbackConfig
 from pretrain.metrics.metrics_log import Record
 
 _EVENTS = {"step": "step", "validation": "evaluation", "task": "evaluation", "checkpoint": "checkpoint"}
-"""Events of the record -> those of `[[train.callbacks]]`."""
+"""Event of the record -> event of `[[train.callbacks]]`."""
 
 
 @dataclass

@@ -93,7 +93,7 @@ def train_loop(context: TrainContext) -> TrainState:
                 # The decision stays on the device, and so do the loss and the norms: until they are read, a step
                 # later on CUDA, the host never waits for the GPU.
                 decision = guard.judge(loss, step)
-                context.stop_requested.defer()  # from here on there is something to save
+                context.stop_requested.defer()  # from here on a stop saves this step first
                 factor = rate_factor(step, config.steps, optim)
                 context.heartbeat.beat(f"step {step}: the gradients are there")
                 skipped, norms = engine.update(factor, decision.skip)
@@ -134,10 +134,10 @@ def train_loop(context: TrainContext) -> TrainState:
 
 
 def _spike_guard(context: TrainContext, state: TrainState) -> SpikeGuard:
-    """The judge of the losses, which starts again where the rows change."""
+    """Spike guard; its window starts again where mixture or batch size change."""
     config = context.recipe.train
     starts = window_starts(config)
-    if config.late_sources:  # the step at which they begin follows from the rows
+    if config.late_sources:  # the number of rows decides at which step they begin
         starts |= frozenset(step["from_step"] for step in weights_in_use(context.train_rows, config))
     return SpikeGuard(config.skip, state.losses, state.skipped, context.device, starts)
 
@@ -456,7 +456,7 @@ def _nats_function(
 def _save(context: TrainContext, state: TrainState) -> None:
     """Start saving in the background.
 
-    The loop pauses for a copy, and for the previous save if that is not durable yet.
+    The loop pauses for a copy of the state, and before it until the previous save is durable.
 
     Raises:
         AlteredFile: a token shard was changed while it was read; nothing is saved.
@@ -472,7 +472,7 @@ def _save(context: TrainContext, state: TrainState) -> None:
 
 
 def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) -> NoReturn:
-    """Save what no checkpoint has, then raise once it is durable.
+    """Save steps that no checkpoint holds, then raise once they are durable.
 
     Raises:
         BudgetReached: the energy budget is used up.

@@ -195,7 +195,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 class Diverged(PipelineError):
-    """The run cannot continue as it is configured.
+    """The run cannot continue with its settings.
 
     A restart would end the same way.
     """

@@ -286,7 +286,7 @@ def _open_run(
 def _checkpoint_store(
     recipe: TrainRecipe, origin: _Origin, runtime: Runtime, ranks: Ranks, lease: RunLease, vocabulary_size: int
 ) -> CheckpointStore:
-    """The run's checkpoints, and what each of them states."""
+    """The run's checkpoints, and the facts that each states."""
     steps = artifact_folder(STAGE, origin.key, runtime.root) / STEPS_FILE
     return CheckpointStore(
         root=runtime.root,

@@ -92,7 +92,7 @@ class Partition:
     """Most nodes of a job."""
     default: bool
     qos: str = ""
-    """Its own qos, whose limits go before those of a job's; "" without one."""
+    """Its own qos, whose limits precede those of a job's qos; "" if none."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def freeze(
     taken: bool,
     signer: LineSigner = sign_nothing,
 ) -> None:
-    """Keep copies of the files, and record what was submitted.
+    """Keep copies of the submitted files, and record their digests.
 
     `code` is the program's version, with its digest unless jobs run an image. `taken` lets jobs take an edit.
     """
@@ -119,7 +119,7 @@ def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> I
 
 
 def refuse_edits(root: Path, key: str | None, *, first: bool, signer: LineSigner = sign_nothing) -> None:
-    """Compare this job with what was submitted.
+    """Compare this job's files with the submitted ones.
 
     `first` marks the rank that compares the program, and logs.
 

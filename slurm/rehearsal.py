@@ -50,7 +50,7 @@ _KILL_SECONDS = 60.0
 
 
 def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
-    """States of rehearsed jobs by id, without those of dead rehearsals."""
+    """States of rehearsed jobs by id; dead rehearsals are left out."""
     ids = set(jobs)
     if not ids:
         return {}
@@ -72,7 +72,7 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
 
 
 def record(orders: Sequence[JobRequest], root: Path, signer: LineSigner = sign_nothing) -> list[SubmittedJob]:
-    """Record the requested jobs as those of a rehearsal."""
+    """Record the requested jobs as a rehearsal."""
     before = submitted(root)
     number = max([FIRST_LOCAL, *(int(line.job) for line in before if int(line.job) >= FIRST_LOCAL)])
     submission = next_submission(root)

@@ -357,7 +357,7 @@ def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
 
 
 def _causes(parts: Sequence[UnitState]) -> str:
-    """Verdicts on the last failures, and what follows from them."""
+    """Verdicts on the last failures, and the actions that follow."""
     causes: dict[str, None] = {}
     for part in (part for part in parts if part.means and part.kind != "done"):
         over = part.kind in ("failed", "lost") and part.action != "stop"

@@ -101,7 +101,7 @@ def keep_scripts(
 
 
 def _take_write_permission(root: Path) -> None:
-    """Remove other accounts' write permission from what the jobs execute.
+    """Remove other accounts' write permission from files that the jobs execute.
 
     These are the jobs' scripts, the program that runs them, and the records that they compare with.
 

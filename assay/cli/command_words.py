@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     """A repeatable positional word that may follow options, too; argparse takes it in one place only."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Add -v and -q to what every parser has."""
+        """Add -v and -q to every parser."""
         super().__init__(*arguments, **named)
         amount = self.add_mutually_exclusive_group()
         amount.add_argument(

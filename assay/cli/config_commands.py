@@ -104,7 +104,7 @@ def _a_line_each(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """A dotted name and those of the tables around it, innermost first."""
+    """A dotted name and the names of its enclosing tables, innermost first."""
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -191,7 +191,7 @@ def doctor(arguments: Arguments) -> int:
 
 
 def _checks() -> Iterator[tuple[str, bool, str, str]]:
-    """Each ability: name, whether it is there, what was found, the fix."""
+    """Each ability: name, whether it is available, its version or fault, the fix."""
     yield "python", (3, 11) <= sys.version_info < (3, 14), sys.version.split()[0], "install Python 3.11 to 3.13"
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0))

@@ -112,7 +112,7 @@ def _mute_repeated_warnings(launcher: str) -> None:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """Flush where a full disk is still reported as what it is."""
+    """Flush while a full disk can still be reported as such."""
     failed = True
     try:
         yield

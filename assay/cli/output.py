@@ -80,7 +80,7 @@ def write_out(text: str, *, flush: bool = False) -> None:
 
 
 def write_last(text: str, *, failed: bool) -> None:
-    """Write and flush what is left of a command's output.
+    """Write and flush the rest of a command's output.
 
     If the command has failed, the caller reports that error, and one of standard output must not replace it.
 

@@ -105,7 +105,7 @@ def kept_tables(audit: Path, bias: Path | None) -> dict[str, list[dict[str, Any]
 def review(
     bench: Bench, key: Any, source: TextIO, target: TextIO, signed: Callable[[Path], None] = lambda path: None
 ) -> list[Path]:
-    """Walk through what is open; return the statements that were written.
+    """Walk through the open results; return the statements that were written.
 
     Args:
         bench: what is reviewed.

@@ -206,7 +206,7 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
 
 
 def retry(arguments: Arguments) -> int:
-    """Submit again what is missing and what depends on it."""
+    """Submit missing parts, and those that depend on them, again."""
     loaded, runtime = load(arguments, "slurm submit")
     submission, jobs = _checked_plan(arguments, loaded, runtime)
     with submission_lock(runtime.root):
@@ -388,7 +388,7 @@ def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tu
 
 
 def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:
-    """Write the scripts and refuse what the cluster would refuse."""
+    """Write the scripts; fail early if the cluster would refuse them."""
     loaded, config, root, folders = (
         submission.loaded,
         submission.config,

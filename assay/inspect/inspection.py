@@ -270,7 +270,7 @@ def _stages(
 
 
 def _kept(made: Sequence[Manifest]) -> KeptTexts:
-    """Texts that the proposed run keeps of those that were read."""
+    """Sampled texts that the proposed run would keep."""
     ingested, cleaned, last = made[0].stats, made[1].stats, made[-1].stats
     short = int(cleaned["removed"].get("too_few_words", 0))
     if 2 * short > ingested["documents_kept"]:

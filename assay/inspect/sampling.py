@@ -107,7 +107,7 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
 
 
 def _packer(out: BinaryIO, ending: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    """A file that compresses what is written to it."""
+    """A file that compresses the bytes written to it."""
     if ending == ".gz":
         return cast(BinaryIO, gzip.GzipFile("", "wb", 1, out, 0))
     if ending == ".zst":

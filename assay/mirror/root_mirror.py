@@ -37,7 +37,7 @@ _OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abf
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Files of a copy, and what was transferred."""
+    """Files of a copy, in total and transferred."""
 
     files: int
     bytes: int

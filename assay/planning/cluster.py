@@ -55,7 +55,7 @@ _RATES = (
 
 
 class Cluster(Section):
-    """Nodes of one kind, and what they cost."""
+    """Nodes of one kind, and their costs."""
 
     name: str = Field(min_length=1)
     device: Literal["cuda", "cpu"]

@@ -146,7 +146,7 @@ class Plan:
 
     @property
     def unlike(self) -> str:
-        """Words on times that are of another precision than the run's."""
+        """Note on times that were measured in another precision than the run's."""
         if self.correction.words or self.precision in ("bf16", "bf16_masters"):
             return ""
         return f"time, money and energy are those of bf16; what train.precision = {self.precision!r} adds is not known"
@@ -283,7 +283,7 @@ def _expected(
 
 
 def refuse(run: LoadedRun, inputs: PlanInputs, step: StepPlan) -> None:
-    """Refuse what a start would refuse, as a dry run does.
+    """Refuse settings that a start would refuse, as a dry run does.
 
     Raises:
         ConfigError: the settings do not work on these ranks.

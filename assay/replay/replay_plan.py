@@ -1,4 +1,4 @@
-"""Plan of a replay: what is affected, where it begins, the cost.
+"""Plan of a replay: affected steps, first checkpoint, cost.
 
     read        steps of the run that read one of the documents: a function of seed and settings, not remembered
     clean       the last checkpoint before the first of them that is kept, of the run or of those that it continues
@@ -67,7 +67,7 @@ class ReplayPlan:
     training: str
     """The run's, "train/<key>"."""
     documents: tuple[str, ...]
-    """Identities of those that its corpus holds, hexadecimal."""
+    """Identities of the documents that its corpus holds, hexadecimal."""
     fates: tuple[str, ...]
     """Requested ones that it does not hold, with the filter that removed each."""
     reads: tuple[int, ...]

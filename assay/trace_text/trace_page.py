@@ -122,7 +122,7 @@ def _shown(text: str, start: int, end: int, masked: Sequence[Detection]) -> Iter
 
 
 def _quoted(span: TracedSpan, traced: TracedText, masked: Sequence[Detection]) -> str:
-    """A span's text, masked by what is found in the whole text.
+    """A span's text, with the personal data of the whole text masked.
 
     A span may cut an address, and half of one is not recognised. A span that begins within it begins with its
     placeholder. What is recognised in the span alone is masked too.

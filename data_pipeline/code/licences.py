@@ -99,7 +99,7 @@ _CODE_ENDINGS = (".py", ".js", ".ts", ".c", ".h", ".cpp", ".go", ".rs", ".java",
 
 
 def is_licence_file(file: str) -> bool:
-    """Return whether a file's name is that of a licence file."""
+    """Return whether a file is a licence by its name."""
     name = PurePosixPath(file).name.lower()
     return _LICENCE_FILE.match(name) is not None and not name.endswith(_CODE_ENDINGS)
 

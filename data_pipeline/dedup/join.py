@@ -69,7 +69,7 @@ class JoinEngine:
     memory_mib: int
     """Memory limit of the process."""
     scratch: Path
-    """Folder of merged key files and of what DuckDB spills.
+    """Folder of merged key files and of DuckDB's temporary files.
 
     Nodes of a cluster must see it.
     """

@@ -62,7 +62,7 @@ _SPANS, _CUTS = pa.schema([*SPAN_SCHEMA, *_EARLIER]), pa.schema([*CUT_SCHEMA, *_
 
 
 class SubstringsConfig(Section):
-    """The shortest repeat, and what is done next to it."""
+    """Sizes that decide which repeats are cut."""
 
     min_bytes: int = Field(default=500, ge=64)
     """Bytes of a repeat, from which it is cut."""

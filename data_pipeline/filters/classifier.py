@@ -60,7 +60,7 @@ _BINS = 10  # bins of the calibration error
 
 
 class ClassifierConfig(Section):
-    """A linear model, what it is trained on, and what it removes."""
+    """A linear model, its training texts, and the documents that it removes."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     """Names the model, its scores' column and its reason."""

@@ -112,11 +112,10 @@ class CleanConfig(Thresholds):
 
 
 def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
-    """Normalise each text but those of `skip`.
+    """Normalise every text except those of `skip`; return the texts and the number that changed.
 
-    Return the texts and how many changed.
-
-    Python sees only texts with a control character, a foreign line end, or what a quick check of NFC cannot settle.
+    Compiled code finds the texts that may change: those with a control character, with another line end, or for which
+    the quick check of NFC is undecided. Python normalises only these.
     """
     from governance.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
 
@@ -155,7 +154,7 @@ def profiles_of(
 def _by_columns(
     config: CleanConfig, table: pa.Table, raw_bytes: npt.NDArray[np.int64], lists: Path | None
 ) -> tuple[list[str], list[str]]:
-    """Reasons and evidence against documents that need no look at the text."""
+    """Reasons and evidence for removals that depend on columns alone, not on the text."""
 
     def found(size: int, licence: str, opt_out: str, fetched: str, url: str) -> tuple[str, str]:
         if size > config.max_document_bytes:
@@ -278,8 +277,8 @@ def without_lines(
 def listed_languages(languages: Sequence[str], confidences: Sequence[float]) -> list[str]:
     """The languages whose stop words count; "und" where none do.
 
-    A text that is not surely in a language is mostly in one that the model does not know, whose function words are
-    others. English keeps its list: the model takes text in no language (code, tables) for it, and the rule finds that.
+    A text of uncertain language is mostly in one that the model does not know, with other function words. English keeps
+    its list even then: the model takes text in no language (code, tables) for English, and this rule removes it.
     """
     from data_pipeline.filters.language import SURE, UNDETERMINED
 
@@ -364,12 +363,12 @@ def clean(
 ) -> Manifest:
     """Keep the documents that every filter keeps; count the others by reason.
 
-    `lists` is what the stage of that name made: domains and URLs that are blocked, words that are counted. `model`
-    is the language model of the run's own, if it has one.
+    `lists` is the artifact of the stage of that name: blocked domains and URLs, and words to count. `model` is the
+    run's own language model, if it has one.
 
     `stats` adds to the common counts: `languages` (documents that came in, by code), `mixed_languages` (documents with
     parts in several), `normalised` (documents whose text changed), `unspaced` (documents in a script without spaces),
-    `lines_removed` (lines cut out, by reason): the last three of documents that were looked at.
+    `lines_removed` (lines cut out, by reason). The last three cover only documents whose text was read.
 
     Raises:
         ManifestError: a shard cannot be read.

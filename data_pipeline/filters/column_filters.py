@@ -142,7 +142,7 @@ def _kind(bound: Bound) -> str:
 
 
 def _as(kind: str, value: Any) -> Any:
-    """The value as this kind; None where it is of another."""
+    """The value as this kind; None if it is of another kind."""
     if kind == "truth value":
         return value if isinstance(value, bool) else None
     if kind == "number":

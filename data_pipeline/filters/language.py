@@ -47,7 +47,7 @@ class Languages(NamedTuple):
     """ISO 639-1, else 639-3; "und" below the floor or when empty."""
     confidences: list[float]
     shares: list[float]
-    """Bytes in the language, as a share of those in any; 1 where none is sure."""
+    """Bytes in the language, as a share of bytes in any language; 1 if none is sure."""
 
 
 def identify(

@@ -52,7 +52,7 @@ class FastTextFile:
     """Without `__label__`."""
     label_counts: list[int]
     kept: npt.NDArray[np.int32] | None
-    """[n-grams, 2], bucket and row of what pruning kept; None: not pruned."""
+    """[n-grams, 2], bucket and row of the n-grams left by pruning; None: not pruned."""
     rows: Floats
     """[words + n-grams, dimensions]."""
     output: Floats

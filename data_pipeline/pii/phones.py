@@ -81,7 +81,7 @@ _SOCIAL_SECURITY = [3, 2, 4]  # the digit groups of a US social security number
 
 
 class Slice(NamedTuple):
-    """Groups i..j of a run: what the shapes are judged by."""
+    """Groups i..j of a run, by which shapes are judged."""
 
     groups: tuple[str, ...]
     between: tuple[str, ...]

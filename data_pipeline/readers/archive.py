@@ -173,7 +173,7 @@ class _Allowance:
         self._unpacked = 0
 
     def grants(self, packed: int, unpacked: int) -> bool:
-        """Return whether a member may be opened; what is granted is counted."""
+        """Return whether a member may be opened, and count it if so."""
         if is_bomb(packed, unpacked) or is_bomb(self._packed, self._unpacked + unpacked):
             return False
         self._unpacked += unpacked

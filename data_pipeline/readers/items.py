@@ -82,7 +82,7 @@ class SourceFiles:
     beside: list[SourceItem]
     """Files without text: hosts' statements on a web archive's pages, own code."""
     unread: list[tuple[str, str]]
-    """Path and reason of what may hold records and is not read."""
+    """Path and reason of each file that may hold records and is not read."""
 
     def inputs(self) -> list[Input]:
         """Each file by its digest, as an input of an artifact."""

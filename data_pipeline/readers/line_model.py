@@ -91,7 +91,7 @@ def word_table(words: Mapping[str, float]) -> tuple[Integers, Floats]:
 
 
 def word_hash(word: str) -> int:
-    """Hash of a word in lower case, as `page_features.word_sum` has it."""
+    """Hash of a word in lower case, equal to `page_features.word_sum`."""
     hashed = 0
     for letter in word:
         hashed = (hashed * 1_000_003 + ord(letter) + 1) % (1 << 64)

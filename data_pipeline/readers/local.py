@@ -45,7 +45,7 @@ class FoundFiles:
 
     files: list[LocalFile]
     unread: list[tuple[str, str]]
-    """Path and reason of what may hold records and is not read."""
+    """Path and reason of each file that may hold records and is not read."""
 
 
 def find_files(patterns: tuple[str, ...], folder: Path, owner: str, *, follow_links: bool = False) -> list[LocalFile]:
@@ -122,7 +122,7 @@ def find_paths(source: PathSource, folder: Path) -> FoundFiles:
 
 
 def remaining_files(source: PathSource, folder: Path) -> Iterator[Path]:
-    """Files of those of a source's patterns that still name any."""
+    """Files of a source's patterns; patterns without any are skipped."""
     for pattern in () if source.elsewhere else source.paths:
         with contextlib.suppress(MissingInput):
             local = pattern.removeprefix("file://")

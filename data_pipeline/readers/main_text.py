@@ -96,7 +96,7 @@ def main_text(page: str) -> str:
 
 
 def main_texts(pages: Sequence[bytes]) -> list[bytes]:
-    """Main text of each page, as `main_text` has it; both in UTF-8.
+    """Main text of each page, as `main_text` returns it; both in UTF-8.
 
     Each step goes over all pages: code and tables of one step stay in the cache.
     """
@@ -139,7 +139,7 @@ def _closed_items(page: str) -> str:
 
 
 def _selectors(page: str, bits: int) -> list[str] | None:
-    """Selectors of what is skipped, those only that a page may match.
+    """Selectors of skipped elements, without those that cannot match the page.
 
     Each costs a test of every element. What they name is written in the page as it is, but for the value of a role,
     which references may spell.

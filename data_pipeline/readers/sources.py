@@ -581,7 +581,7 @@ def kept_columns(source: Source) -> tuple[str, ...]:
 
 
 def identity(source: Source) -> Source:
-    """A source without the fields that do not affect what is read."""
+    """A source without the fields that do not affect its documents."""
     if isinstance(source, _Rows) and source.code:  # the lists of licences are of the stage `code`
         rows = source.code.model_copy(update={name: () for name in LicenceLists.model_fields})
         source = source.model_copy(update={"code": rows})

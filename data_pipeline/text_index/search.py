@@ -133,7 +133,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Holders:
-    """Documents that hold a passage: all of them counted, the first named."""
+    """Documents that hold a passage: their number, and the first of them."""
 
     documents: int
     occurrences: int

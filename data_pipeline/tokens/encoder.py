@@ -47,7 +47,7 @@ class Encoder:
     decode_text: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
     """Decoder of a tokenizer whose ids are not the text's bytes; None: `pieces`, joined, are the text."""
     unknown: int | None = None
-    """The id of what its vocabulary lacks; None: it lacks nothing."""
+    """The id of unknown words and characters; None: its vocabulary covers all."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -88,7 +88,7 @@ class Encoder:
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """The text that `ids` add to that of `before`.
+        """The text that `ids` append to the text of `before`.
 
         Alone they may have another text: SentencePiece leaves out the space that a text begins with.
         """

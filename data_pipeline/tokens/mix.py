@@ -240,7 +240,7 @@ def read_buckets(plan: Path) -> npt.NDArray[np.object_] | None:
 
 
 def read_plan_rows(plan: Path, rows: Sequence[int]) -> list[tuple[int, str]]:
-    """Copies and quality bucket ("" where there is none) of documents."""
+    """Copies and quality bucket ("" if none) of documents."""
     copies, buckets = read_table(plan, PLAN_SCHEMA)["copies"].to_pylist(), read_buckets(plan)
     return [(copies[row], "" if buckets is None else buckets[row]) for row in rows]
 

@@ -79,7 +79,7 @@ class Sum:
     surviving: int | None
     wasted: int | None
     unknown: int | None
-    """Spent by what still runs."""
+    """Energy of intervals that have not ended."""
     low: int | None
     high: int | None
     """Bounds of `measured`; None where something that used energy had no meter."""
@@ -91,7 +91,7 @@ class Sum:
 
 
 def settle(intervals: Sequence[Interval]) -> list[EnergyPiece]:
-    """Intervals as pieces with outcomes, in order, which is that of `read_ledger`.
+    """Intervals as pieces with outcomes, in the order of `read_ledger`.
 
     On one host the order says which attempt came later, since its clock may be set back; between hosts clocks do.
     """
@@ -274,7 +274,7 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
 
 
 def _sum_of_known(values: Iterable[int | None]) -> int | None:
-    """The sum of what is known.
+    """The sum of the known values.
 
     Returns None where there are parts and all are unknown.
     """

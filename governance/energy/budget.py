@@ -92,7 +92,7 @@ class Keeper(Budget):
 
     @contextlib.contextmanager
     def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> Iterator[None]:
-        """While the context lasts, `energy` is what the meter yields.
+        """While the context lasts, `energy` holds the meter's figures.
 
         Raises:
             BudgetReached: energy is unknown, and the policy refuses that.

@@ -55,7 +55,7 @@ class Training:
     """Step -> tokens that it was shown up to there, counted on from `before`."""
     starts: tuple[ParentModel, ...] = ()
     gaps: tuple[str, ...] = ()
-    """Ancestors whose manifest is gone, so that what is behind them is not known."""
+    """Ancestors whose manifest is gone; their own ancestors are unknown."""
     linked: tuple[str, ...] = ()
     """Earlier artifacts that shards of these were linked from: which part of their work that is, is unknown."""
     before: int = 0

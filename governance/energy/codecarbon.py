@@ -43,14 +43,14 @@ def require_codecarbon() -> None:
 
 @functools.cache
 def _tracker() -> tuple[Any, Any]:
-    """This process's tracker, started, and what keeps its last totals."""
+    """This process's started tracker, and the output that keeps its last totals."""
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.output_methods.base_output import BaseOutput
 
     gpus, _ = open_nvml()
 
     class Last(BaseOutput):  # type: ignore[misc]
-        """Keeps what the tracker would write to a file."""
+        """Keep the values that the tracker would write to a file."""
 
         total: Any = None
 

@@ -43,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Development:
-    """Energy of several roots by what it was for."""
+    """Energy of several roots by purpose."""
 
     final: str
     """Folder of the final training."""

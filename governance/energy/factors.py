@@ -125,7 +125,7 @@ class _Common(Section):
 
 
 class FactorsConfig(_Common):
-    """`[energy.factors]`; nothing here changes what is measured."""
+    """`[energy.factors]`; nothing here changes a measurement."""
 
     by_hour: HourlyFile | None = None
     """The grid's intensity by the hour; it goes before `grid` for the time that it covers."""
@@ -151,7 +151,7 @@ class Factors(_Common):
 
 
 def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime] | None = None) -> Factors:
-    """Look up what the settings name.
+    """Look up the factors that the settings name.
 
     Args:
         config: the settings.

@@ -46,7 +46,7 @@ class Use:
 
     millijoules: int = 0
     milliwatts: int = 0
-    """The greatest powers of those that still run, added up."""
+    """Sum of the greatest powers of intervals that have not ended."""
     unknown: tuple[str, ...] = ()
     """Intervals without a figure, as text."""
     needs: int = 0
@@ -84,7 +84,7 @@ class Spending:
         self._seen: dict[str, _SeenInterval] = {}
 
     def read(self) -> None:
-        """Read what was appended since the last time.
+        """Read the lines appended since the last call.
 
         Raises:
             ManifestError: a file is not a ledger of this schema.

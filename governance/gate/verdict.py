@@ -159,7 +159,7 @@ def statements_in_effect(gate: GateContext, policy: Policy, corpus: str, *, reco
 def _may_state(keyring: Keyring) -> bool:
     """Return whether our key is one that readers of the verdict trust.
 
-    A line by another would close the journal for all of them.
+    A line signed by any other key would close the journal for all of them.
     """
     if not keyring.own.exists():
         return False
@@ -175,7 +175,7 @@ def _intact_audit(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
     """The audit behind a verdict, as first written; empty if removed.
 
     Raises:
-        GateClosed: it is another one, or a file of it was altered.
+        GateClosed: the folder holds another audit, or one of its files was altered.
     """
     path = root / verdict["audit"]["path"]
     if not path.exists():
@@ -303,7 +303,7 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
 def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal) -> tuple[dict[str, Any], Any, str]:
     """The current verdict with its envelope and digest.
 
-    It is {} if missing, untrusted, or before a clock correction.
+    The verdict is {} if it is missing or untrusted, or precedes a correction of the clock.
     """
     if not path.exists():
         return {}, None, ""
@@ -351,10 +351,10 @@ def _predicate(envelope: Any, keys: Sequence[Any], path: Path) -> dict[str, Any]
 
 
 def binding_sites(policy: Policy, keyring: Keyring) -> tuple[Site, ...]:
-    """The sites whose rules this run is under.
+    """Sites whose rules bind this run.
 
     Raises:
-        GateClosed: it breaks the rules of one that binds on this machine.
+        GateClosed: the run breaks a rule of a site that binds on this machine.
     """
     config = keyring.config
     names = (*config.trusted_keys, *config.parent_keys) if config.trusted_keys else ()
@@ -390,14 +390,13 @@ def require_open(
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.
 
-    `file_sha256` in it is the digest of the file's bytes that were judged.
-
-    `record` is false for a look-up, which leaves no line in the journal.
+    Its `file_sha256` is the digest of the verdict's file as it was read. With `record` false (a look-up) no line is
+    added to the journal.
 
     Raises:
-        GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
-            is missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a
-            clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
+        GateClosed: the verdict is missing, stale, altered, replayed, about something else, or not a pass; a shard is
+            missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a clock was moved
+            back; a waiver or an approval no longer holds; or an owner refused. It names reasons and owners.
     """
     keyring, root, journal = gate.keyring, gate.root, gate.journal
     sites_here = binding_sites(policy, keyring)

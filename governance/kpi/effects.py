@@ -84,7 +84,7 @@ def influence(kpi: Kpi, outcomes: Outcomes) -> Influence:
 
 
 def without_covariate(values: Floats, covariate: Floats, treated: npt.NDArray[np.bool_]) -> Floats:
-    """Values less what a covariate predicts; means over both arms stay."""
+    """Values less a covariate's prediction; means over both arms stay."""
     inner, outer = 0.0, 0.0
     for mask in (~treated, treated):
         centred = covariate[mask] - covariate[mask].mean()

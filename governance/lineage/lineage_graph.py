@@ -64,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by key, and what each was made from, in order."""
+    """Nodes by key, and the inputs of each, in order."""
 
     nodes: Mapping[tuple[str, str], Node]
     parents: Mapping[tuple[str, str], tuple[tuple[str, str], ...]]

@@ -1,4 +1,4 @@
-"""Statement "training-audit-draw": what an audit will repeat, signed before it repeats anything.
+"""Statement "training-audit-draw": steps that an audit will repeat, signed beforehand.
 
     {"training": "train/<key>", "head": "41:<SHA-256>", "nonce": "<hex, or a public value>", "beacon": false,
      "value": "<SHA-256>", "share": 0.01, "amount": 1,

@@ -417,7 +417,7 @@ class Journal:
             raise ManifestError(f"{self.path}: cannot be read ({error}); each root has its journal") from error
 
     def _read(self, whole: bytes | None = None) -> None:
-        """Take in what was appended since; nothing is verified here.
+        """Read the lines appended since the last call, without verifying them.
 
         `whole` is the file's content, if it was read.
         """

@@ -91,7 +91,7 @@ class JournalEntry:
 
 
 def named(entry: JournalEntry) -> set[str]:
-    """The digests of its subjects and of what they were made from."""
+    """The digests of its subjects and of their inputs."""
     return {*entry.subjects.values(), *(item.digest for item in entry.materials)}
 
 
@@ -142,7 +142,7 @@ class VerifiedLines:
     lines: int = 0
     """Their number, torn ones included."""
     last: str = ""
-    """SHA-256 of the last; it holds those of all before it."""
+    """SHA-256 of the last line, which covers all lines before it."""
     entries: tuple[JournalEntry, ...] = ()
 
 

@@ -174,7 +174,7 @@ def by_key(path: Path) -> Authenticate:
 
 
 def by_certificate(authorities: Iterable[Path]) -> Authenticate:
-    """Accept what was signed under a certificate of one of these authorities.
+    """Accept signatures under a certificate of one of these authorities.
 
     The time is that at which the certificate began to be valid: a bundle states no other.
 
@@ -225,7 +225,7 @@ def _verify_chain(chain: Sequence[Certificate], roots: list[Certificate], place:
 
 
 def by_identity(identity: str, issuer: str) -> Authenticate:
-    """Accept what a Sigstore identity signed.
+    """Accept signatures of a Sigstore identity.
 
     The trusted root is that which package `sigstore` ships with.
 

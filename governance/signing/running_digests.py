@@ -68,7 +68,7 @@ class Prefix:
     lines: int
     sha256: str
     anew: bool = False
-    """True where it does not continue what was stated before."""
+    """True if it does not continue an earlier statement."""
     signed: bool = False
     """True where each line is signed as it is written, since the file was announced so."""
 
@@ -220,7 +220,7 @@ class RunningDigests:
         )
 
     def _start(self, name: str, signed: bool) -> _Position:
-        """The beginning of a file; what was known of it is forgotten."""
+        """State of a file at its beginning; earlier state is forgotten."""
         self._known[name] = _Position(signed=SignedLines(name) if signed else None)
         return self._known[name]
 

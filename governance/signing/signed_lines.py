@@ -51,7 +51,7 @@ LEDGERS = ("energy.jsonl", "energy.*.jsonl")
 
 
 def is_ledger(file: str) -> bool:
-    """Return whether a file of the root is of the ledger."""
+    """Return whether a file of the root belongs to the ledger."""
     return any(fnmatchcase(file, pattern) for pattern in LEDGERS)
 
 

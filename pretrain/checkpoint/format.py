@@ -136,7 +136,7 @@ class TrainState:
 
     @property
     def final_loss(self) -> float | None:
-        """The last finite loss; None where there is none."""
+        """The last finite loss, or None."""
         return next((loss for loss in reversed(self.losses) if loss is not None), None)
 
 

@@ -237,7 +237,7 @@ def _ends_there(store: CheckpointStore, found: WholeCheckpoint) -> bool:
 
 
 def _restore_shared(engine: Engine, state: TrainState) -> None:
-    """Restore what every rank holds alike."""
+    """Restore the state that every rank holds alike."""
     from pretrain.engine.state import restore_loss_scale, restore_scalars
     from pretrain.model.expert_bias import restore_expert_bias
 
@@ -267,7 +267,7 @@ def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[st
 
 
 def _lost(folder: Path, durable: list[int], damaged: list[str]) -> PipelineError:
-    """Error that names the durable steps and what is left of them."""
+    """Error that names the durable steps and their remaining files."""
     steps = f"step {durable[-1]}" if durable else "a step"
     lines = [f"{folder}: the checkpoint of {steps} was durable, and none of this run is intact now."]
     lines += [f"  {line}" for line in damaged] or ["  Their folders below checkpoint/ are gone."]

@@ -8,9 +8,9 @@ The thread writes, hashes and syncs, meets the other ranks through their store (
 first the canonical checkpoint, then the native shards next to it. It never calls a collective. A kill at any moment
 leaves the previous checkpoint, or this one, whole.
 
-Promises: the next `save` waits for the previous one. A fault of any rank's thread is raised on every rank at the next
-`save` or `wait`, or when the context ends, and nothing is committed. When training fails, the thread has time to
-finish, because what it holds is good. Price: host memory for one copy of this rank's part (12 bytes per parameter with
+Promises: the next `save` waits for the previous one. A fault in any rank's thread is raised on every rank at the next
+`save` or `wait`, or when the context ends, and nothing is committed. When training fails, the thread may still finish,
+because its copy is valid. Price: host memory for one copy of this rank's part (12 bytes per parameter with
 AdamW, divided by the ranks) while training lasts, and processor time for writing and hashing, which the thread takes
 at a lower priority than training.
 """

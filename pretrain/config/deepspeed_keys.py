@@ -26,7 +26,7 @@ OWNED = shipped_table(__package__, "deepspeed_keys.toml")
 
 
 def keys_of(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """The dotted names of all keys, tables and what is in them."""
+    """The dotted names of all tables and keys."""
     for key, value in values.items():
         yield f"{before}{key}"
         if isinstance(value, Mapping):
@@ -45,7 +45,7 @@ def conflict(passed: Mapping[str, Any]) -> str | None:
 
 
 def with_passed(ours: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
-    """Our dictionary with what is passed through.
+    """Our dictionary with the keys that are passed through.
 
     Tables are merged; the passed value of a key wins.
     """

@@ -441,7 +441,7 @@ class EvaluationConfig(Section):
 
 
 class TrainRecipe(Section):
-    """Sections that decide what is learned from given token shards.
+    """Sections that decide the weights learned from given token shards.
 
     It is the source of a run's key.
     """

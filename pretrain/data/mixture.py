@@ -54,7 +54,7 @@ class MixtureSource:
         return self.firsts[runs] + indices - self.before[runs]
 
     def indices(self, rows: Integers) -> Integers:
-        """Indices of those of these rows that belong to the source."""
+        """Indices of the given rows that belong to the source."""
         if not self.count:
             return rows[:0]
         runs = np.searchsorted(self.firsts, rows, side="right") - 1

@@ -316,7 +316,7 @@ def add_up(values: list[float] | list[int], device: torch.device | str) -> list[
 
 
 def broadcast(tensor: torch.Tensor, source: int) -> None:
-    """Overwrite a tensor of every rank with that of rank `source`."""
+    """Overwrite a tensor on every rank with the tensor of rank `source`."""
     from torch import distributed
 
     if distributed.get_world_size() > 1:

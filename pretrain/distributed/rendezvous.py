@@ -57,7 +57,7 @@ class Rendezvous:
     store: Any
     """A `torch.distributed.Store`, by a connection of this thread alone; None where there is one rank."""
     name: str
-    """Name of this rendezvous; no other has it."""
+    """Unique name of this rendezvous."""
     rank: int
     world_size: int
     over: threading.Event

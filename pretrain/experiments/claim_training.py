@@ -130,7 +130,7 @@ def _point(step: int, nats: Any, counts: Any, recipe: LanguageTraining) -> dict[
 
 
 def position_ranges(length: int) -> list[tuple[int, int]]:
-    """Ranges of positions, each half of what is left before it."""
+    """Ranges of positions, each half of the remaining ones before it."""
     edges = [length >> power for power in range(length.bit_length(), -1, -1)]
     return list(itertools.pairwise(edges))
 

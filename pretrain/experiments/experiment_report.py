@@ -14,7 +14,7 @@ from governance.reports.html.markup import Child, Html, fold, tag
 from governance.reports.sections.page import runs_page
 
 Found = Mapping[str, Any]
-"""Every figure of a report, as its JSON file has it."""
+"""Every figure of a report, as in its JSON file."""
 
 
 _PAGE_STYLE = "main>section{padding-top:1.1rem}pre{white-space:pre-wrap;overflow-wrap:anywhere}"

@@ -88,7 +88,7 @@ def trained_count(recipe: TrainRecipe, vocabulary_size: int) -> int:
 
 
 def parameters_of(recipe: TrainRecipe, vocabulary_size: int) -> dict[str, int]:
-    """Numbers of a run's parameters, and of those that learn.
+    """Numbers of a run's parameters: all, and trained ones.
 
     The second is there only where some are frozen.
     """

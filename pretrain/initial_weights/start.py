@@ -48,7 +48,7 @@ class InitialWeights:
     folder: WeightsFolder
     model: ModelConfig
     of_hub: HubWeights | None = None
-    """The model of the hub that the folder is of."""
+    """The hub's model from which the folder was downloaded."""
 
     @property
     def source(self) -> Input:

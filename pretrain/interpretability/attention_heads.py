@@ -20,7 +20,7 @@ _ROWS, _LONGEST, _SEED = 8, 50, 0
 
 @dataclass(frozen=True)
 class Induction:
-    """Induction scores of all heads, and what the model gains."""
+    """Induction scores of all heads, and the model's gain from repetition."""
 
     scores: list[list[float]]
     """[layers][heads], 0 to 1."""

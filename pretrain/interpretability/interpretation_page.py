@@ -46,7 +46,7 @@ code.token{white-space:pre-wrap;background:var(--faint);border-radius:.2rem;padd
 
 
 def interpretation_page(values: Mapping[str, Any]) -> str:
-    """The page of what `assay interpret --json` prints."""
+    """The page of the figures that `assay interpret --json` prints."""
     facts = [
         ("checkpoint", digest(values["checkpoint"])), ("step", number(values["step"])),
         ("blocks", number(values["layers"])), ("attention heads of each", number(values["attention_heads"])),

@@ -46,7 +46,7 @@ class Mirror(Protocol):
         """Draw line `number` (from 0, over all attempts) of metrics.jsonl."""
 
     def close(self, exit_code: int) -> None:
-        """Write what is still buffered.
+        """Write buffered lines.
 
         `exit_code` is that of the training that ends.
         """
@@ -208,7 +208,7 @@ class _GuardedMirror:
             self._log.warning("%s failed (%s); the run continues without it", self._name, error)
 
     def close(self, exit_code: int) -> None:
-        """Write what is still buffered."""
+        """Write buffered lines."""
         if self._mirror is None:
             return
         try:

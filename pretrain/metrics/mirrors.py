@@ -249,6 +249,6 @@ class TensorboardMirror:
                 self._writer.add_scalar(chart, value, step)
 
     def close(self, exit_code: int) -> None:
-        """Write what is queued."""
+        """Write queued events."""
         if self._writer is not None:
             self._writer.close()

@@ -114,7 +114,7 @@ def select_experts(logits: torch.Tensor, used: int, bias: torch.Tensor | None) -
 
 
 _KERNEL_BYTES = 16
-"""Bytes of which the kernel needs each row to be a multiple."""
+"""Each row's bytes must be a multiple of this for the kernel."""
 
 
 def grouped_product(x: torch.Tensor, ends: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -187,7 +187,7 @@ def _cut(values: torch.Tensor, pieces: int) -> list[torch.Tensor]:
 
 
 def _pieces_agree(make: Make, groups: Groups, weights: Sequence[torch.Tensor]) -> bool:
-    """Return whether updates of flat halves are those of whole parameters."""
+    """Return whether updates of flat halves equal those of whole parameters."""
     halves = _Trial(make, groups, pieces=2)
     halves.steps(range(_STEPS))
     joined = [torch.cat([part.detach() for part in parts]) for parts in halves.parts]

@@ -1,4 +1,4 @@
-"""Hardware of one rank: what a start of training is checked against."""
+"""Hardware of one rank, against which a start of training is checked."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def free_host_bytes(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Folders of this process's memory cgroups, and of those around them.
+    """Folders of this process's memory cgroups, and of enclosing ones.
 
     A container may show its own group as the top one, under whatever path the process has on the node.
     """

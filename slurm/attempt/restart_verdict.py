@@ -351,7 +351,7 @@ def _unlabelled(line: str) -> tuple[str, str]:
 
 
 def _rule_for(said: str, *, traced: bool, of_nccl: bool) -> _LogRule | None:
-    """The rule that a line meets, of those of its speaker.
+    """The first rule of a line's speaker that matches it.
 
     Args:
         said: The line without labels.
@@ -362,7 +362,7 @@ def _rule_for(said: str, *, traced: bool, of_nccl: bool) -> _LogRule | None:
 
 
 def _rule_of(said: str, *, traced: bool) -> _LogRule | None:
-    """The rule of the speaker by whose beginning a line is known."""
+    """The rule of the speaker whose prefix begins a line."""
     for speaker, head in _SPEAKERS.items():
         if (found := head.match(said)) and (traced or speaker not in ("exception", "detail")):
             rest = said[found.end() :]

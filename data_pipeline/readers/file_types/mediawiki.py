@@ -40,7 +40,7 @@ _FIELDS = {
 
 @dataclass
 class _Page:
-    """A page of the dump, as far as it is read."""
+    """A page of the dump, as read so far."""
 
     position: int
     values: dict[str, str] = field(default_factory=dict)

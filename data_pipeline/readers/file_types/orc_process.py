@@ -110,7 +110,7 @@ def _batches(stream: pa.RecordBatchReader, child: subprocess.Popen[bytes]) -> It
 
 
 def _reason(child: subprocess.Popen[bytes]) -> Exception:
-    """Cause of an end of the child before that of its stream."""
+    """Cause, if the child ended before its stream did."""
     if child.wait() == -signal.SIGKILL:
         return MemoryError("the process that reads it was killed")
     return DamagedOrc(_BEYOND)
@@ -147,7 +147,7 @@ def _bound_memory() -> None:
 
 
 def _send(path: Path, names: list[str] | None, out: IO[bytes]) -> None:
-    """Write the batches as an Arrow stream, and what ended them."""
+    """Write the batches as an Arrow stream, then the error that ended them, if any."""
     schema, batches, fault = pa.schema([]), iter(()), None
     try:
         schema, batches = _opened(path, names)

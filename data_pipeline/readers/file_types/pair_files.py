@@ -57,7 +57,7 @@ Named = TypeVar("Named", bound=NamedFile)
 
 
 def split_sides(name: str, settings: PairSettings, items: Sequence[Named]) -> tuple[list[Named], list[Named]]:
-    """Files that are read, and those of targets beside them.
+    """Files that are read, each with its file of targets.
 
     Raises:
         MissingInput: an aligned file has no counterpart.
@@ -174,7 +174,7 @@ def _read_aligned(one: tuple[Path, str], two: tuple[Path, str], pairs: _Pairs) -
 
 
 def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
-    """Translated messages; those that are not, fuzzy or obsolete are skipped."""
+    """Translated messages; untranslated, fuzzy and obsolete ones are skipped."""
     number = -1
     for values, fuzzy in _messages(path, pairs):
         if not values.get("msgid"):

@@ -258,7 +258,7 @@ def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
 
 
 def _of_groups(lexicon: Lexicon, found: TextMentions) -> Integers:
-    """The events of groups, without those of intersections."""
+    """Events of groups, not of intersections."""
     return found.events[found.events[:, 1] < len(lexicon.groups)]
 
 

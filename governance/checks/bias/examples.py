@@ -131,7 +131,7 @@ def add_scored_examples(
 
 
 def _ranks(priorities: npt.NDArray[np.uint64], sizes: Integers) -> npt.NDArray[np.uint64]:
-    """The priorities, those of long sentences after all others."""
+    """Priorities; long sentences come after all others."""
     from governance.kernels.mentions import LONG
 
     return priorities | ((sizes > LONG).astype(np.uint64) << np.uint64(63))

@@ -34,7 +34,7 @@ _COUNTRY = re.compile(r"\.([a-z]{2})$")
 
 @functools.lru_cache(maxsize=1 << 16)
 def host_of(url: str) -> str:
-    """The host in lower case, without "www."; "" for what has none."""
+    """The host in lower case, without "www."; "" if there is none."""
     match = _HOST.match(url.strip())
     return match[1].lower().rstrip(".").removeprefix("www.") if match else ""
 
@@ -65,7 +65,7 @@ class Facts:
     languages: npt.NDArray[np.object_]
     buckets: Integers
     sizes: Integers
-    """Bytes of the text as it is stored."""
+    """Bytes of the stored text."""
     reasons: list[str]
     """"" for documents that stayed."""
     sources: list[str]

@@ -132,7 +132,7 @@ def _bounds(spent: Sum, known: bool) -> dict[str, float | None]:
 
 
 def look_up(config: FactorsConfig, folder: Path, root: Path) -> Factors:
-    """The factors for what was measured under a root.
+    """The factors for the energy measured under a root.
 
     `folder` is the configuration's.
 

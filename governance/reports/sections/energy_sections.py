@@ -78,7 +78,7 @@ _ORIGINS = {
 
 
 def _used(whole: float | None, wasted: float | None, alone: float | None) -> list[tuple[str, float]]:
-    """The parts of a bar: what survived and what was wasted."""
+    """The parts of a bar: surviving and wasted energy."""
     total = whole if whole is not None else alone
     if not total:
         return []

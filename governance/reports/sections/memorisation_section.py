@@ -67,7 +67,7 @@ def copies_words(row: Mapping[str, Any]) -> str:
 
 
 def read_words(probe: Mapping[str, Any]) -> str:
-    """Sentence on what the model has read of its shards."""
+    """Sentence on the share of its shards that the model has read."""
     return (
         f"Training has read {share(probe['read_share'])} of what the training shards give to predict, "
         f"{probe['epochs']:.2f} epochs."
