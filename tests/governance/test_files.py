@@ -101,15 +101,16 @@ def test_full_disk_is_a_storage_error_and_finished_files_stay(small_disk):
     assert (small_disk / "first").read_bytes() == b"x" * 100_000
 
 
-def test_full_disk_under_arrow_is_a_storage_error(tiny_disk):
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_full_disk_under_arrow_is_a_storage_error(small_disk):
     import pyarrow as pa
 
     from data_pipeline.documents import write_table
 
     table = pa.table({"text": [os.urandom(2000).hex() for _ in range(400)]})
     with pytest.raises(StorageError, match="no space left"):
-        write_table(tiny_disk / "shard.parquet", table)
-    assert os.listdir(tiny_disk) == []
+        write_table(small_disk / "shard.parquet", table)
+    assert os.listdir(small_disk) == []
 
 
 def test_nameless_memory_keeps_what_is_written_and_leaves_no_file(tmp_path):
@@ -119,10 +120,11 @@ def test_nameless_memory_keeps_what_is_written_and_leaves_no_file(tmp_path):
     assert (len(room), room[:3], room[-1:], room[5000:5001]) == (10_000, b"abc", b"z", bytes(1))
 
 
-def test_nameless_memory_that_the_disk_has_no_room_for_is_refused_at_once(tiny_disk):
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_nameless_memory_that_the_disk_has_no_room_for_is_refused_at_once(small_disk):
     with pytest.raises(StorageError, match="no space left"):
-        nameless_memory(tiny_disk, 1 << 20)
-    assert os.listdir(tiny_disk) == []
+        nameless_memory(small_disk, 1 << 20)
+    assert os.listdir(small_disk) == []
 
 
 def test_nan_is_refused(tmp_path):
