@@ -168,7 +168,7 @@ def training(
 def _admit(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The verdict that opens the gate, and the origin of the weights (None in a look-up)."""
+    """The opening verdict, and the weights' origin (None in a look-up)."""
     tokens, origin = training_rows(artifacts), None
     with report_decision(run, artifacts, runtime):
         verdict = require_verdict(run, artifacts, runtime)

@@ -153,7 +153,7 @@ def _time_faults(config: SlurmConfig, field: str, among: Sequence[commands.Parti
 def _wall_faults(
     config: SlurmConfig, field: str, placement: Mapping[str, str], among: Sequence[commands.Partition]
 ) -> Iterator[str]:
-    """Check a wall time against the limits of the account and the qos.
+    """Check a wall time against limits of account and qos.
 
     Slurm queues a job that is longer, and never starts it (QOSMaxWallDurationPerJobLimit). A partition's own qos may
     overrule both, so a partition with one is not judged.

@@ -191,7 +191,7 @@ def doctor(arguments: Arguments) -> int:
 
 
 def _checks() -> Iterator[tuple[str, bool, str, str]]:
-    """Each ability: name, whether it is available, its version or fault, the fix."""
+    """Each ability: name, availability, version or fault, fix."""
     yield "python", (3, 11) <= sys.version_info < (3, 14), sys.version.split()[0], "install Python 3.11 to 3.13"
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0))

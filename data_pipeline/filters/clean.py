@@ -112,7 +112,7 @@ class CleanConfig(Thresholds):
 
 
 def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
-    """Normalise every text except those of `skip`; return the texts and the number that changed.
+    """Normalise all texts but those of `skip`; return the number changed, too.
 
     Compiled code finds the texts that may change: those with a control character, with another line end, or for which
     the quick check of NFC is undecided. Python normalises only these.
@@ -154,7 +154,7 @@ def profiles_of(
 def _by_columns(
     config: CleanConfig, table: pa.Table, raw_bytes: npt.NDArray[np.int64], lists: Path | None
 ) -> tuple[list[str], list[str]]:
-    """Reasons and evidence for removals that depend on columns alone, not on the text."""
+    """Reasons and evidence for removals that depend on columns alone."""
 
     def found(size: int, licence: str, opt_out: str, fetched: str, url: str) -> tuple[str, str]:
         if size > config.max_document_bytes:

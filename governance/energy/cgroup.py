@@ -106,7 +106,7 @@ def usage(group: Path | None) -> Callable[[], float] | None:
 
 
 def _quota(group: Path, groups: Path) -> float | None:
-    """Threads that the quota of the group, or of an enclosing one, allows.
+    """Threads that the group's quota, or an enclosing one's, allows.
 
     Returns None where no quota is set.
     """
@@ -140,7 +140,7 @@ def group_times(
 
 
 class Shared:
-    """The job's share of the energy that a source of the whole node counts."""
+    """The job's share of a whole node's counted energy."""
 
     def __init__(
         self, source: EnergySource, allotted: Allotment, node: Callable[[], tuple[int, int, int]] = cpu_times

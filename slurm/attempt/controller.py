@@ -18,7 +18,7 @@ _OWN_COMMENT = r"(?:^|; )assay[: ]"  # where the program's part of a comment beg
 
 
 def query(*words: str, messages: int = subprocess.STDOUT) -> tuple[int, str]:
-    """Exit status and output of a command; 127 if it is not installed.
+    """Exit status and output of a command; 127 if not installed.
 
     `messages` is the destination of its standard error; it is DEVNULL where the output is parsed as names.
     """

@@ -147,7 +147,7 @@ def _bound_memory() -> None:
 
 
 def _send(path: Path, names: list[str] | None, out: IO[bytes]) -> None:
-    """Write the batches as an Arrow stream, then the error that ended them, if any."""
+    """Write the batches as an Arrow stream, then any error."""
     schema, batches, fault = pa.schema([]), iter(()), None
     try:
         schema, batches = _opened(path, names)
