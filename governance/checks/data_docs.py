@@ -193,7 +193,8 @@ def _validate(
         with time_limit(sum(own_seconds(gate) for gate in gates)):
             found = validator.validate_expectation_suite(kept)
     except (TimeoutError, SystemExit) as error:
-        raise PipelineError(f"--data-docs: custom expectation of suite {suite} on {table.subject}: {error}") from error
+        raised = f"{type(error).__name__}: {error}"
+        raise PipelineError(f"--data-docs: custom expectation of suite {suite} on {table.subject}: {raised}") from error
     for result in found.results:
         result.success = bool(result.success)  # the store cannot write numpy.bool, which quantiles and means give
     found.meta |= {"run_id": run, "validation_time": run.run_time}

@@ -14,11 +14,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from governance.checks.data_docs import write_data_docs
 from governance.checks.expectations import built_expectations, run_suite
 from governance.checks.gx.own_expectations import source_digests
 from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+from governance.checks.suites import SuiteTable
 from governance.config import validate
-from governance.errors import ConfigError
+from governance.errors import ConfigError, PipelineError
 from governance.gate import site_policy
 from governance.gate.approvals import policy_differences
 from governance.gate.policy import Gate, Policy, load_policy
@@ -281,7 +283,7 @@ def test_an_own_expectation_that_loops_is_ended_and_leaves_its_neighbours_alone(
 
 
 @pytest.mark.parametrize("judging", [False, True])
-def test_an_own_expectation_that_exits_is_an_error_of_its_gate(own_rules, judging):
+def test_an_own_expectation_that_exits_is_an_error_of_its_gate(own_rules, judging, tmp_path):
     loops, exits = "while True:\n                sum(range(1000))", "raise SystemExit(0)"
     own_rules.write_text(textwrap.dedent(LOOPS.replace(loops, exits)) if judging else f"{exits}\n")
     one = gate(f"{own_rules.stem}:ExpectForEver", {"max_missing": 0.3}, column="language")
@@ -290,6 +292,9 @@ def test_an_own_expectation_that_exits_is_an_error_of_its_gate(own_rules, judgin
     assert "SystemExit: 0" in found[0].detail
     assert "PYTHONPATH" not in found[0].detail
     assert len(built_expectations(TABLE, [one])) == judging
+    if judging:
+        with pytest.raises(PipelineError, match=r"custom expectation of suite .*: SystemExit: 0"):
+            write_data_docs([(one.suite, SuiteTable("table", TABLE))], [one], tmp_path / "docs")
 
 
 def test_another_source_than_the_pinned_one_is_an_error_and_is_not_run(own_rules):
