@@ -47,6 +47,7 @@ from governance.errors import (
 from governance.gate.chain import require_stated
 from governance.gate.explanation import explain
 from governance.gate.verdict import verdict_path
+from governance.lineage.attest import model_key_path
 from governance.log import get_logger, run_steps
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.stage import Runtime
@@ -178,6 +179,7 @@ def _admit(
                 "then: assay data prepare CONFIG"
             )
         if runtime.make:
+            model_key_path(run.keyring)  # a mistyped one would end the training at its first checkpoint
             alone = read_ranks().world_size == 1  # several ranks only look the draws up
             teacher_logits(run, artifacts, replace(runtime, make=alone))
             require_stated(_checkpoints(run, artifacts, runtime), runtime.root, run.journal(runtime.root))

@@ -402,5 +402,5 @@ def _run(*words: str) -> str:
             if "configuration source" in message
             else ""
         )
-        raise ClusterError(f"{words[0]}: {message}{hint}")
+        raise ClusterError(f"{message if message.startswith(words[0]) else f'{words[0]}: {message}'}{hint}")
     return done.stdout

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from governance.signing.openssf import create_model_key
+
 HERE = Path(__file__).parents[1]
 CALLS = "connect,sendto,sendmsg,sendmmsg"
 STRACE = ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={CALLS}")
@@ -83,6 +85,7 @@ def test_no_command_of_a_run_speaks_to_another_machine(traced, project, monkeypa
     root = project / "root"
     text = (project / "run.toml").read_text()
     text = text.replace("[governance]", '[governance]\nmodel_signing = true\nmodel_key = "m.pem"')
+    create_model_key(project / "m.pem")
     (project / "run.toml").write_text(text.replace('mode = "disabled"', 'mode = "offline"'))
 
     def check(*commands):

@@ -82,7 +82,7 @@ class GovernanceConfig(Section):
     model_signing: bool = False
     """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` next to its files)."""
     model_key: str = ""
-    """Path of the EC key that signs them; empty: the user's own, made on first use."""
+    """Path of the EC key that signs them, which must exist; empty: the user's own, made on first use."""
 
     receipts: bool = Field(default=False, exclude_if=not_)
     """Make the tree over the corpus's names right after its tokens, so that its root is signed before anybody asks."""

@@ -25,6 +25,7 @@ from governance.signed_notes import NoteSigner
 from governance.signing.dsse import (
     PublicKey,
     SigningKey,
+    key_bytes,
     key_id,
     private_key,
     sign,
@@ -126,12 +127,24 @@ def attest_with(journal: Journal, keyring: Keyring, root: Path) -> Attest:
 
     def attest(manifest: Manifest) -> None:
         journal.state_artifact(manifest)
-        if keyring.config.model_signing and manifest.stage == "checkpoint":
-            named = keyring.config.model_key
-            key = keyring.folder / named if named else default_model_key_path()
+        if manifest.stage == "checkpoint" and (key := model_key_path(keyring)):
             state_model_signature(journal, manifest, key, root)
 
     return attest
+
+
+def model_key_path(keyring: Keyring) -> Path | None:
+    """Path of the key that signs checkpoints; None: they are not signed.
+
+    Raises:
+        ConfigError: the run names a key that does not exist; only the user's own is made on first use.
+    """
+    config = keyring.config
+    if not config.model_signing or not config.model_key:
+        return default_model_key_path() if config.model_signing else None
+    path = keyring.folder / config.model_key
+    key_bytes(path, " Make one: assay governance keygen --model PATH")
+    return path
 
 
 class KeySigner(NoteSigner):

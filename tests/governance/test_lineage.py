@@ -105,6 +105,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signed")
     signing = '[governance]\nmodel_signing = true\nmodel_key = "model.pem"'
     write_run(folder, RUN.replace("[governance]", signing))
+    create_model_key(folder / "model.pem")
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))
@@ -119,6 +120,13 @@ def stock(folder, key):
     words = ["verify", "key", str(folder), "--signature", str(folder / "model.sig"), "--public_key", str(key)]
     done = subprocess.run([sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def test_a_mistyped_model_key_is_refused_before_a_step(finished, capsys):
+    words = ["train", str(finished / "run.toml"), "--root", str(finished / "root"), "--set"]
+    assert main([*words, 'governance.model_key="modle.pem"']) == 78
+    assert f"Did you mean {finished / 'model.pem'}?" in capsys.readouterr().err
+    assert not (finished / "modle.pem").exists()
 
 
 def test_the_stock_tool_verifies_each_checkpoint_and_finds_what_was_altered(finished, tmp_path):

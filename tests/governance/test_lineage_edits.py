@@ -18,6 +18,7 @@ from governance.gate.verdict import GateContext, GovernanceConfig, Keyring, give
 from governance.lineage.attest import attest_with, open_journal, state_mirror
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.signing.dsse import private_key
+from governance.signing.openssf import create_model_key
 from governance.stage import Recipe, commit
 from governance.verification import verify_artifact, verify_root
 
@@ -48,6 +49,7 @@ def build(folder):
     """A root of every kind of thing: sources, shards (one of two pieces), a verdict, a signed checkpoint, a run."""
     root, chance = folder / "root", random.Random(1)
     private_key(folder / "key.pem")
+    create_model_key(folder / "model.pem")
     sources = [Input(stage="file", digest=f"{n}" * 64, path=f"tales/{n}.jsonl") for n in range(2)]
     ingest = make(root, "ingest", sources, {f"documents/{n}.parquet": chance.randbytes(300 + n) for n in range(3)})
     clean = make(root, "clean", [ingest.as_input()], {"documents/0.parquet": chance.randbytes(200)})

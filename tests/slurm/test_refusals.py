@@ -162,6 +162,8 @@ def test_slurms_own_words_come_with_the_fix(cluster):
     with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Fix: set slurm") as output:
         look(cluster)
     assert str(output.value).count("Invalid account") == 1  # each of its answers once
+    with pytest.raises(ClusterError, match=r"\Asbatch: error: Invalid account"):  # with one prefix
+        commands.submit(Path("script"), [])
 
 
 def test_a_node_that_is_down_now_is_no_refusal(cluster, caplog):
