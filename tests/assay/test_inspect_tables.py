@@ -114,6 +114,10 @@ def test_the_files_are_written_where_a_reader_closes_the_output(tmp_path, monkey
         def write(self, text):
             raise BrokenPipeError
 
+        def fileno(self):
+            return descriptor
+
+    descriptor = os.open(os.devnull, os.O_WRONLY)
     (tmp_path / "a.txt").write_text(prose(1))
     monkeypatch.setattr(sys, "stdout", Closed())
     arguments = parser().parse_args(["inspect", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out")])

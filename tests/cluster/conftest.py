@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed, change
 from tests.conftest import CONFIG as LOCAL
-from tests.conftest import write_tales
+from tests.conftest import write_run, write_tales
 
 NODES = 3
 NODE_MB = 96_000
@@ -108,7 +108,7 @@ def write_project(folder, files=4, documents=240):
         each = range(number * documents // files, (number + 1) * documents // files)
         write_tales(folder / "tales" / f"{number:03d}.jsonl", each)
     largest = max(path.stat().st_size for path in (folder / "tales").iterdir())  # a file is a shard
-    (folder / "run.toml").write_text(CONFIG.replace("SHARD_BYTES", str(largest)))
+    write_run(folder, CONFIG.replace("SHARD_BYTES", str(largest)))
     shutil.copy(REPOSITORY / "configs" / "policy.toml", folder / "policy.toml")
     lines = {
         "PYTHONPATH": f"{HERE / 'hook'}:{REPOSITORY}",
