@@ -22,7 +22,7 @@ from governance.config import apply_override, validate
 from governance.errors import AlteredFile, ConfigError, GateClosed
 from governance.gate import gate_actions
 from governance.gate.gate_actions import GateAction, GateEvent, run_actions
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.stage import Runtime
 from pretrain.config.training import TrackingConfig
 from pretrain.data import dataset
@@ -227,6 +227,7 @@ def gate(web, monkeypatch, tmp_path):
         config=config,
         journal=lambda root: None,
         gate=lambda root: None,
+        keyring=Keyring(config.governance, tmp_path),
         folder=tmp_path,
         path=Path("run.toml"),
         policy=SimpleNamespace(name="strict"),
