@@ -351,16 +351,16 @@ def export(arguments: Arguments) -> None:
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
     template = CHATML if loaded.config.data.encode.loss_on == "answers" else ""
-    if read_artifact(checkpoint).inputs[0].digest != training_rows(artifacts).digest:
+    exported = read_artifact(checkpoint)
+    if exported.inputs[0].digest != training_rows(artifacts).digest:
         get_logger(__name__).warning(
             "%s was trained on other token shards than those of %s, so the folder has neither the names and licences "
             "of sources nor a chat template; give the run's file of its training, with the version of Assay that made "
             "its corpus", checkpoint, arguments.config,
         )  # fmt: skip
         sources, template = [], ""
-    classifies = identity_of(read_artifact(checkpoint)).recipe.model.num_labels
-    labels = labels_of(loaded, artifacts, read_artifact(checkpoint)) if classifies else ()
-    others = averaged_with(read_artifact(checkpoint), arguments, loaded, runtime.root)
+    labels = labels_of(loaded, artifacts, exported) if identity_of(exported).recipe.model.num_labels else ()
+    others = averaged_with(exported, arguments, loaded, runtime.root)
     facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels, others)
     if arguments.adapter:
         manifest, digests = export_adapter(checkpoint, arguments.target, runtime.root, facts.unverified)

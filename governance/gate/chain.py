@@ -64,8 +64,11 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal) -> Non
                     f"{root} differs from what was signed about it:",
                     *faults,
                     "Restore the files, or remove the folder of each file named here and make it again: "
-                    + ("assay data prepare CONFIG, then: assay governance check CONFIG" * prepared)
-                    + ("with the command that made it" * (not prepared)),
+                    + (
+                        "assay data prepare CONFIG, then: assay governance check CONFIG"
+                        if prepared
+                        else "with the command that made it"
+                    ),
                 ]
             )
         )
