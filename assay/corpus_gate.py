@@ -37,11 +37,7 @@ def require_verdict(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
         GateClosed: no verdict lets these shards through.
     """
     return require_open(
-        artifacts["encode"],
-        run.policy,
-        run.gate(runtime.root),
-        packed_rows(artifacts),
-        record=runtime.make,
+        artifacts["encode"], run.policy, run.gate(runtime.root), packed_rows(artifacts), record=runtime.make
     )
 
 

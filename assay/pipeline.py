@@ -134,11 +134,7 @@ def judge_corpus(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtim
 
 
 def training(
-    run: LoadedRun,
-    artifacts: Mapping[str, Manifest],
-    runtime: Runtime,
-    processes: int = 1,
-    argv: Sequence[str] = (),
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int = 1, argv: Sequence[str] = ()
 ) -> Manifest:
     """Train after the gate has opened, or find the finished run.
 

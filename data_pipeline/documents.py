@@ -164,10 +164,7 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
 
     Row groups carry the least and the greatest value of the columns `bounds`, so that a reader can pass over them.
     """
-    with (
-        atomic_path(path) as temporary,
-        _open_writer(temporary, schema, bounds) as writer,
-    ):
+    with atomic_path(path) as temporary, _open_writer(temporary, schema, bounds) as writer:
 
         def append(table: pa.Table) -> None:
             if table.num_rows:
@@ -209,10 +206,7 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
     """
     rows: list[Sequence[Any]] = []
     held = 0
-    with (
-        atomic_path(path) as temporary,
-        _open_writer(temporary, schema) as writer,
-    ):
+    with atomic_path(path) as temporary, _open_writer(temporary, schema) as writer:
 
         def flush() -> None:
             columns = [

@@ -45,11 +45,7 @@ def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: NoteS
 
 
 def write_first_note(
-    path: Path,
-    content: Mapping[str, Any],
-    root: Path,
-    signer: NoteSigner,
-    sound: Callable[[Mapping[str, Any]], bool],
+    path: Path, content: Mapping[str, Any], root: Path, signer: NoteSigner, sound: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
     """Leave a note unless there is one; return the one that counts.
 

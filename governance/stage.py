@@ -297,12 +297,7 @@ def _can_be_set(stage: str, name: str, value: Any) -> bool:
 
 
 def commit(
-    manifest: Manifest,
-    root: Path,
-    attest: Attest = no_attest,
-    beside: Iterable[Output] = (),
-    *,
-    replaces: bool = False,
+    manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = (), *, replaces: bool = False
 ) -> Manifest:
     """Attest and write the manifest.
 

@@ -159,10 +159,7 @@ def _most_relevant(view: View) -> JobRow | None:
 
 
 def follow(
-    path: Path,
-    live: Callable[[], bool],
-    wait: Callable[[float], None] = time.sleep,
-    target: TextIO | None = None,
+    path: Path, live: Callable[[], bool], wait: Callable[[float], None] = time.sleep, target: TextIO | None = None
 ) -> None:
     """Print a log as it grows, until its job has ended.
 

@@ -269,11 +269,7 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         if kind in _SHARED:
             continue
         fix = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
-        values = {
-            **config.placement(data=True),
-            "reservation": config.reservation,
-            "exclude": config.exclude,
-        }
+        values = {**config.placement(data=True), "reservation": config.reservation, "exclude": config.exclude}
         options = [f"--{option}={value}" for option, value in values.items() if value]
         look = 'test -d "$0" || { echo "node $(hostname -s) does not see $0" >&2; exit 1; }'
         try:

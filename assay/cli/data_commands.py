@@ -66,10 +66,7 @@ def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
     """Print stages, steps, and the cost of each synthetic source."""
     check(config, folder, runtime.root, runtime.engine)
     sources = survey(config, folder, runtime)
-    say(
-        f"stages      {', '.join(stage_names(config))}",
-        stages=list(stage_names(config)),
-    )
+    say(f"stages      {', '.join(stage_names(config))}", stages=list(stage_names(config)))
     further = " (NAME-2: the stage's second pass over the shards)" * any("-" in step for step in sources.steps)
     say(
         f"steps       {', '.join(sources.steps)}{further}; about {counted(sources.shards, 'shard')}",

@@ -364,11 +364,7 @@ def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:
     chosen = rows_where(table, gate.where)
     try:
         places = offending_rows(gate, chosen)
-    except (
-        TypeError,
-        ValueError,
-        KeyError,
-    ):  # unjudgeable results have no offending row; the finding states why
+    except (TypeError, ValueError, KeyError):  # unjudgeable results have no offending row; the finding states why
         return []
     lines = [f"  row        {row_text(gate, chosen, place)}" for place in places[:_ROWS]]
     if len(places) > _ROWS:

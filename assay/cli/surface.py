@@ -128,10 +128,7 @@ def _setup(commands: Commands[Parser]) -> None:
     text = "print a script that completes commands and options in your shell"
     command = _add(commands, "completion", "completion", text)
     command.add_argument(
-        "shell",
-        choices=("bash", "zsh"),
-        metavar="SHELL",
-        help="bash or zsh: assay completion bash >> ~/.bashrc",
+        "shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh: assay completion bash >> ~/.bashrc"
     )
     command.set_defaults(group="config")
     add = _group(commands, "config", "print a run's settings, or the schema of its file")

@@ -226,11 +226,7 @@ def _first_rows(file: Path, target: Path, size: int) -> None:
 
 def _archives(file: Path, target: Path, size: int) -> None:
     """The first web archives of a WACZ file, cut between records."""
-    with (
-        zipfile.ZipFile(file) as source,
-        atomic_path(target) as temporary,
-        zipfile.ZipFile(temporary, "w") as out,
-    ):
+    with zipfile.ZipFile(file) as source, atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as out:
         for member in source.infolist():
             if not member.filename.startswith("archive/") or member.is_dir():
                 continue

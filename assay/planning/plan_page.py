@@ -135,12 +135,7 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     """A page that needs no network."""
     parts: list[Html] = [tag("p", title, class_="lead")]
     predictions = [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines(plan))]
-    parts.append(
-        tag(
-            "section",
-            table("The run", ("part", "prediction"), predictions, shown=20),
-        )
-    )
+    parts.append(tag("section", table("The run", ("part", "prediction"), predictions, shown=20)))
     rows = layout_rows(plan, found)
     parts.append(
         tag(

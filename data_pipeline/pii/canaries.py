@@ -89,10 +89,7 @@ def _plant(kind: str, text: str, draw: Draw, make: Callable[[Draw], str], senten
 
 
 def is_found(
-    canary: Canary,
-    found: Sequence[Detection],
-    alike: Collection[str],
-    find: Callable[[str], Sequence[Detection]],
+    canary: Canary, found: Sequence[Detection], alike: Collection[str], find: Callable[[str], Sequence[Detection]]
 ) -> bool:
     """Return whether the finder detects a canary as its type.
 

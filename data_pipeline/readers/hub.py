@@ -163,8 +163,7 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
     if (known := _listing(read_note(path, root, signer))) is not None:
         return known
     info = ask_hub(
-        _place(source),
-        lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True),
+        _place(source), lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True)
     )
     found = [
         HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
@@ -293,11 +292,7 @@ def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
     datasets = _door()
     try:
         rows = datasets.load_dataset(
-            source.dataset,
-            source.config_name or None,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
+            source.dataset, source.config_name or None, split=source.split, revision=source.revision, streaming=True
         )
         for position, row in enumerate(rows):
             yield to_record(row, source.fields, source.dataset, position)

@@ -69,12 +69,7 @@ class _Payload(NamedTuple):
 
 
 def read_warc(
-    path: Path,
-    file: str,
-    source: WarcSource,
-    *,
-    rules: HostRules | None = None,
-    passed: Counter[str] | None = None,
+    path: Path, file: str, source: WarcSource, *, rules: HostRules | None = None, passed: Counter[str] | None = None
 ) -> Iterator[Record | RecordFault]:
     """Records and faults of one WARC file, in order.
 

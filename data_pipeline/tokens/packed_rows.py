@@ -119,11 +119,7 @@ def _check(packed: PackedRows) -> None:
 
 
 def write_packed_rows(
-    path: Path,
-    sequence_length: int,
-    shards: Sequence[str],
-    row_ends: npt.NDArray[np.int64],
-    pieces: npt.NDArray[Any],
+    path: Path, sequence_length: int, shards: Sequence[str], row_ends: npt.NDArray[np.int64], pieces: npt.NDArray[Any]
 ) -> None:
     """Write one index, whole or not at all.
 

@@ -25,10 +25,7 @@ _WORD_START, _CASELESS = r"[^\r\n\p{L}\p{N}]?", f"(?i:{_CONTRACTIONS})"
 _SPACES = r"\s+(?!\S)|\s+"
 _END_RULE = r"|\s+\z"
 PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
-    "r50k_base": (
-        rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}",
-        {"<|endoftext|>": 50256},
-    ),
+    "r50k_base": (rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}", {"<|endoftext|>": 50256}),
     "cl100k_base": (
         rf"{_CASELESS}|{_WORD_START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
         rf"{_END_RULE}|\s*[\r\n]+|{_SPACES}",

@@ -92,9 +92,7 @@ EVALUATIONS: Mapping[Expectation, RowEvaluation | TableEvaluation] = {
         lambda gate: {"value_set": list(gate.values)},
     ),
     "unique": RowEvaluation(
-        "ExpectColumnValuesToBeUnique",
-        lambda gate: "is unique",
-        lambda gate, column: column.duplicated(keep=False),
+        "ExpectColumnValuesToBeUnique", lambda gate: "is unique", lambda gate, column: column.duplicated(keep=False)
     ),
     "match_regex": RowEvaluation(
         "ExpectColumnValuesToMatchRegex",
@@ -122,8 +120,6 @@ EVALUATIONS: Mapping[Expectation, RowEvaluation | TableEvaluation] = {
         _row_count,
     ),
     "columns_present": TableEvaluation(
-        "ExpectTableColumnsToMatchSet",
-        lambda gate: {"column_set": list(gate.values), "exact_match": False},
-        _columns,
+        "ExpectTableColumnsToMatchSet", lambda gate: {"column_set": list(gate.values), "exact_match": False}, _columns
     ),
 }

@@ -268,9 +268,7 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         validator = Validator(
-            batch_definition=definition,
-            batch_parameters={"dataframe": handed},
-            result_format=ResultFormat.BASIC,
+            batch_definition=definition, batch_parameters={"dataframe": handed}, result_format=ResultFormat.BASIC
         )
         suite = gx.ExpectationSuite(name="gates", expectations=list(built.values()))
         outcome = validator.validate_expectation_suite(suite)

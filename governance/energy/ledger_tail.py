@@ -75,9 +75,7 @@ class Spending:
     """Intervals of all hosts' ledgers, read incrementally."""
 
     def __init__(
-        self,
-        ledger: Path,
-        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+        self, ledger: Path, now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
     ):
         self._ledger, self._now = ledger, now
         self._read: dict[Path, int] = {}

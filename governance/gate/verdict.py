@@ -381,12 +381,7 @@ def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[
 
 
 def require_open(
-    tokens: Manifest,
-    policy: Policy,
-    gate: GateContext,
-    packed: Sequence[Manifest] = (),
-    *,
-    record: bool = True,
+    tokens: Manifest, policy: Policy, gate: GateContext, packed: Sequence[Manifest] = (), *, record: bool = True
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.
 

@@ -116,9 +116,7 @@ def _box(node: Node) -> Box:
         return Box(node.stage, (node.path, node.digest[:16]), "child")
     version = node.manifest.version if node.manifest is not None else node.facts.get("version", "unknown")
     return Box(
-        node.stage,
-        (node.gone or listed or f"version {version}", node.digest[:16]),
-        "gone" if node.gone else "made",
+        node.stage, (node.gone or listed or f"version {version}", node.digest[:16]), "gone" if node.gone else "made"
     )
 
 

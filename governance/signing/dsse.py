@@ -270,11 +270,7 @@ def sign(payload: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     }
     if key.certificate is not None:
         signature["certificate"] = key.certificate
-    return {
-        "payloadType": PAYLOAD_TYPE,
-        "payload": base64.b64encode(body).decode("ascii"),
-        "signatures": [signature],
-    }
+    return {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(body).decode("ascii"), "signatures": [signature]}
 
 
 def refuse_expired(key: SigningKey, moment: str) -> None:

@@ -95,10 +95,7 @@ def sign_model(manifest: Manifest, key: EllipticCurvePrivateKey, root: Path) -> 
     signature = key.sign(pre_authentication(body), ec.ECDSA(hashes.SHA256()))
     bundle = {
         "mediaType": BUNDLE_TYPE,
-        "verificationMaterial": {
-            "publicKey": {"hint": sha256_bytes(public_pem(key.public_key()))},
-            "tlogEntries": [],
-        },
+        "verificationMaterial": {"publicKey": {"hint": sha256_bytes(public_pem(key.public_key()))}, "tlogEntries": []},
         "dsseEnvelope": {
             "payload": base64.b64encode(body).decode("ascii"),
             "payloadType": PAYLOAD_TYPE,

@@ -276,10 +276,7 @@ class StatedPrefix:
 
 
 def prefix_faults(
-    root: Path,
-    growing: Iterable[str],
-    stated: Mapping[str, Sequence[StatedPrefix]],
-    signers: Signers | None = None,
+    root: Path, growing: Iterable[str], stated: Mapping[str, Sequence[StatedPrefix]], signers: Signers | None = None
 ) -> tuple[list[str], list[str]]:
     """Differences of growing files from their statements, and unstated growth.
 

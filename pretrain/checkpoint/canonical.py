@@ -30,11 +30,7 @@ _MASTER = "master"
 
 
 def write_canonical(
-    folder: Path,
-    root: Path,
-    shapes: Shapes,
-    fragments: Callable[[list[str]], Iterable[Owned]],
-    ranks: tuple[int, int],
+    folder: Path, root: Path, shapes: Shapes, fragments: Callable[[list[str]], Iterable[Owned]], ranks: tuple[int, int]
 ) -> list[Output]:
     """Write this rank's files of the plan, and hash them.
 

@@ -124,11 +124,7 @@ class Rank:
 
 
 def launch(
-    processes: int,
-    argv: Sequence[str],
-    *,
-    restarts: int = 0,
-    progress_of: Callable[[], Progress] = lambda: (0, 0),
+    processes: int, argv: Sequence[str], *, restarts: int = 0, progress_of: Callable[[], Progress] = lambda: (0, 0)
 ) -> int:
     """Launch ranks 0 .. processes-1 of this machine.
 

@@ -63,9 +63,7 @@ def _side(chosen: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor,
     order = torch.argsort(~chosen, dim=1, stable=True)[:, :size]
     mine = chosen.gather(1, order)
     return PairSide(
-        order,
-        torch.where(mine, positions.gather(1, order), 0),
-        torch.where(mine, segments.gather(1, order), _NONE),
+        order, torch.where(mine, positions.gather(1, order), 0), torch.where(mine, segments.gather(1, order), _NONE)
     )
 
 

@@ -95,11 +95,7 @@ def _precision(precision: str) -> dict[str, Any]:
 def _zero(
     recipe: TrainRecipe, engine: EngineConfig, world_size: int, device: str, vocabulary_size: int
 ) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "stage": engine.zero_stage,
-        "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET,
-    }
+    values: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if engine.zero_stage:
         values["overlap_comm"] = True  # without effect in bf16 at stage 1, another class without a second stream
     if engine.zero_stage == 2:

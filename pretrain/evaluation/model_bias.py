@@ -274,10 +274,7 @@ def _pairs(name: str, scored: Sequence[tuple[BenchmarkItem, list[Scored]]]) -> d
     if a_token:
         likelier = [float(value[role] > value["unrelated"]) for value in values for role in ("more", "less")]
         language = 100 * math.fsum(likelier) / len(likelier)
-        row |= {
-            "language_score": _rounded(language),
-            "icat": _rounded(language * min(share, 1 - share) / 0.5),
-        }
+        row |= {"language_score": _rounded(language), "icat": _rounded(language * min(share, 1 - share) / 0.5)}
     return row
 
 

@@ -99,11 +99,7 @@ def add_examples(
 
 
 def add_scored_examples(
-    kept: Kept,
-    code: str,
-    groups: Sequence[Name],
-    scored: ScoredSentences,
-    documents: CountedDocuments,
+    kept: Kept, code: str, groups: Sequence[Name], scored: ScoredSentences, documents: CountedDocuments
 ) -> None:
     """Add the sentences of least priority on both sides of a classifier.
 

@@ -36,12 +36,7 @@ from governance.checks.bias.interval_rows import ALL, NOBODY, Row
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, KEPT
 from governance.checks.bias.word_lists.lexicons import Lexicons, scale_of
 
-NEUTRAL = {
-    "npmi_gap": 0.0,
-    "sentiment_gap": 0.0,
-    "toxicity_ratio": 1.0,
-    "keep_ratio_adjusted": 1.0,
-}
+NEUTRAL = {"npmi_gap": 0.0, "sentiment_gap": 0.0, "toxicity_ratio": 1.0, "keep_ratio_adjusted": 1.0}
 """Metric of a finding -> its value when groups do not differ."""
 SUITES = ("impact", "association", "tone", "intersections")
 TERMS = 5
@@ -270,11 +265,7 @@ def _association(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, 
 
 
 def _words(
-    behind: Behind,
-    key: tuple[str, ...],
-    others: Sequence[tuple[str, ...]],
-    listed: Callable[[str], bool],
-    column: int,
+    behind: Behind, key: tuple[str, ...], others: Sequence[tuple[str, ...]], listed: Callable[[str], bool], column: int
 ) -> list[dict[str, Any]]:
     """Listed words that occur most often with the group."""
     own = {term: _total(values, column) for term, values in behind.beside.get(key, {}).items() if listed(term)}

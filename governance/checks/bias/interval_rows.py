@@ -65,10 +65,7 @@ def false_discovery_rates(p: Sequence[float]) -> list[float]:
 
 def finished(rows: Sequence[Row]) -> list[Row]:
     """Sort the rows and add q where there is a p."""
-    table = sorted(
-        (dict(row) for row in rows),
-        key=lambda row: tuple(str(row[name] or "") for name in NAMES),
-    )
+    table = sorted((dict(row) for row in rows), key=lambda row: tuple(str(row[name] or "") for name in NAMES))
     tested = [row for row in table if row["p"] is not None]
     for row, q in zip(tested, false_discovery_rates([row["p"] for row in tested]), strict=True):
         row["q"] = _rounded(q)

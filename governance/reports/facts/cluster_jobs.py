@@ -109,11 +109,7 @@ def _meters(accounting: Mapping[str, Any] | None, citation: Html) -> Html:
         return tag("p", "The scheduler's accounting was not read, or has no record.", class_="note")
     slurm, ours = accounting.get("slurm"), accounting.get("ours")
     apart = f"{slurm / ours - 1:+.0%} of our meters" if slurm is not None and ours else UNKNOWN
-    lines = [
-        ["scheduler's accounting", energy(slurm)],
-        ["our meters", energy(ours)],
-        ["difference", apart],
-    ]
+    lines = [["scheduler's accounting", energy(slurm)], ["our meters", energy(ours)], ["difference", apart]]
     hours = (
         f"Read {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours until then."
     )

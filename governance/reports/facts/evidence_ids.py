@@ -39,11 +39,7 @@ Entry = dict[str, Any]
 
 
 def collect_entries(
-    manifests: Sequence[Manifest],
-    verdict: Mapping[str, Any],
-    root: Path,
-    stated: Sequence[Entry] | None,
-    begun: str,
+    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, stated: Sequence[Entry] | None, begun: str
 ) -> list[Entry]:
     """The entries, in the order of a run.
 
@@ -77,11 +73,7 @@ _Piece = tuple[str, str, dict[str, Any]]
 
 
 def _pieces(
-    manifests: Sequence[Manifest],
-    verdict: Mapping[str, Any],
-    root: Path,
-    known: Mapping[str, Entry] | None,
-    begun: str,
+    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, known: Mapping[str, Entry] | None, begun: str
 ) -> Iterator[_Piece]:
     if verdict:
         yield "verdict", verdict_name(verdict), {"digest": sha256_bytes(canonical_json(verdict))}

@@ -35,10 +35,7 @@ _NAMED = 6  # documents of a divergence; the record has more
 
 
 def fault_facts(
-    train: Manifest | None,
-    root: Path,
-    alive: Callable[[Mapping[str, Any]], bool] | None = None,
-    begun: str = "",
+    train: Manifest | None, root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None, begun: str = ""
 ) -> dict[str, Any]:
     """Skipped updates, verdicts, attempts, failures, stragglers and own work times.
 

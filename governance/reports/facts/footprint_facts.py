@@ -229,12 +229,7 @@ def _rates(
     price = rate(data_work(survived, corpus, ancestry.recorded).sum, documents) if corpus is not None else _UNPRICED
     nats = _nats_fallen(manifests, root)
     loss_rate = _UNPRICED if training is None else rate(training, nats)
-    return {
-        "documents": documents,
-        "per_document": asdict(price),
-        "nats": nats,
-        "per_nat": asdict(loss_rate),
-    }
+    return {"documents": documents, "per_document": asdict(price), "nats": nats, "per_nat": asdict(loss_rate)}
 
 
 def _nats_fallen(manifests: Sequence[Manifest], root: Path) -> float | None:

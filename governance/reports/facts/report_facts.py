@@ -204,10 +204,7 @@ def _funnel(manifest: Manifest) -> dict[str, Any]:
 
 
 def sources(
-    ingest: Manifest | None,
-    funnel: list[dict[str, Any]],
-    policy: Mapping[str, Any],
-    held: Sequence[Mapping[str, Any]],
+    ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mapping[str, Any], held: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Each configured source: licences, whether the policy allows them, what remains.
 

@@ -170,12 +170,7 @@ def chart(
             "div",
             tag("div", axis, class_="y", aria_hidden="true"),
             svg(drawn, label, height, "plot"),
-            tag(
-                "div",
-                [tag("span", begin), tag("span", x_name), tag("span", end)],
-                class_="x",
-                aria_hidden="true",
-            ),
+            tag("div", [tag("span", begin), tag("span", x_name), tag("span", end)], class_="x", aria_hidden="true"),
             class_="axes",
         ),
         class_="chart",

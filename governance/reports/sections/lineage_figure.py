@@ -70,12 +70,7 @@ def _drawing(facts: Mapping[str, Any]) -> Html | None:
     box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
     return tag(
         "figure",
-        tag(
-            "figcaption",
-            tag("b", "Lineage graph"),
-            " ",
-            tag("span", "transitive edges omitted", class_="unit"),
-        ),
+        tag("figcaption", tag("b", "Lineage graph"), " ", tag("span", "transitive edges omitted", class_="unit")),
         box,
     )
 

@@ -88,10 +88,7 @@ def verdict(facts: Mapping[str, Any]) -> Html:
         ("Expires", str(signed.get("expires", UNKNOWN))),
         ("Key", tag("code", str(signed.get("key_id", UNKNOWN))[:24], title=str(signed.get("key_id", "")))),
         ("Submitted by", ", ".join(map(str, signed.get("submitters", []))) or UNKNOWN),
-        (
-            "Covers",
-            [digest(str(tokens.get("digest", ""))), f" and {number(len(signed.get('subjects') or {}))} files"],
-        ),
+        ("Covers", [digest(str(tokens.get("digest", ""))), f" and {number(len(signed.get('subjects') or {}))} files"]),
         *([] if signed.get("waivers") else [("Waivers", "none")]),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
     ]
