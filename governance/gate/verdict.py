@@ -42,6 +42,7 @@ from governance.signing.dsse import (
     SigningKey,
     certified,
     default_key_path,
+    key_bytes,
     private_key,
     read_envelope,
     sign,
@@ -112,9 +113,23 @@ class Keyring:
         return private_key(self.own, make=not self.config.signing_key)
 
     def trusted(self) -> list[Any]:
-        """Trusted public keys; without any, the own one, if it exists."""
+        """Trusted public keys; without any, the own one.
+
+        Raises:
+            ConfigError: a key file cannot be read, as in `own_trusted`.
+        """
         keys = [trusted_key(self.folder / name) for name in self.config.trusted_keys] or site_keys(sites())
-        return keys or ([private_key(self.own).trusted()] if self.own.exists() else [])
+        return keys or self.own_trusted()
+
+    def own_trusted(self) -> list[Any]:
+        """The own public key; empty if the user's own was never made.
+
+        Raises:
+            ConfigError: the run names a key that does not exist: every signature would be by an unknown signer.
+        """
+        if self.config.signing_key:
+            key_bytes(self.own, " Give the key that the run signs with: governance.signing_key, or --signing-key PATH")
+        return [private_key(self.own).trusted()] if self.own.exists() else []
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,12 @@ NOTE = "urn:assay:note:1"
 def journal_keys(keyring: Keyring) -> Sequence[PublicKey]:
     """Keys whose statements count.
 
-    The trusted ones and, except on a site, the own one if it exists.
+    The trusted ones and, except on a site, the own one if it exists; it must, if it is named and the only one.
     """
     keys = [trusted_key(keyring.folder / name) for name in keyring.config.trusted_keys]
     if bound := sites():
         return keys or site_keys(bound)
-    return [*keys, private_key(keyring.own).trusted()] if keyring.own.exists() else keys
+    return [*keys, *keyring.own_trusted()] if keyring.own.exists() or not keys else keys
 
 
 def open_journal(keyring: Keyring, root: Path) -> Journal:

@@ -41,6 +41,7 @@ CLOCK = "clock"
 CLOCK_TYPE = "urn:assay:clock:1"
 SKEW = datetime.timedelta(minutes=5)
 """Greatest difference between the clocks of two nodes."""
+_MAX_PLACES = 5
 _FIELDS = {"envelope", "index", "kind", "previous", "time"}
 
 
@@ -151,19 +152,31 @@ def verify_lines(
     trusted: Sequence[PublicKey],
     after: VerifiedLines = VerifiedLines(),
 ) -> tuple[VerifiedLines, list[str]]:
-    """Verify the lines that follow `after`; return all, and their faults."""
-    entries, problems, previous, torn = list(after.entries), [], after.last, False
+    """Verify the lines that follow `after`; return all, and their faults.
+
+    Lines with the same fault are named together.
+    """
+    entries, previous, torn = list(after.entries), after.last, False
+    places: dict[str, list[int]] = {}
     for place, (line, entry) in enumerate(parsed):
         index = after.lines + place
         following = parsed[place + 1][1] if place + 1 < len(parsed) else None
         closed = entry is None and following is not None and _closes(following, line)
-        faults = [] if closed else _faults(line, entry, (index, previous, torn), trusted)
-        problems += [f"{FILE_NAME}: line {index}: {fault}" for fault in faults]
+        for fault in [] if closed else _faults(line, entry, (index, previous, torn), trusted):
+            places.setdefault(fault, []).append(index)
         if entry is not None:
             entries.append(entry)
         previous, torn = sha256_bytes(line), entry is None
+    problems = [f"{FILE_NAME}: {_places(indexes)}: {fault}" for fault, indexes in places.items()]
     problems += [f"{FILE_NAME}: {fault}" for fault in read_times(entries)[1]]
     return VerifiedLines(after.lines + len(parsed), previous, tuple(entries)), problems
+
+
+def _places(indexes: Sequence[int]) -> str:
+    if len(indexes) == 1:
+        return f"line {indexes[0]}"
+    more = f" and {len(indexes) - _MAX_PLACES} more" if len(indexes) > _MAX_PLACES else ""
+    return f"lines {', '.join(map(str, indexes[:_MAX_PLACES]))}{more}"
 
 
 def _closes(following: JournalEntry, line: bytes) -> bool:
