@@ -23,6 +23,8 @@ WAITING = frozenset({
 """States of a job that is not started yet."""
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
 LIVE = WAITING | RUNNING
+NOT_ON_PATH = "not on this machine's PATH"
+"""Words of the error where Slurm's tools are not installed, or their module is not loaded."""
 _SEPARATOR = "\x1f"
 _SECONDS = 60.0
 _SHOWN = 200
@@ -390,7 +392,7 @@ def _run(*words: str) -> str:
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ClusterError(
-            f"{words[0]}: not on this machine's PATH. Run this on a login node of a Slurm cluster; perhaps its module "
+            f"{words[0]}: {NOT_ON_PATH}. Run this on a login node of a Slurm cluster; perhaps its module "
             "must be loaded first (module load slurm)."
         ) from error
     except subprocess.TimeoutExpired as error:

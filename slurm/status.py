@@ -21,6 +21,7 @@ from typing import Any
 from governance.errors import BudgetReached, GateClosed
 from governance.files import read_lines
 from slurm.accounting import Energy, in_words
+from slurm.commands import NOT_ON_PATH
 from slurm.job_states import JobRow, UnitState, View
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
@@ -209,6 +210,8 @@ _EXPLAINED = (2, 65, 66, 76, 78)
 def next_command(view: View, progress: Progress) -> str:
     """Next command for the user."""
     config, rows = progress.config, view.rows
+    if not view.queue_answers and any(NOT_ON_PATH in answer for answer in view.silent):
+        return f"on a login node, or with Slurm's module loaded (module load slurm): assay slurm status {config}"
     if not view.queue_answers:
         return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"
     failed = {part.status for row in rows for part in row.parts if part.kind == "failed"}

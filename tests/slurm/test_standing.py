@@ -248,7 +248,7 @@ def test_a_job_that_waits_for_ever_is_reported(queued, reasons, words):
         assert next_command(gather(queued.root), progress(queued)).startswith(words), reason
 
 
-def test_status_survives_each_part_that_is_down(queued):
+def test_status_survives_each_part_that_is_down(queued, monkeypatch):
     finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data")
     [audit] = queued.units("audit")
     queued.queued[audit] = ("RUNNING", "None")
@@ -263,6 +263,8 @@ def test_status_survives_each_part_that_is_down(queued):
     assert "wait until the controller answers" in next_command(view, progress(queued))
     with pytest.raises(ClusterError, match="Unable to contact"):
         missing(view, jobs_of(queued.root))
+    monkeypatch.setattr(commands, "queue", lambda jobs: commands._run("squeue-of-no-machine"))
+    assert next_command(gather(queued.root), progress(queued)).startswith("on a login node, or with Slurm's module")
 
 
 def test_jobs_that_left_the_queue_are_reported_by_their_own_record(queued):
