@@ -361,8 +361,18 @@ def _same(built: Any, config: Any) -> bool:
 def _raised(info: Any) -> str:
     """Message of an exception inside a GX result; "" if none."""
     entries = [info or {}, *(item for item in (info or {}).values() if isinstance(item, Mapping))]
-    messages = {str(item.get("exception_message")) for item in entries if item.get("raised_exception")}
-    return "; ".join(_one_line(message) for message in sorted(messages))
+    return "; ".join(sorted({_one_line(_with_type(item)) for item in entries if item.get("raised_exception")}))
+
+
+def _with_type(raised: Mapping[str, Any]) -> str:
+    """Message of an exception, after its type.
+
+    GX gives the message of a metric's exception alone; its traceback begins with that exception.
+    """
+    message = str(raised.get("exception_message"))
+    line = (": " if message else "") + re.escape(message.partition("\n")[0])
+    found = re.search(rf"^(?:[\w<>]+\.)*(\w+){line}$", str(raised.get("exception_traceback")), re.M)
+    return f"{found[1]}: {message}" if found else message
 
 
 def _one_line(error: object) -> str:
