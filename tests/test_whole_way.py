@@ -214,7 +214,9 @@ def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     [clean], [dedup] = root.glob("clean/*/manifest.json"), root.glob("dedup/*/manifest.json")
     assert main(["governance", "diff", str(clean), str(clean)]) == 0
     assert main(["governance", "diff", str(clean), str(dedup)]) == 1
-    assert "stage: 'clean' against 'dedup'" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "stage: 'clean' against 'dedup'" in output
+    assert output.count("no signature was verified") == 2
 
 
 def test_evaluate_and_export(project_copy, capsys, monkeypatch):

@@ -350,6 +350,7 @@ def diff(arguments: Arguments) -> int:
     lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
     if lines or arguments.json:
         say("\n".join(lines), differences=lines)
+    _say_unverified()
     return 1 if lines else 0
 
 
