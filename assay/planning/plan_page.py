@@ -8,7 +8,7 @@ from assay.planning.cluster import ClusterFigure
 from assay.planning.layouts import fastest
 from assay.planning.plan import Plan, StepPlan
 from governance.energy.band import Band
-from governance.reports.html.markup import Html, decimal, size, table, tag
+from governance.reports.html.markup import Html, decimal, size, table, tag, with_unit
 from governance.reports.html.svg_figures import Curve, chart
 from governance.reports.sections.page import runs_page
 
@@ -46,7 +46,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"step        {decimal(step.seconds)} s: {parts}"
     yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
     yield (
-        f"duration    {_time(plan.wall)} for {plan.tokens / 1e9:,.1f} billion tokens in "
+        f"duration    {_time(plan.wall)} for {_counted_tokens(plan.tokens)} in "
         f"{plan.steps:,} steps" + f" after the {plan.begun:,} of train.continue_from" * bool(plan.begun)
     )
     every = found.interval / step.seconds
@@ -180,6 +180,11 @@ def _band(band: Band, scale: float = 1.0) -> str:
     if value is None:
         return "an unknown amount"
     return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
+
+
+def _counted_tokens(count: int) -> str:
+    """A number of tokens: 512 tokens, 8.19 million tokens, 1,200 billion tokens."""
+    return f"{count:,} tokens" if count < 10**6 else with_unit(count / 1e6, ("million tokens", "billion tokens"))
 
 
 def _time(wall: Band) -> str:

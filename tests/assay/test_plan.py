@@ -409,12 +409,20 @@ def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
         assert (got, said in err) == (status, True), err
 
 
-@pytest.mark.parametrize(("steps", "unit"), [(10**3, "seconds"), (10**5, "minutes"), (10**7, "hours"), (10**8, "days")])
-def test_a_time_is_written_in_the_unit_that_fits_it(tmp_path, capsys, steps, unit):
+@pytest.mark.parametrize(
+    ("steps", "unit", "tokens"),
+    [
+        (10**2, "seconds", "204,800 tokens"),
+        (10**5, "minutes", "205 million tokens"),
+        (10**7, "hours", "20.5 billion tokens"),
+        (10**8, "days", "205 billion tokens"),
+    ],
+)
+def test_times_and_tokens_are_written_in_the_unit_that_fits_them(tmp_path, capsys, steps, unit, tokens):
     words = ["plan", str(CONFIGS / "quickstart.toml"), "--root", str(tmp_path / "root"), "--cluster", "cpu"]
     assert main([*words, "--set", "engine.micro_batch_size=8", "--set", f"train.steps={steps}"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(rf"duration    [\d.]+ \([\d.]+ to [\d.,]+\) {unit} for ", shown), shown
+    assert re.search(rf"duration    [\d.]+ \([\d.]+ to [\d.,]+\) {unit} for {tokens} in ", shown), shown
     assert f" {unit} " in shown.partition("rows per pass")[2]
 
 
