@@ -172,6 +172,22 @@ def test_a_step_that_was_computed_twice_has_the_later_numbers(tmp_path):
     assert found["attempts"] == 2
 
 
+@pytest.mark.parametrize("labels", [None, 2])
+def test_a_classifier_has_no_bits_per_byte(tmp_path, labels):
+    config = {"model": {"num_labels": labels}}
+    made = Manifest(stage="train", version=1, key="0" * 64, config=config, inputs=(), outputs=(), stats={}, run={})
+    values = {"loss": 1.0, "loss_stderr": 0.1, "tokens": 9, "bits_per_byte": 0.5}
+    line = {"event": "validation", "step": 4, **values, "by_source": {"bits_per_byte": values}}
+    append_line(tmp_path / made.folder / "metrics.jsonl", json.dumps(line))
+    found = training_facts(made, tmp_path)
+    bits = [] if labels else [(4.0, 0.5)]
+    assert found["curves"]["validation_loss"] == [(4.0, 1.0)]
+    assert found["curves"]["validation_bits_per_byte"] == bits
+    [row] = found["validation"]["source"]
+    assert row == {**values, "name": "bits_per_byte", "bits_per_byte": None if labels else 0.5,
+                   "curves": {"loss": [(4.0, 1.0)], "bits_per_byte": bits}}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("gate", "output"),
     [

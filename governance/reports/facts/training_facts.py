@@ -32,10 +32,11 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
     lines = [line for line in read_lines(root / train.folder / "metrics.jsonl") if isinstance(line, dict)]
     steps = _by_step(lines, "step")
     validations = _by_step(lines, "validation")
-    bits = "bits_per_byte" * (not classifies(train.config))  # a label spells no bytes
+    if classifies(train.config):
+        validations = [_without_bits(line) for line in validations]
     curves = {name: _curve(steps, key) for key, name in _CURVES.items()}
-    for name, key in (("loss", "loss"), ("bits_per_byte", bits)):
-        curves[f"validation_{name}"] = _curve(validations, key)
+    for name in ("loss", "bits_per_byte"):
+        curves[f"validation_{name}"] = _curve(validations, name)
     starts = [line for line in lines if line.get("event") == "start"]
     flops = starts[-1].get("flops_per_token") if starts else None
     tokens = train.stats.get("tokens")
@@ -52,7 +53,7 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "device": starts[-1].get("device") if starts else None,
         "flops_per_token": flops,
         "flops": None if flops is None or tokens is None else flops * tokens,
-        "validation": {by: _groups(validations, f"by_{by}", bits) for by in ("source", "language")},
+        "validation": {by: _groups(validations, f"by_{by}") for by in ("source", "language")},
         "curves": {name: thin(points) for name, points in curves.items()},
         "profiles": [
             {name: line.get(name) for name in ("attempt", "first", "step", "time", "seconds", "path", "top")}
@@ -76,18 +77,26 @@ def classifies(config: Mapping[str, Any]) -> bool:
     return bool((config.get("model") or {}).get("num_labels"))
 
 
-def _groups(lines: Sequence[Mapping[str, Any]], key: str, bits: str) -> list[dict[str, Any]]:
-    """Last validation and curves of each source or language, most tokens first.
+def _without_bits(validation: Mapping[str, Any]) -> dict[str, Any]:
+    """A classifier's validation line without bits per byte: a label spells none."""
+    line = {name: value for name, value in validation.items() if name != "bits_per_byte"}
+    for by in ("by_source", "by_language"):
+        groups = line.get(by, {})
+        line[by] = {
+            name: {field: value for field, value in group.items() if field != "bits_per_byte"}
+            for name, group in groups.items()
+        }
+    return line
 
-    `bits` is the key of the bits per byte, or "" for a model without them.
-    """
+
+def _groups(lines: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Last validation and curves of each source or language, most tokens first."""
     names = {name for line in lines for name in line.get(key, {})}
     rows = []
     for name in names:
         mine = [{"step": line["step"], **line[key][name]} for line in lines if name in line.get(key, {})]
-        curves = {field: thin(_curve(mine, key)) for field, key in (("loss", "loss"), ("bits_per_byte", bits))}
-        last = {field: mine[-1].get(field) for field in ("loss", "loss_stderr", "tokens")}
-        last["bits_per_byte"] = mine[-1].get(bits)
+        curves = {field: thin(_curve(mine, field)) for field in ("loss", "bits_per_byte")}
+        last = {field: mine[-1].get(field) for field in ("loss", "loss_stderr", "bits_per_byte", "tokens")}
         rows.append({"name": name, **last, "curves": curves})
     return sorted(rows, key=lambda row: (-(row["tokens"] or 0), row["name"]))
 
