@@ -67,6 +67,7 @@ class StepMeter:
         context = self._context
         return {
             "world_size": context.ranks.world_size,
+            "layout": context.settings.engine.layout,
             "device": device_name(context.device),
             "threads": torch.get_num_threads(),
             **parameters_of(context.recipe, context.train_rows.vocabulary_size),

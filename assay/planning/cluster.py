@@ -10,13 +10,13 @@ site's own is any path. Rates are those that a device or network reaches; only `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from assay.run_file import CONFIGS
 from governance.config import Section, read_toml, validate
-from governance.energy.band import Band, Bounded
+from governance.energy.band import MOST, Band, Bounded
 from governance.errors import ConfigError
 from pretrain.preflight.forecast import Machine
 
@@ -27,9 +27,23 @@ FOLDER = CONFIGS / "clusters"
 class ClusterFigure(Bounded):
     """One figure of a cluster."""
 
-    value: float = Field(gt=0, allow_inf_nan=False)
-    source: str = Field(pattern=r"\S\S\S")
+    value: float = Field(gt=0, le=MOST, allow_inf_nan=False)
+    source: str
     """Data sheet, paper or measurement; or "assumed: " and the reason."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_table(cls, given: Any) -> Any:
+        if isinstance(given, int | float):
+            raise ValueError(f'has no source; write {{ value = {given:g}, source = "..." }}')
+        return given
+
+    @field_validator("source")
+    @classmethod
+    def _says_something(cls, source: str) -> str:
+        if len(source.strip()) < 3:
+            raise ValueError('names no source; write the data sheet, paper or measurement, or "assumed: " and why')
+        return source
 
     def times(self, factor: float) -> ClusterFigure:
         """The figure and its bounds, multiplied."""
@@ -39,17 +53,17 @@ class ClusterFigure(Bounded):
         return ClusterFigure(value=value, low=low, high=high, source=self.source)
 
 
-_SHARED = (
-    "peak_tflops", "gemm_tflops_768", "gemm_tflops_2048", "attention_tflops_64_forward", "attention_tflops_64_backward",
-    "attention_tflops_128_forward", "attention_tflops_128_backward", "memory_gib", "memory_gb_s", "host_link_gb_s",
-    "price_hour",
+_REACHED = (
+    "gemm_tflops_768", "gemm_tflops_2048", "attention_tflops_64_forward", "attention_tflops_64_backward",
+    "attention_tflops_128_forward", "attention_tflops_128_backward",
 )  # fmt: skip
+"""Rates that kernels reach of `peak_tflops`."""
+
+_SHARED = ("peak_tflops", *_REACHED, "memory_gib", "memory_gb_s", "host_link_gb_s", "price_hour")
 """Figures of a rank that are its share of a node without GPUs."""
 
 _RATES = (
-    "gemm_tflops_768", "gemm_tflops_2048", "attention_tflops_64_forward", "attention_tflops_64_backward",
-    "attention_tflops_128_forward", "attention_tflops_128_backward", "memory_gb_s", "node_link_gb_s", "network_gb_s",
-    "host_link_gb_s", "storage_gb_s", "storage_total_gb_s",
+    *_REACHED, "memory_gb_s", "node_link_gb_s", "network_gb_s", "host_link_gb_s", "storage_gb_s", "storage_total_gb_s",
 )  # fmt: skip
 """Figures that make a run faster as they grow."""
 
@@ -104,6 +118,16 @@ class Cluster(Section):
     """Mean time between failures of a node that end a job."""
     restart_minutes: ClusterFigure
     """From a failure to the first step after it, without reading the checkpoint."""
+
+    @model_validator(mode="after")
+    def _within_reason(self) -> Self:
+        peak = self.peak_tflops.bounds[2]
+        for name in _REACHED:
+            if (most := getattr(self, name).bounds[2]) > peak:
+                raise ValueError(f"{name}: {most:g} is above peak_tflops = {peak:g}, which no kernel exceeds")
+        if (least := self.pue.bounds[0]) < 1:
+            raise ValueError(f"pue: {least:g} is below 1, yet a data centre takes at least what its computers take")
+        return self
 
     def band(self, name: str) -> Band:
         """Low, value and high of a figure."""

@@ -10,6 +10,7 @@ moment does not move.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,14 @@ from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME
-from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.config.training import LAYOUT, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.metrics.run_identity import METRICS_FILE
+from pretrain.model.flops import parameter_count
 
 _WARM_UP = 2
 _MIN_STEPS = 3
+_VOCABULARY = 0.05
+"""Share of the parameters by which vocabularies of one model may differ, before the corpus has its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class MeasuredRun:
     """Peak of rank 0's device; None on CPU."""
     watts: float | None
     """Mean power of a node."""
+    layout: Mapping[str, Any] | None
+    """Settings of its engine that are not the defaults; None: the record does not have them."""
+    parameters: int | None
 
 
 def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correction:
@@ -51,7 +58,7 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     Raises:
         MissingInput: there is no record.
         ConfigError: it has too few steps, computed on another kind of device, in another precision or on other numbers
-            of ranks a node, or only one of the two has an online teacher.
+            of ranks a node, only one of the two has an online teacher, or it is not finished and has another model.
     """
     folder = _training(named)
     record, cluster = read_record(folder), inputs.cluster
@@ -66,12 +73,16 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
         stated = json.loads(manifest.read_bytes())
         recipe = validate(stated["config"], TrainRecipe, str(manifest))
         size = int(stated["stats"]["vocabulary_size"])
-        execution = stated["run"]["execution"]
-        engine = settings.engine.model_copy(
-            update={name: execution[name] for name in ("zero_stage", "micro_batch_size")}
-            | ({} if execution["zero_stage"] == 3 else {"hpz_partition_size": 1})
+    elif record.parameters and not math.isclose(
+        record.parameters, planned := parameter_count(recipe.model, size), rel_tol=_VOCABULARY
+    ):
+        raise ConfigError(
+            f"--from {named}: that run is not finished and has {record.parameters:,} parameters, and this one has "
+            f"{planned:,}; until its end a run corrects only plans of its own model"
         )
-        settings = replace(settings, engine=engine)
+    if record.layout is not None:
+        layout = {**EngineConfig().model_dump(include=set(LAYOUT)), **record.layout}
+        settings = replace(settings, engine=settings.engine.model_copy(update=layout))
     of_run = run.config.recipe.train
     if recipe.train.precision != of_run.precision:
         raise ConfigError(
@@ -146,7 +157,10 @@ def read_record(folder: Path) -> MeasuredRun:
     # On CPU the peak counts pages of files too, which the estimate leaves out.
     peaks = [int(step["memory_peak"]) for step in steps] if kind == "cuda" else []
     watts = _watts(lines[places[0] :])
-    return MeasuredRun(int(start["world_size"]), kind, per_second, max(peaks, default=None), watts)
+    return MeasuredRun(
+        int(start["world_size"]), kind, per_second, max(peaks, default=None), watts, start.get("layout"),
+        start.get("parameters"),
+    )  # fmt: skip
 
 
 def _watts(lines: Sequence[Mapping[str, Any]]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from assay.planning.cluster import ClusterFigure
@@ -56,7 +57,7 @@ def lines(plan: Plan) -> Iterator[str]:
         f"every {every:,.0f} steps, and every {max(1.0, found.best / step.seconds):,.0f} would lose least"
     )
     yield (
-        f"failures    {decimal(found.count)} expected, one in {decimal(found.mtbf / 3600)} h; each costs "
+        f"failures    {_number(found.count)} expected, one in {decimal(found.mtbf / 3600)} h; each costs "
         f"{decimal(found.restart / 60)} min and the steps since the last checkpoint; {100 * found.lost:.2f} % of the "
         "time is lost"
     )
@@ -176,7 +177,7 @@ def _drawings(plan: Plan, found: list[StepPlan]) -> Iterator[Html]:
 
 
 def _band(band: Band, scale: float = 1.0) -> str:
-    low, value, high = (None if part is None else decimal(part * scale) for part in band)
+    low, value, high = (None if part is None else _number(part * scale) for part in band)
     if value is None:
         return "an unknown amount"
     return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
@@ -185,6 +186,11 @@ def _band(band: Band, scale: float = 1.0) -> str:
 def _counted_tokens(count: int) -> str:
     """A number of tokens: 512 tokens, 8.19 million tokens, 1,200 billion tokens."""
     return f"{count:,} tokens" if count < 10**6 else with_unit(count / 1e6, ("million tokens", "billion tokens"))
+
+
+def _number(value: float) -> str:
+    """Three digits, also of a run that failures hardly let advance."""
+    return "endless" if value == math.inf else f"{value:.2e}" if value >= 1e12 else decimal(value)
 
 
 def _time(wall: Band) -> str:

@@ -26,6 +26,9 @@ class Band(NamedTuple):
         return Band(*(_apply(one, two, operation) for one, two in zip(self, right, strict=True)))
 
 
+MOST = 1e15
+"""Largest figure of a configuration file: products of several stay finite."""
+
 UNKNOWN = Band(None, None, None)
 
 
@@ -41,10 +44,10 @@ class Bounded(Section):
     It is exact where no bounds are given.
     """
 
-    value: float = Field(ge=0, allow_inf_nan=False)
-    low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    value: float = Field(ge=0, le=MOST, allow_inf_nan=False)
+    low: float | None = Field(default=None, ge=0, le=MOST, allow_inf_nan=False)
     """The least that is plausible."""
-    high: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    high: float | None = Field(default=None, ge=0, le=MOST, allow_inf_nan=False)
     """The most that is plausible."""
 
     @model_validator(mode="after")

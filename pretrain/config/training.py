@@ -264,6 +264,14 @@ class CheckpointConfig(Section):
     """Train from step 1 where durable checkpoints of this run are lost or damaged; otherwise that is refused."""
 
 
+LAYOUT = (
+    "zero_stage", "micro_batch_size", "activation_checkpointing", "compile", "deepcompile", "sequence_parallel_size",
+    "tensor_parallel_size", "expert_parallel_size", "hpz_partition_size", "offload_optimizer", "offload_parameters",
+    "deepspeed",
+)  # fmt: skip
+"""Settings of the engine that `assay plan` predicts a step from."""
+
+
 class EngineConfig(Section):
     """Distribution of the work over hardware; see `docs/engine.md`."""
 
@@ -323,6 +331,12 @@ class EngineConfig(Section):
     """Restarts by the launcher, from the last checkpoint, after a crash or a hang."""
     straggler_window_steps: int = Field(default=50, ge=0)
     """Steps over which ranks compare the time of their own work; 0: never."""
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Settings that decide a step's memory and time, without defaults."""
+        default = EngineConfig()
+        return {name: value for name in LAYOUT if (value := getattr(self, name)) != getattr(default, name)}
 
 
 class ProfileConfig(Section):

@@ -90,6 +90,18 @@ def test_wrong_clusters_are_refused(planned, tmp_path):
     path.write_text(text.replace("pue = { value = 1.2, low = 1.1", "pue = { value = 1.2, low = 1.3"), encoding="utf-8")
     status, _, err = planned("1b", "--cluster", str(path))
     assert (status, "low 1.3, value 1.2 and high 1.58 must go upwards" in err) == (78, True)
+    for figure, written, said in (
+        ("pue", "1.2", 'has no source; write { value = 1.2, source = "..." }'),
+        ("pue", '{ value = 1.2, source = " " }', "names no source"),
+        ("pue", '{ value = 1.2, low = 0.8, source = "ours" }', "pue: 0.8 is below 1"),
+        ("memory_gib", '{ value = 1e300, source = "ours" }', "must be at most 1000000000000000"),
+        ("price_hour", '{ value = 2, high = 1e300, source = "ours" }', "must be at most 1000000000000000"),
+        ("gemm_tflops_768", '{ value = 600, high = 1000, source = "ours" }', "1000 is above peak_tflops = 989.4"),
+    ):
+        lines = [line for line in text.splitlines() if not line.startswith(f"{figure} =")]
+        path.write_text("\n".join([*lines, f"{figure} = {written}"]), encoding="utf-8")
+        status, _, err = planned("1b", "--cluster", str(path))
+        assert (status, said in err) == (78, True), err
     status, _, err = planned("1b", "--cluster", "cpu", "--set", 'engine.device="cuda"')
     assert (status, "compute on 'cpu'" in err) == (78, True)
 
@@ -297,10 +309,10 @@ def test_a_layout_that_fits_goes_before_one_that_does_not():
     assert memory[3, 1] < memory[2, 1] < memory[1, 1]
 
 
-def record(folder, plan, ratio, *, steps=10, device="cuda", watts=None):
+def record(folder, plan, ratio, *, steps=10, device="cuda", watts=None, **start):
     """The record of a training that took `ratio` of the plan's time a step, in the mean of its queued steps."""
     folder.mkdir(parents=True)
-    step, lines = plan.step, [{"event": "start", "attempt": 1, "world_size": plan.step.ranks}]
+    step, lines = plan.step, [{"event": "start", "attempt": 1, "world_size": plan.step.ranks, **start}]
     passed = 0.0
     for number in range(steps):
         queued = 1 if device == "cpu" else 0.2 if number % 4 else 3.4
@@ -329,6 +341,26 @@ def test_a_record_corrects_the_plan(planned, tmp_path, ratio):
     assert found["kwh"]["value"] == pytest.approx(2 * 5.0 * hours)
     assert high / low < 1.25 < plan_of("1b", 2).wall.high / plan_of("1b", 2).wall.low
     assert low < value < high
+
+
+def test_a_record_is_compared_with_the_prediction_of_its_own_layout(planned, tmp_path):
+    other = ("engine.zero_stage=2", "engine.activation_checkpointing='full'", "engine.micro_batch_size=2")
+    layout = the_run("1b", *other).settings.engine.layout
+    record(tmp_path / "run", plan_of("1b", 1, settings=other), 1.0, layout=layout, parameters=1_310_000_000)
+    _, found, _ = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert "1.00 times the predicted time, 1.20 times the memory" in found["corrected_by"]
+    status, _, err = planned("7b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert (status, "not finished and has 1,310,000,000 parameters" in err) == (78, True), err
+
+
+def test_a_run_that_failures_hold_up_is_written_without_endless_digits():
+    rare = ("checkpoint.every_steps=329000",)
+    shown = "\n".join(lines(plan_of("70b", 64, settings=rare)))
+    assert not re.search(r"\d,\d{3},\d{3},\d{3},\d{3}", shown), shown
+    nodes = read_cluster("h100")
+    weak = nodes.model_copy(update={"node_mtbf_hours": ClusterFigure(value=0.01, source="drawn")})
+    never = make_plan(the_run("7b"), PlanInputs(32000, weak, 8))
+    assert "duration    endless (" in "\n".join(lines(never))
 
 
 def test_the_power_of_fewer_gpus_says_nothing_about_whole_nodes(planned, tmp_path):

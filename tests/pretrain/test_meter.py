@@ -15,6 +15,7 @@ from governance.phases import EVALUATION
 from pretrain import loop
 from pretrain import step_meter as meter_module
 from pretrain.config.model import ModelConfig
+from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks
 from pretrain.metrics.peak_flops import Peak
 from pretrain.step_meter import (
@@ -62,6 +63,7 @@ def opened(monkeypatch):
         ),
         train_rows=SimpleNamespace(vocabulary_size=200, count=10),
         ranks=Ranks(0, 2, 0, 2),
+        settings=SimpleNamespace(engine=EngineConfig(zero_stage=2, compile=True, step_timeout_seconds=9.0)),
         device=torch.device("cpu"),
         energy={"joules": None, "method": "unknown", "running": {"joules": None, "method": "RAPL"}},
         record=lambda event, step, **values: recorded.append((event, step, values)),
@@ -77,6 +79,7 @@ def test_start_names_both_peaks_of_all_ranks(opened):
     assert (values["peak_flops_per_second"], values["peak_source"]) == (2e9, "the sheet")
     assert (values["gemm_flops_per_second"], values["gemm_source"]) == (1e9, "the product")
     assert values["energy_method"] == "RAPL"
+    assert values["layout"] == {"zero_stage": 2, "compile": True}
 
 
 def test_a_peak_that_one_rank_does_not_know_is_unknown(opened, monkeypatch):
