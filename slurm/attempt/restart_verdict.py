@@ -38,6 +38,8 @@ _CONTEXT_LINES = 80
 _QUOTED_LINES = 6
 """Lines after "Last error:" in which NCCL's own message is accepted."""
 _SURVIVED = 3
+_ENDED_FIRST = 4
+"""Greatest rank of srun's line on the task that ended first: the others' words on a lost peer follow from it."""
 _LAST_ERRORS = 12
 """Errors at the end of a log whose words are weighed."""
 _SURE = 0.3
@@ -193,10 +195,12 @@ def _without_cancellation(lines: list[str]) -> list[str]:
 
 def _of_log(lines: list[str]) -> Verdict | None:
     """The verdict that the lines of a log give."""
-    best: tuple[_LogRule, str, str] | None = None
-    for rule, rank, line in _errors(lines):
-        if best is None or rule.rank < best[0].rank:
-            best = rule, rank, line
+    ended = next((line for line in lines if _TASKS.match(_unlabelled(line)[1])), "")
+
+    def order(error: tuple[_LogRule, str, str]) -> int:
+        return min(error[0].rank, _ENDED_FIRST) if error[2] == ended else error[0].rank
+
+    best = min(_errors(lines), key=order, default=None)
     if best is None or best[0] is _RULES[-1]:  # the last rule is for an exception that none knows
         guess = guessed(lines, _WEIGHTS)
         if guess is not None or best is None:

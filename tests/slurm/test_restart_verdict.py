@@ -93,6 +93,35 @@ def test_the_root_is_found_whatever_the_order_of_the_ranks(seed, ranks):
     assert (found.cause, found.node) == ("out of memory", f"n{broken}")
 
 
+PEERS = (
+    "Traceback (most recent call last):\n"
+    '  File "/opt/run/train.py", line 9, in step\n'
+    "RuntimeError: [/src/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:40771",
+    "n0:70:91 [0] misc/socket.cc:49 NCCL WARN socketProgress: Connection closed by remote peer n1<40991>",
+    "n0:70:91 [0] include/socket.h:398 NCCL WARN Call to recv from 10.0.0.2<33759> failed : Connection reset by peer",
+)
+"""Words of a rank whose peer is gone."""
+ENDS = ("srun: error: n1: task 1: Killed", "srun: error: n0: task 0: Exited with exit code 1")
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    ("ends", "cause", "node"),
+    [
+        (ENDS, "out of memory", "n1"),
+        (ENDS[::-1], "network", "n0"),  # srun kills those that are left
+        (ENDS[1:], "network", "n0"),
+        (["2026-11-04 10:00:00 ERROR rank 1 (pid 70) was killed by SIGKILL (by the kernel)"], "out of memory", ""),
+        (["  exitcode  : -9 (pid: 70)"], "out of memory", ""),
+    ],
+)
+def test_a_rank_that_was_killed_first_is_the_cause_of_what_its_peers_say(peer, ends, cause, node):
+    before = "\n".join(f"0: {line}" for line in peer.splitlines())
+    for text in ("\n".join([before, *ends]), "\n".join([*ends, before])):
+        found = verdict_of(text, 1)
+        assert (found.cause, node in found.node) == (cause, True), text
+
+
 @settings(max_examples=40, deadline=None)
 @given(log=st.sampled_from(ALL), cut=st.integers(0, 400))
 def test_a_tail_that_begins_anywhere_raises_nothing(log, cut):
