@@ -56,13 +56,21 @@ _MADE = (
     r"|\bthis (?:file |code |module )?is a generated\b)"
 )
 _FILE_MADE = rf"(?:{_FILE}[^.]{{0,80}}\bgenerated\b|{_MADE_FILE})"
+# A comment that opens a file speaks of all of it, also where it calls it a table; further down it speaks of a part.
+_THIS_MADE = (
+    r"\b(?:this|these) (?:table|list|data|output|page|parser|lexer|grammar|test|binding|stub|wrapper|schema|makefile)s?"
+    r" (?:is|are|was|were|has been|have been) (?:\w+ )?generated\b"
+)
 _LEAVE_IT = r"\b(?:do not|don['’]?t|never) (?:manually |hand[- ])?(?:edit|modify)"
 _LEFT = r"\b(?:should|must) (?:not|never) be (?:manually |hand[- ])?(?:edited|modified)"
 _GENERATED = re.compile(
     r"\b(auto-?|automatically[\s*#/]+|machine[- ])generated\b|\bgenerated automatically\b|(?<![\w@])@generated\b"
     rf"|{_MADE}.{{0,200}}(?:{_LEAVE_IT}|\bdo not change)|{_FILE_MADE}.{{0,200}}{_LEFT}"
     rf"|(?:{_LEAVE_IT}|\bdo not change)\b.{{0,200}}{_MADE}|{_LEFT}\b.{{0,200}}{_FILE_MADE}"
-    r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code )?generated (by|from|with|using|on)\b",
+    rf"|{_THIS_MADE}.{{0,200}}\b(?:should|must) (?:not|never) be (?:manually |hand[- ])?edited\b"
+    r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code |[^\W_][\w./+-]{0,99}\.\w{1,9}\. {1,2})?"
+    r"generated (by|from|with|using|on)\b"
+    rf"|^[\W_]*this (?:is a generated {_FILE}|(?:file|code|module|header|script) (?:is|was|has been) generated[.;!])",
     re.I | re.M | re.S,
 )
 _MARK_CHARACTERS = 4000

@@ -44,7 +44,7 @@ from governance.manifest import Manifest
 from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 _NAMED = 10  # entries that the warning on those without a file names
 
 
