@@ -79,10 +79,12 @@ class Parser(argparse.ArgumentParser):
         owners = [path for path, leaf in leaves(self.top or self) if name in _options(leaf)]
         if any(name in _options(leaf) for _, leaf in leaves(self)):
             self.error(f"{name} follows the command: {self.prog} COMMAND {name}")
+        if owners:
+            others = f" and {len(owners) - 4} other commands" if len(owners) > 5 else ""
+            named = ", ".join(f"assay {path}" for path in (owners[:4] if others else owners))
+            self.error(f"unknown option {name}; it is an option of: {named}{others}")
         if near:
             self.error(f"unknown option {name}; did you mean {near[0]}?")
-        if owners:
-            self.error(f"{name} is an option of: {', '.join(f'assay {path}' for path in owners[:4])}")
         self.error(f"unknown option {name}; the options are listed by: {self.prog} --help")
 
     def _refuse_command(self, word: str, commands: dict[str, Parser]) -> NoReturn:

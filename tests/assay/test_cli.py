@@ -252,6 +252,7 @@ def test_verbose_and_quiet_are_anywhere(place, word, found):
         ("run --ste train.steps=3 x.toml", "--set"), ("train x.toml --nporc 2", "--nproc"),
         ("train x.toml --dryrun", "--dry-run"), ("data prepare x.toml --tsak 0/2", "--task"),
         ("run x.toml --data-worker=2 --rooot r", "--root"), ("run x.toml --dry-run", "an option of: assay data pre"),
+        ("report verify x --set a=1", "unknown option --set; it is an option of: assay config show"),
         ("init first --from quikstart", "did you mean 'quickstart'"), ("mirror", "the commands are: push, pull"),
         ("--json doctor", "--json follows the command: assay COMMAND --json"),
     ],
