@@ -112,6 +112,13 @@ _NOT_SAID = re.compile(
     r"""\s{3}|\s*#|[>{"'|]|Traceback |\[?W(?:\d{4})?\b|.*(?:\b(?:(?:INFO|DEBUG|WARNING|NOTE)\b|assay: )|Warning: )"""
 )
 """Lines of source text, of a quotation, of a warning, of a report, or of our own job scripts ("assay: ...")."""
+_ONLY_ENDED = re.compile(
+    r"srun: error: \S+: tasks? [\d,-]+: (?:Exited with exit code \d+|Terminated)"
+    r"|.*\bfailed \(exitcode: \d+\) local_rank: \d|.*\bexits with return code = \d"
+    r"|\S+ FAILED$|Root Cause \(first observed failure\):|Failures:$| +(?:error_file|traceback) *: "
+    r"|.*\bChildFailedError:"
+)
+"""Lines of launchers on a process that ended by itself: their words are alike whatever the cause."""
 _CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* .{,300}CANCELLED AT (?!.*DUE TO )")
 """Slurm's line on a job that somebody, or srun after a failure, ended."""
 _ENDED_WITH_IT = re.compile(
@@ -310,7 +317,7 @@ def last_errors(lines: list[str]) -> list[str]:
         elif rank in ignored:  # until the exception that was raised while an object was deleted
             if _SPEAKERS["exception"].match(said):
                 ignored.discard(rank)
-        elif _ERROR.search(said) and not _NOT_SAID.match(said) and number not in progress:
+        elif _ERROR.search(said) and number not in progress and not (_NOT_SAID.match(said) or _ONLY_ENDED.match(said)):
             found.append(line)
     return list(found)
 

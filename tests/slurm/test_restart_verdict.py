@@ -5,6 +5,7 @@ import math
 import random
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -327,6 +328,22 @@ def test_a_cancellation_without_a_reason_is_no_preemption(label, rest):
 )
 def test_the_words_of_a_warning_do_not_decide(warning):
     assert verdict_of(warning, 137) is None
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        "srun: error: node17: tasks 0-7: Exited with exit code 1\nsrun: error: node18: task 8: Terminated",
+        "E1130 10:22:31.123000 140234 torch/distributed/elastic/multiprocessing/api.py:882] failed (exitcode: 1) "
+        "local_rank: 3 (pid: 22134) of binary: /usr/bin/python3",
+        "train.py FAILED\nRoot Cause (first observed failure):\n  exitcode  : 1 (pid: 22134)\n  error_file: <N/A>",
+    ],
+)
+def test_a_launchers_lines_on_a_process_that_ended_name_no_cause(ended):
+    """They made of any failure of unknown words one of the node, which was then left out, or of memory."""
+    assert verdict_of(ended, 1) is None
+    unknown = "MPICH ERROR [Rank 12] - Fatal error in PMPI_Allreduce: OFI poll failed: Network is down"
+    assert replace(verdict_of(f"{unknown}\n{ended}", 1), node="") == replace(verdict_of(unknown, 1), node="")
 
 
 @given(st.sets(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1), st.data())
