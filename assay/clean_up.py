@@ -347,12 +347,10 @@ def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> Clean
     return found
 
 
-def _products_first(artifacts: Sequence[Candidate]) -> list[Candidate]:
+def _products_first(artifacts: Sequence[Candidate]) -> Iterator[Candidate]:
     """Artifacts in order of removal, products before their inputs."""
     left = {artifact.manifest.path: artifact for artifact in artifacts}
-    ordered: list[Candidate] = []
     while left:
         inputs = {item.path for artifact in left.values() for item in artifact.manifest.made_from}
         last = [path for path in left if path not in inputs]
-        ordered += [left.pop(path) for path in last or list(left)]
-    return ordered
+        yield from [left.pop(path) for path in last or list(left)]

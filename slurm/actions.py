@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -97,15 +97,13 @@ def _numbers(row: JobRow | None, job: SlurmJob, behind: bool) -> tuple[int, ...]
     return () if len(found) == job.tasks else tuple(sorted(found))
 
 
-def _still(view: View, job: SlurmJob, orders: dict[str, JobRequest]) -> list[tuple[Condition, str]]:
+def _still(view: View, job: SlurmJob, orders: dict[str, JobRequest]) -> Iterator[tuple[Condition, str]]:
     """Dependencies of a job on jobs already queued."""
-    found: list[tuple[Condition, str]] = []
     for condition, name in job.after:
         row = view.row(name)
         if row is None or (name in orders and not orders[name].numbers):
             continue
-        found += [(condition, part.unit) for part in row.parts if part.kind in ("waiting", "running")]
-    return found
+        yield from ((condition, part.unit) for part in row.parts if part.kind in ("waiting", "running"))
 
 
 def log_of(

@@ -141,17 +141,15 @@ def read_chain(ends: Sequence[Manifest], root: Path) -> tuple[dict[str, Manifest
     return found, sorted(faults.values())
 
 
-def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]:
+def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> Iterator[str]:
     """Differences from the journal's last statements, naming the manifests."""
-    faults = []
     digests = {path: manifest.digest for path, manifest in manifests.items()}
     for path, manifest in sorted(manifests.items()):
         if manifest.path != path:
-            faults.append(f"{path}: states that it is {manifest.path}")
-        faults += [f"{path}: {fault}" for fault in unstated(manifest, stated, digests[path])]
+            yield f"{path}: states that it is {manifest.path}"
+        yield from (f"{path}: {fault}" for fault in unstated(manifest, stated, digests[path]))
         for item in _artifacts(manifest.inputs):
-            faults += [f"{path}: {fault}" for fault in _other_input(item, digests.get(item.path), stated)]
-    return faults
+            yield from (f"{path}: {fault}" for fault in _other_input(item, digests.get(item.path), stated))
 
 
 def unstated(manifest: Manifest, stated: Stated, digest: str = "") -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 IN_CORPUS = "in the corpus under licence"
@@ -53,12 +53,11 @@ def _next(closing: Sequence[Mapping[str, Any]]) -> str:
     return f"change the corpus or its settings, {again}; or the owner decides: assay governance review CONFIG"
 
 
-def closing_sentences(closing: Sequence[Mapping[str, Any]], owners: Owners) -> list[tuple[str, str]]:
+def closing_sentences(closing: Sequence[Mapping[str, Any]], owners: Owners) -> Iterator[tuple[str, str]]:
     """Gate and sentence of each gate that closes: result, detail, decision."""
     by_gate: dict[str, list[Mapping[str, Any]]] = {}
     for row in closing:
         by_gate.setdefault(str(row.get("gate")), []).append(row)
-    found = []
     for gate, rows in by_gate.items():
         first, more = rows[0], f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
         detail = "; ".join(part for part in str(first.get("detail") or "").split("; ") if part)
@@ -67,8 +66,7 @@ def closing_sentences(closing: Sequence[Mapping[str, Any]], owners: Owners) -> l
             words = f"{gate} on {first.get('subject')}{more} {_DID.get(str(first.get('status')), 'failed')}: {words}"
         owner = str(first.get("owner"))
         people = ", ".join(map(str, owners.get(owner, ())))
-        found.append((gate, f"{words}. Decision: {owner}{f' ({people})' if people else ''}."))
-    return found
+        yield gate, f"{words}. Decision: {owner}{f' ({people})' if people else ''}."
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -13,7 +13,7 @@ stale, altered or in error closes the gate.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import not_
 from pathlib import Path
@@ -442,7 +442,7 @@ def require_open(
         closed.by_verdict = True
         raise closed
     statements = statements_in_effect(gate, policy, tokens.digest, record=record)
-    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), statements):
+    if since := list(_faults_since(verdict, policy, tokens.digest, moment.date(), statements)):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
@@ -461,29 +461,22 @@ def _other_site(verdict: Mapping[str, Any], binding: Sequence[Site]) -> str:
 
 def _faults_since(
     verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, statements: SignedStatements
-) -> list[str]:
+) -> Iterator[str]:
     """Changes since the verdict that close the gate."""
     gates = {gate.id: gate for gate in policy.gates()}
     case = Case(policy, corpus, today, statements.submitters, verdict["key_id"])
-    found = []
     for signed in statements.rulings:
         if signed.kind == REFUSAL and signed.subject == corpus and isinstance(signed.content, Refusal):
             gate = gates.get(signed.content.gate)
             owner = gate.owner if gate is not None else "unknown"
-            found.append(
-                f"{signed.content.gate} (owner: {owner}): {refusal_words(signed, signed.content, policy.people)}"
-            )
+            yield f"{signed.content.gate} (owner: {owner}): {refusal_words(signed, signed.content, policy.people)}"
     by_digest = {signed.sha256: signed for signed in statements.rulings}
     for waiver in verdict["waivers"]:
         gate, paper_of = gates[waiver["gate"]], by_digest.get(waiver["sha256"])
         faults = ruling_faults(case, gate, paper_of) if paper_of else ["its file is gone or was altered"]
         if faults:
-            found.append(f"waiver {waiver['file']} of {gate.id} (owner: {gate.owner}): {'; '.join(faults)}")
-    found += [
-        f"{reason['gate']}: {reason['subject']}: {reason['detail']}" for reason in statement_reasons(statements, gates)
-    ]
-    found += [
-        f"{item.gate} (owner: {item.owner}): {item.words}"
-        for item in unapproved(policy, statements.approvals, statements.submitters)
-    ]
-    return found
+            yield f"waiver {waiver['file']} of {gate.id} (owner: {gate.owner}): {'; '.join(faults)}"
+    for reason in statement_reasons(statements, gates):
+        yield f"{reason['gate']}: {reason['subject']}: {reason['detail']}"
+    for item in unapproved(policy, statements.approvals, statements.submitters):
+        yield f"{item.gate} (owner: {item.owner}): {item.words}"

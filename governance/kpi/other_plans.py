@@ -10,7 +10,7 @@ sketches, Broder 1997).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +63,20 @@ def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], 
 
 def judged_units(
     outcomes: Outcomes, rivals: Sequence[OtherPlan], plan: Manifest, after: Sequence[JournalEntry], root: Path
-) -> list[str]:
+) -> Iterator[str]:
     """Faults of outcomes whose units another plan's test has decided on.
 
     The other plan shares neither name nor metrics. `after` holds the journal's lines since this plan was signed.
     """
     own = {plan.folder, *(other.plan for other in rivals)}
-    faults = []
     for place, test in _tests(after, root):
         plans = {item.path.rpartition("/")[0] for item in after[place].materials if item.stage == PLAN}
         share = common_units(test.stats.get("unit_sketch", ()), outcomes.unit_sketch)
         if share >= SAME_UNITS and test.stats["decision"] != "undecided" and not plans & own:
-            faults.append(
+            yield (
                 f"{test.folder} tested about {100 * share:.0f} % of these units as {test.stats['experiment']!r}, and "
                 f"its decision counts: {test.stats['decision']}; name all KPIs of an experiment in one file"
             )
-    return faults
 
 
 def common_units(one: Sequence[str], other: Sequence[str]) -> float:

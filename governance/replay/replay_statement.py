@@ -51,9 +51,8 @@ def replays(entries: Sequence[JournalEntry]) -> Iterator[dict[str, Any]]:
             yield entry.statement["predicate"][KIND]
 
 
-def replay_faults(entries: Sequence[JournalEntry], root: Path) -> list[str]:
+def replay_faults(entries: Sequence[JournalEntry], root: Path) -> Iterator[str]:
     """Differences between statements on replays and the artifacts that are there."""
-    faults = []
     for facts in replays(entries):
         for name in ("replayed", "checkpoint"):
             path = root / facts[name]["path"]
@@ -62,7 +61,6 @@ def replay_faults(entries: Sequence[JournalEntry], root: Path) -> list[str]:
                 recipe = made.config if name == "replayed" else made.config["recipe"]
                 lacks = set(facts["documents"]) - set(recipe["train"].get("removed_documents", ()))
                 if made.digest != facts[name]["digest"] or (path.name == FILE_NAME and lacks):
-                    faults.append(f"{facts[name]['path']}: is not what the journal states of the replay")
+                    yield f"{facts[name]['path']}: is not what the journal states of the replay"
                 if name == "checkpoint" and weights_of(made) != facts["weights"]:
-                    faults.append(f"{facts[name]['path']}: its weights are not those of the replay in the journal")
-    return faults
+                    yield f"{facts[name]['path']}: its weights are not those of the replay in the journal"

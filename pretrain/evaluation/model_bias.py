@@ -29,7 +29,7 @@ import importlib.resources
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,16 +221,14 @@ def template_rows(templates: BiasTemplates, score: Score) -> list[dict[str, Any]
     return rows
 
 
-def _lean_rows(axis: str, group: str, cells: Sequence[Cell], differences: Any) -> list[dict[str, Any]]:
-    rows = []
+def _lean_rows(axis: str, group: str, cells: Sequence[Cell], differences: Any) -> Iterator[dict[str, Any]]:
     for family, category in sorted({cell[:2] for cell in cells}):
         mine = [cell[:2] == (family, category) for cell in cells]
         lean, lower, upper = mean_interval(differences[mine].tolist())
-        rows.append({
+        yield {
             "axis": axis, "group": group, "family": family, "category": category,
             "lean": lean, "lower": lower, "upper": upper, "cells": sum(mine),
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:

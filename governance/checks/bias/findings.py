@@ -93,11 +93,11 @@ def findings_of(
         lexicons: the word lists of the counts.
     """
     behind = _behind(counts)
-    found = []
-    for suite in SUITES:
-        rows = [row for row in tables.get(suite, ()) if is_significant(row)]
-        found += [_finding(suite, row, behind, lexicons) for row in sorted(rows, key=_order)]
-    return found
+    return [
+        _finding(suite, row, behind, lexicons)
+        for suite in SUITES
+        for row in sorted(filter(is_significant, tables.get(suite, ())), key=_order)
+    ]
 
 
 def precise(row: Mapping[str, Any], effect: Effect) -> bool:

@@ -312,7 +312,7 @@ def checks(facts: Mapping[str, Any]) -> Html:
     """Table of checks that did not pass; passed ones folded."""
     rows = facts["checks"]
     if len(rows) > _CHECKS_SHOWN:
-        rows = _fewer(rows)
+        rows = list(_fewer(rows))
     passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
 
     def weight(row: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -356,18 +356,16 @@ def _cut(detail: str) -> str:
     return detail if len(detail) <= _DETAIL else f"{detail[:_DETAIL].rstrip()}…"
 
 
-def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _fewer(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """First results by gate and status, the rest merged."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["gate"], row["status"], row["waived"]), []).append(row)
-    merged: list[dict[str, Any]] = []
     for (_, status, _), mine in groups.items():
         shown = 0 if status == "pass" and len(mine) > 1 else min(_SHOWN_PER_GATE, len(mine))
-        merged += [dict(row) for row in mine[:shown]]
+        yield from map(dict, mine[:shown])
         if rest := mine[shown:]:
-            merged.append(_merged_row(rest))
-    return merged
+            yield _merged_row(rest)
 
 
 def _merged_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

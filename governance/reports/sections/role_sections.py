@@ -175,14 +175,11 @@ def documents_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
                                                      class_="note"), *examples)  # fmt: skip
 
 
-def _medians(one: Mapping[str, Any]) -> list[str]:
-    cells = []
+def _medians(one: Mapping[str, Any]) -> Iterator[str]:
     for side in ("kept", "removed"):
         counts = one[side]
         total = sum(counts)
         seen = list(itertools.accumulate(counts))
         place = next((place for place, count in enumerate(seen) if 2 * count >= total), 0)
-        cells.append(f"{total:,}")
-        between = f"{write_edge(one['edges'][place])} and {write_edge(one['edges'][place + 1])}"
-        cells.append(between if total else "")
-    return cells
+        yield f"{total:,}"
+        yield f"{write_edge(one['edges'][place])} and {write_edge(one['edges'][place + 1])}" if total else ""
