@@ -6,19 +6,18 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from assay.cli.command_words import Parser
 from assay.cli.option_values import engine, flag, nproc, option, path, positive
 
-Add = Callable[[str, str, str], argparse.ArgumentParser]
+Add = Callable[[str, str, str], Parser]
 """Adds a command: its name, its function, its help."""
+Config = Callable[[Parser], Parser]
+"""Gives a command the options of a run's file."""
 
 
-def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add each `assay governance ...`.
-
-    `config` gives a command the options of a run's file.
-    """
-    command = add("check", "check", "audit the corpus and sign the verdict")
-    config(command)
+def add_commands(add: Add, config: Config) -> None:
+    """Add each `assay governance ...`."""
+    command = config(add("check", "check", "audit the corpus and sign the verdict"))
     engine(command)
     path(
         command,
@@ -37,8 +36,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     text = "for a suite of GX: the owner of its gates, a role of the policy (default: %(default)s)"
     option(command, "--owner", str, "NAME", text, default="data")
     text = "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)"
-    command = add("freeze", "freeze", text)
-    config(command)
+    command = config(add("freeze", "freeze", text))
     path(command, "file", "FILE", "new file for the reference")
     command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")
     command.set_defaults(group="review")
@@ -47,8 +45,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     option(command, "--withdraw", str, "NAME", "withdraw the refusal in this file, which may be gone")
     option(command, "--reason", str, "TEXT", "with --withdraw: why, in ten characters or more", default="")
     text = "print statements dated ahead of this machine's clock, or sign that their times are void"
-    command = add("clock", "clock", text)
-    config(command)
+    command = config(add("clock", "clock", text))
     text = "today's date by another clock: confirm that this machine's clock is right"
     option(command, "--accept", str, "YYYY-MM-DD", text)
     option(command, "--reason", str, "TEXT", "with --accept: which clock was wrong, and why", default="")
@@ -58,8 +55,8 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     path(command, "artifact", "ARTIFACT|ROOT", "an artifact's folder, or a root")
     flag(command, "--deep", "also verify ancestors, signed statements, the journal's chain, growing files and waivers")
     trusted_keys(command)
-    command = add("anchor", "anchor", "compare the journal with the head kept on this machine; accept lost lines")
-    config(command)
+    text = "compare the journal with the head kept on this machine; accept lost lines"
+    command = config(add("anchor", "anchor", text))
     option(command, "--accept", str, "REASON", "accept the journal as it is, with this reason signed into it")
     command = add("trace", "trace", "print the ancestors of an artifact, down to the source files")
     path(command, "artifact", "ARTIFACT", "an artifact's folder or its manifest.json")
@@ -69,26 +66,24 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("diff", "diff", "print the differences between two artifacts")
     path(command, "ours", "A", "an artifact's folder or its manifest.json")
     path(command, "theirs", "B", "the other artifact")
-    command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
-    config(command)
+    text = "measure the biases of a checkpoint on templates and published sets"
+    command = config(add("audit-model", "audit_model", text))
     checkpoint_option(command)
     text = "measure which training sequences a checkpoint repeats, by their number of copies; the next report shows it"
-    command = add("audit-memorisation", "audit_memorisation", text)
-    config(command)
+    command = config(add("audit-memorisation", "audit_memorisation", text))
     checkpoint_option(command)
     _energy(add)
     _kpis(add, config)
     _keys(add)
 
 
-def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
+def _documents(add: Add, config: Config) -> None:
     text = "print the shards, training rows, checkpoints and descendants that contain or saw a document"
     command = add("impact", "impact", text)
     option(command, "document", str, "DOCUMENT|URL|SHARD", "a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
     text = "plan the removal of documents from a trained model, and train again without them"
-    command = add("takedown", "takedown", text)
-    config(command)
+    command = config(add("takedown", "takedown", text))
     option(command, "documents", str, "DOCUMENT", "a document's id, its URL, a shard or a code repository", nargs="+")
     kind = command.add_mutually_exclusive_group()
     flag(kind, "--plan", "print what is affected, and steps, hours, kWh and money of a replay (default)")
@@ -113,7 +108,7 @@ def _energy(add: Add) -> None:
     path(command, "--final", "CHECKPOINT", "folder of the final training or a checkpoint of it (default: the last)")
 
 
-def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
+def _kpis(add: Add, config: Config) -> None:
     command = add("kpi-plan", "plan", "sign the plan of a KPI file, with its sample size, before the outcomes come in")
     command.set_defaults(group="kpi")
     config(command)

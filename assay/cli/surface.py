@@ -66,8 +66,7 @@ def parser() -> Parser:
 
     _setup(commands)
     text = "do everything on this machine: prepare the corpus, audit it, train, write the report"
-    command = _add(commands, "run", "run", text)
-    _config(command)
+    command = _config(_add(commands, "run", "run", text))
     nproc(command)
     engine(command)
     _from_scratch(command)
@@ -90,8 +89,7 @@ def parser() -> Parser:
 
 def _inspect(commands: Commands[Parser]) -> None:
     about = "show what files hold, without a configuration, and propose a run's file"
-    command = _add(commands, "inspect", "inspect", about)
-    command.set_defaults(group="inspect")
+    command = _add(commands, "inspect", "inspect", about, "inspect")
     path(command, "path", "PATH", "a file or folder of documents, of any known format")
     path(command, "--output", "FOLDER", "where the page and the proposed file are written (default: inspect-NAME)")
     text = "megabytes of text above which a sample is read (default: %(default)s)"
@@ -113,7 +111,7 @@ def _mirror(commands: Commands[Parser]) -> None:
 
 
 def _setup(commands: Commands[Parser]) -> None:
-    command = _add(commands, "init", "init", "write a run's file and its policy into a folder")
+    command = _add(commands, "init", "init", "write a run's file and its policy into a folder", "config")
     path(command, "folder", "FOLDER", "folder to write to (default: this one)", nargs="?", default=Path())
     command.add_argument(
         "--from",
@@ -122,26 +120,21 @@ def _setup(commands: Commands[Parser]) -> None:
         default="quickstart",
         help="configuration to start from: a whole run, a model size, or a policy alone (default: %(default)s)",
     )
-    command.set_defaults(group="config")
-    command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")
-    command.set_defaults(group="config")
+    text = "print what this machine can do, and how to fix what it cannot"
+    _add(commands, "doctor", "doctor", text, "config")
     text = "print a script that completes commands and options in your shell"
-    command = _add(commands, "completion", "completion", text)
-    command.add_argument(
-        "shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh: assay completion bash >> ~/.bashrc"
-    )
-    command.set_defaults(group="config")
+    command = _add(commands, "completion", "completion", text, "config")
+    text = "bash or zsh: assay completion bash >> ~/.bashrc"
+    command.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help=text)
     add = _group(commands, "config", "print a run's settings, or the schema of its file")
-    command = add("show", "show", "print every setting of a run and where its value comes from")
-    _config(command)
+    command = _config(add("show", "show", "print every setting of a run and where its value comes from"))
     flag(command, "--changed", "leave out settings that have their default")
     add("schema", "schema", "print the JSON schema of a run's file, for editors")
 
 
 def _data(commands: Commands[Parser]) -> None:
     add = _group(commands, "data", "prepare a corpus, look at it, convert it")
-    command = add("prepare", "prepare", "make every artifact of the corpus; finished parts are reused")
-    _config(command)
+    command = _config(add("prepare", "prepare", "make every artifact of the corpus; finished parts are reused"))
     command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
     text = "do what is left of task I (from 0) of N in the next data step, then exit (default: make everything)"
@@ -154,16 +147,14 @@ def _data(commands: Commands[Parser]) -> None:
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")
     text = "list the corpus artifacts that neither this run nor any verdict, checkpoint or report needs"
-    command = add("clean-up", "clean_up", text)
-    _config(command)
+    command = _config(add("clean-up", "clean_up", text))
     command.set_defaults(needs="data")
     flag(command, "--execute", "remove them; without it nothing is changed")
     flag(command, "--incomplete", "with --execute: remove them although this run is not made up to its last stage")
     text = "also keep this artifact, such as the last one of another run, and all it depends on (repeatable)"
     path(command, "--keep", "ARTIFACT", text, action="append", default=[])
     text = "index the corpus's texts, so that `assay trace-text` finds what is verbatim in them"
-    command = add("index", "index", text)
-    _config(command)
+    command = _config(add("index", "index", text))
     text = "text of a shard of the index (default: 1GiB); making one takes five times its text in memory"
     option(command, "--shard-size", size, "SIZE", text, default=1 << 30)
     command = add("trace", "trace", "print which document, file and line a token comes from")
@@ -171,12 +162,10 @@ def _data(commands: Commands[Parser]) -> None:
     option(command, "offset", natural, "OFFSET", "position of the token in the shard, from 0")
     text = "train the classifiers of [[data.classifiers]] and print their accuracy"
     _config(add("train-classifier", "train_classifiers", text))
-    command = add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx")
-    _config(command)
+    command = _config(add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx"))
     option(command, "prefix", prefix, "PREFIX", "path and first part of the files' names")
     text = "upload the documents that the gate admitted, with their card, to the Hugging Face hub"
-    command = add("push", "push", text)
-    _config(command)
+    command = _config(add("push", "push", text))
     option(command, "repository", str, "OWNER/NAME", "data set of the hub; created if it does not exist")
     flag(command, "--public", "create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
@@ -187,8 +176,8 @@ def _data(commands: Commands[Parser]) -> None:
 
 
 def _training(commands: Commands[Parser]) -> None:
-    command = _add(commands, "train", "train", "train on the prepared corpus, or resume from the last checkpoint")
-    _config(command)
+    text = "train on the prepared corpus, or resume from the last checkpoint"
+    command = _config(_add(commands, "train", "train", text))
     nproc(command)
     text = "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused"
     flag(command, "--dry-run", text)
@@ -203,14 +192,11 @@ def _training(commands: Commands[Parser]) -> None:
     text = "sample the teacher's logits once, for training with [train.distillation] logits = 'sampled'"
     _config(_add(commands, "teacher-logits", "teacher_logits", text))
     text = "measure a checkpoint: validation loss by source and language, task scores"
-    command = _add(commands, "evaluate", "evaluate", text)
-    _config(command)
+    command = _config(_add(commands, "evaluate", "evaluate", text))
     checkpoint_option(command)
     _average(command)
     text = "repeat drawn stretches of a training between its checkpoints, and compare the weights to the bit"
-    command = _add(commands, "audit-training", "audit_training", text)
-    command.set_defaults(group="governance")
-    _config(command)
+    command = _config(_add(commands, "audit-training", "audit_training", text, "governance"))
     text = "share of the stretches to repeat, above 0 and up to 1 (default: %(default)s)"
     command.add_argument("--share", type=float, default=0.01, metavar="SHARE", help=text)
     text = "public random value that nobody knew when the checkpoints were made (default: generated here)"
@@ -219,8 +205,7 @@ def _training(commands: Commands[Parser]) -> None:
     _translation(commands)
     _interpretation(commands)
     _trace_text(commands)
-    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
-    _config(command)
+    command = _config(_add(commands, "export", "export", "write a checkpoint as a Hugging Face folder"))
     checkpoint_option(command)
     path(command, "target", "FOLDER", "the folder to create")
     _average(command)
@@ -237,9 +222,7 @@ def _training(commands: Commands[Parser]) -> None:
 
 def _plan(commands: Commands[Parser]) -> None:
     text = "predict memory, time, failures, money and energy of a run on a named cluster, before anything is queued"
-    command = _add(commands, "plan", "plan", text)
-    command.set_defaults(group="plan")
-    _config(command)
+    command = _config(_add(commands, "plan", "plan", text, "plan"))
     text = "nodes: h100, h200, a100, mi300x, cpu, or a file of your own (default: slurm.cluster)"
     option(command, "--cluster", str, "NAME|FILE", text, default="")
     option(command, "--nodes", positive, "N", "number of nodes (default: slurm.nodes)")
@@ -249,13 +232,8 @@ def _plan(commands: Commands[Parser]) -> None:
 
 
 def _generation(commands: Commands[Parser]) -> None:
-    command = _add(commands, "generate", "generate", "continue prompts with a checkpoint; print tokens/s and energy")
-    command.set_defaults(group="model")
-    _config(command)
-    checkpoint_option(command)
-    text = 'a text to continue (repeatable); after "--" it may begin with "-"'
-    option(command, "prompts", str, "PROMPT", text, nargs="*")
-    command.repeated = "prompts"
+    text = "continue prompts with a checkpoint; print tokens/s and energy"
+    command = _reads_texts(_add(commands, "generate", "generate", text, "model"), "continue", "PROMPT")
     text = 'also continue each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--prompts", "FILE", text, dest="prompts_file")
     text = "most tokens of a continuation (default: %(default)s)"
@@ -270,19 +248,23 @@ def _generation(commands: Commands[Parser]) -> None:
     _average(command)
 
 
+def _reads_texts(command: Parser, use: str, name: str = "TEXT") -> Parser:
+    """Add a run's file, a checkpoint, and texts before and after options."""
+    checkpoint_option(_config(command))
+    command.repeated = f"{name.lower()}s"
+    text = f'a text to {use} (repeatable); after "--" it may begin with "-"'
+    option(command, command.repeated, str, name, text, nargs="*")
+    return command
+
+
 def _average(command: Parser) -> None:
     text = "average the weights of the last N checkpoints of the training, up to CHECKPOINT (default: %(default)s)"
     option(command, "--average", positive, "N", text, default=1)
 
 
 def _translation(commands: Commands[Parser]) -> None:
-    command = _add(commands, "translate", "translate", "translate texts with an encoder-decoder, by beam search")
-    command.set_defaults(group="model")
-    _config(command)
-    checkpoint_option(command)
-    text = 'a text to translate (repeatable); after "--" it may begin with "-"'
-    option(command, "texts", str, "TEXT", text, nargs="*")
-    command.repeated = "texts"
+    text = "translate texts with an encoder-decoder, by beam search"
+    command = _reads_texts(_add(commands, "translate", "translate", text, "model"), "translate")
     text = 'also translate each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--file", "FILE", text)
     text = "beam width (default: %(default)s); 1 is greedy search"
@@ -298,8 +280,7 @@ def _translation(commands: Commands[Parser]) -> None:
 
 def _trace_text(commands: Commands[Parser]) -> None:
     text = "find what of a text is verbatim in a corpus: documents, licences, and the steps that read them"
-    command = _add(commands, "trace-text", "trace_text", text)
-    command.set_defaults(group="trace")
+    command = _add(commands, "trace-text", "trace_text", text, "trace")
     option(command, "text", str, "TEXT", 'a text, or "-" to read it from standard input')
     path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder: its corpus, and the steps that read a document")
     path(command, "--corpus", "ARTIFACT", "instead of a checkpoint: a token corpus, as ROOT/encode/KEY")
@@ -314,25 +295,17 @@ def _trace_text(commands: Commands[Parser]) -> None:
 def _classify(commands: Commands[Parser]) -> None:
     add = _group(commands, "classify", "test a classifier, or cross-validate its training")
     text = "measure a classifier on its test documents: accuracy, macro-F1, classes, confusion, calibration"
-    command = add("evaluate", "evaluate", text)
-    _config(command)
+    command = _config(add("evaluate", "evaluate", text))
     checkpoint_option(command)
     text = "test on the rows of this JSON Lines file (text, label) instead of the split's test documents"
     path(command, "--test", "FILE", text)
-    command = add("folds", "folds", "train and test on each fold; print their mean with its interval")
-    _config(command)
+    command = _config(add("folds", "folds", "train and test on each fold; print their mean with its interval"))
     nproc(command)
 
 
 def _interpretation(commands: Commands[Parser]) -> None:
     text = "show how a checkpoint reads texts: attention, logit lens, activations, attribution; prune heads"
-    command = _add(commands, "interpret", "interpret", text)
-    command.set_defaults(group="model")
-    _config(command)
-    checkpoint_option(command)
-    text = 'a text to explain (repeatable); after "--" it may begin with "-"'
-    option(command, "texts", str, "TEXT", text, nargs="*")
-    command.repeated = "texts"
+    command = _reads_texts(_add(commands, "interpret", "interpret", text, "model"), "explain")
     path(command, "--html", "PATH", "also write maps and tables as an HTML page")
     flag(command, "--prune-heads", "measure the importance of each head, and the loss without the least important")
     text = "with --prune-heads: validation rows, half of them to choose heads (default: 64)"
@@ -345,18 +318,15 @@ def _experiment(commands: Commands[Parser]) -> None:
     about = (
         "train Transformer, LSTM, GRU and xLSTM on the same tokens, and report which of the Transformer's claims hold"
     )
-    command = add("claims", "claims", about)
-    _config(command)
+    command = _config(add("claims", "claims", about))
     flag(command, "--quick", "a small version of [claims] that takes minutes: three seeds, short rows, nearby facts")
     flag(command, "--dry-run", "print the models, the trainings and the time that they take here; train nothing")
     about = "train a ladder of small models, fit a scaling law, and predict the loss of the run"
-    command = add("scaling", "scaling", about)
-    _config(command)
+    command = _config(add("scaling", "scaling", about))
     nproc(command)
     flag(command, "--dry-run", "print the ladder's models and tokens; train nothing")
     about = "choose the weights of the sources by small trainings that repeat each source as the run would"
-    command = add("mixture", "mixture", about)
-    _config(command)
+    command = _config(add("mixture", "mixture", about))
     nproc(command)
     flag(command, "--dry-run", "print the mixtures and their tokens; train nothing")
 
@@ -364,8 +334,7 @@ def _experiment(commands: Commands[Parser]) -> None:
 def _report(commands: Commands[Parser]) -> None:
     about = 'write, verify, compare or list reports; "assay report CONFIG" writes one'
     add = _group(commands, "report", about)
-    command = add("write", "write", "write report.html and report.json of a run")
-    _config(command)
+    command = _config(add("write", "write", "write report.html and report.json of a run"))
     flag(command, "--documents", "also write the model card, the datasheet, bills of materials and regulatory forms")
     flag(command, "--open", "open the report in a browser")
     run = "CONFIG|ROOT|REPORT"
@@ -388,28 +357,24 @@ def _report(commands: Commands[Parser]) -> None:
 
 def _slurm(commands: Commands[Parser]) -> None:
     add = _group(commands, "slurm", "submit a run to a Slurm cluster and follow its jobs")
-    command = add("render", "render", "print the jobs' scripts without submitting them")
-    _config(command)
+    command = _config(add("render", "render", "print the jobs' scripts without submitting them"))
     option(command, "--job", str, "JOB", "print only this job's script (default: all)", default="")
     text = "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
-    command = add("submit", "submit", text)
-    _config(command)
+    command = _config(add("submit", "submit", text))
     path(command, "--carbon-aware", "CSV", "start in the greenest hours of this forecast (CSV: time,grams_per_kwh)")
     option(command, "--latest", hours, "HOURS", "with --carbon-aware: start within this many hours (default: 24)")
     text = "with --carbon-aware: duration of the run (default: training's time limit)"
     option(command, "--expected", hours, "HOURS", text)
     flag(command, "--fetch", "download remote sources here first, for compute nodes without internet")
     _submits(command)
-    command = add("status", "status", "print each job's state, progress and energy, and the next command to type")
-    _config(command)
+    text = "print each job's state, progress and energy, and the next command to type"
+    command = _config(add("status", "status", text))
     flag(command, "--watch", "print again every 10 seconds until all jobs have ended")
     _config(add("cancel", "cancel", "cancel all pending and running jobs of the run"))
     text = "submit again what failed (only the failed tasks of an array) and what depends on it"
-    command = add("retry", "retry", text)
-    _config(command)
+    command = _config(add("retry", "retry", text))
     _submits(command)
-    command = add("logs", "logs", "print a job's log")
-    _config(command)
+    command = _config(add("logs", "logs", "print a job's log"))
     text = '"train", or a task such as "clean[3]" (default: the first that failed, else the last that ran)'
     option(command, "--job", str, "JOB", text, default="")
     option(command, "--attempt", int, "N", "attempt, from 0 (default: the newest)")
@@ -433,16 +398,16 @@ def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, 
     group = group_parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(command: str, function: str, text: str) -> Parser:
-        added = _add(group, command, function, text)
-        added.set_defaults(group=name, words=f"{name} {command}")
+        added = _add(group, command, function, text, name)
+        added.set_defaults(words=f"{name} {command}")
         return added
 
     return add
 
 
-def _add(group: Commands[Parser], name: str, function: str, text: str) -> Parser:
-    command = group.add_parser(name, help=text, description=_sentence(text))
-    command.set_defaults(command=function, group="", words=name)
+def _add(commands: Commands[Parser], name: str, function: str, text: str, group: str = "") -> Parser:
+    command = commands.add_parser(name, help=text, description=_sentence(text))
+    command.set_defaults(command=function, group=group, words=name)
     if function not in _WITHOUT_JSON:
         flag(command, "--json", "print the result as one JSON object")
     return command
@@ -458,8 +423,9 @@ def _more(command: argparse.ArgumentParser) -> None:
 
 
 def _config(
-    command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
-) -> None:
+    command: Parser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
+) -> Parser:
+    """Add a run's file, and the options of commands that read one."""
     path(command, "config", name, text)
     _more(command)
     command.add_argument(
@@ -468,6 +434,7 @@ def _config(
     _data_workers(command)
     text = "override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)"
     option(command, "--set", str, "FIELD=VALUE", text, dest="overrides", action="append", default=[])
+    return command
 
 
 def _data_workers(command: argparse.ArgumentParser) -> None:
