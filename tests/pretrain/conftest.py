@@ -107,6 +107,26 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
         return train(_make_tokens(root), recipe, settings, runtime, **extra)
 
 
+class Killed(Exception):
+    """The end of a training in the middle of a step."""
+
+
+def _train_until_killed(step: int, root: Path, **settings: Any) -> None:
+    from pretrain import loop
+
+    rate = loop.rate_factor
+
+    def killed(now: int, *others: Any) -> float:
+        if now == step:
+            raise Killed
+        return rate(now, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "rate_factor", killed)
+        with pytest.raises(Killed):
+            _run_training(root, **settings)
+
+
 def _losses(manifest: Manifest, root: Path) -> list[float]:
     return json.loads((root / manifest.folder / "losses.json").read_bytes())["losses"]
 
@@ -119,6 +139,12 @@ def make_tokens() -> Callable[..., Manifest]:
 @pytest.fixture(scope="session")
 def run_training() -> Callable[..., Manifest]:
     return _run_training
+
+
+@pytest.fixture(scope="session")
+def kill_at() -> Callable[..., None]:
+    """`kill_at(step, root, **settings)`: a training that dies in the middle of a step, without saving."""
+    return _train_until_killed
 
 
 @pytest.fixture(scope="session")

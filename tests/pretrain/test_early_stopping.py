@@ -73,18 +73,10 @@ def test_a_run_ends_at_the_validation_that_uses_up_its_patience(stopped, run_tra
     assert run_training(root, **STALLING) == run  # found, not trained again
 
 
-def test_an_interrupted_run_stops_where_an_uninterrupted_one_does(stopped, run_training, at_step, tmp_path):
+def test_an_interrupted_run_stops_where_an_uninterrupted_one_does(stopped, run_training, kill_at, tmp_path):
     _, whole = stopped
 
-    class Killed(Exception):
-        pass
-
-    def kill():
-        raise Killed
-
-    at_step(8, kill)
-    with pytest.raises(Killed):
-        run_training(tmp_path, **STALLING)
+    kill_at(8, tmp_path, **STALLING)
     assert run_training(tmp_path, **STALLING).digest == whole.digest
 
 

@@ -25,31 +25,7 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
-from tests.pretrain.rank_runs import start_rank
-
-# Runs in a separate process: the fixture's function, given as Python keywords.
-SCRIPT = """
-import importlib.util, sys
-from pathlib import Path
-from governance.log import set_up_logging
-set_up_logging()
-spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print(module._run_training(Path({root!r}), **{settings!r}).digest)
-"""
-
-
-def script(root: Path, **settings) -> str:
-    return SCRIPT.format(conftest=str(Path(__file__).parent / "conftest.py"), root=str(root), settings=settings)
-
-
-class Crash(Exception):
-    pass
-
-
-def crash():
-    raise Crash
+from tests.pretrain.planted_faults import start_one
 
 
 def test_a_validation_that_is_not_finite_is_kept_as_null_and_reported(tmp_path, run_training, monkeypatch, caplog):
@@ -94,20 +70,16 @@ def test_a_look_up_makes_nothing(tmp_path, run_training):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_interrupted_run_is_the_uninterrupted_one_bf16(tmp_path, run_training, at_step, stage):
+def test_an_interrupted_run_is_the_uninterrupted_one_bf16(tmp_path, run_training, kill_at, stage):
     settings = {"precision": "bf16", "zero_stage": stage}
     whole = run_training(tmp_path / "whole", **settings)
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "cut", **settings)
+    kill_at(7, tmp_path / "cut", **settings)
     assert run_training(tmp_path / "cut", **settings).digest == whole.digest
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_interrupted_run_is_the_uninterrupted_one_fp32(tmp_path, finished, run_training, at_step, losses_of, stage):
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path, zero_stage=stage)
+def test_an_interrupted_run_is_the_uninterrupted_one_fp32(tmp_path, finished, run_training, kill_at, losses_of, stage):
+    kill_at(7, tmp_path, zero_stage=stage)
     run = run_training(tmp_path, zero_stage=stage)
     root, whole = finished
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
@@ -118,10 +90,8 @@ def test_an_interrupted_run_is_the_uninterrupted_one_fp32(tmp_path, finished, ru
 
 
 @pytest.mark.parametrize("layout", [{"zero_stage": 3}, {"zero_stage": 2, "micro_batch_size": 8}, {"zero_stage": 0}])
-def test_another_layout_goes_on(tmp_path, finished, run_training, at_step, losses_of, layout):
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path)
+def test_another_layout_goes_on(tmp_path, finished, run_training, kill_at, losses_of, layout):
+    kill_at(7, tmp_path)
     run = run_training(tmp_path, **layout)
     root, whole = finished
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
@@ -158,10 +128,8 @@ def test_a_signal_saves_and_leaves(tmp_path, finished, run_training, at_step):
     assert [line["step"] for line in steps] == list(range(1, 11))  # no step twice, none left out
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, at_step, caplog):
-    at_step(10, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, kill_at, caplog):
+    kill_at(10, tmp_path)
     newest = max((tmp_path / "checkpoint").glob("*/weights/*"), key=lambda path: path.stat().st_mtime_ns)
     data = bytearray(newest.read_bytes())
     data[-5] ^= 4
@@ -171,11 +139,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, a
 
 
 @pytest.fixture
-def crashed(tmp_path, run_training, at_step):
+def crashed(tmp_path, kill_at):
     """A root whose run crashed at its last step: the checkpoints of steps 4 and 8 are durable."""
-    at_step(10, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path)
+    kill_at(10, tmp_path)
     assert len(list((tmp_path / "checkpoint").glob("*/manifest.json"))) == 2
     return tmp_path
 
@@ -248,7 +214,7 @@ def poisoned(monkeypatch):
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_reported(
-    tmp_path, run_training, at_step, poisoned, losses_of, stage
+    tmp_path, run_training, kill_at, poisoned, losses_of, stage
 ):
     poisoned(6)
     whole = run_training(tmp_path / "whole", zero_stage=stage)
@@ -263,9 +229,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_reported(
     assert len(message["documents"]) >= 4
     assert whole.stats["skipped_steps"] == 1
 
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "cut", zero_stage=stage)
+    kill_at(7, tmp_path / "cut", zero_stage=stage)
     assert run_training(tmp_path / "cut", zero_stage=stage).digest == whole.digest
 
 
@@ -298,7 +262,7 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
     moment = random.Random(0)
     for _ in range(4):
         # Far more steps than the time allows would never end: so each attempt may finish, and often does not.
-        process = start_rank(["-c", script(tmp_path)], tmp_path / "log")
+        process = start_one(tmp_path)
         deadline = time.monotonic() + 600
         while process.exitcode is None and not list((tmp_path / "train").glob("*/metrics.jsonl")):
             assert time.monotonic() < deadline
@@ -306,7 +270,7 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
         time.sleep(moment.uniform(0, 0.8))
         process.kill()
         process.join()
-    process = start_rank(["-c", script(tmp_path)], tmp_path / "log")
+    process = start_one(tmp_path)
     process.join(600)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "log").read_text().split()[-1] == finished[1].digest

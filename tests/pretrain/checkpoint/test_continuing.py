@@ -34,8 +34,8 @@ from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import open_rows
 from pretrain.data.mixture import mix, sources_of
 from pretrain.data.sampler import RowSampler, sampler_of
+from tests.pretrain.planted_faults import script
 from tests.pretrain.rank_runs import run_ranks
-from tests.pretrain.test_train import Crash, crash, script
 
 MIXTURE = (MixtureConfig(from_step=1, weights={"web": 1.0, "books": 1.0}),)
 STABLE = {"steps": 20, "decay_steps": 4, "every_steps": 4, "keep_last": 9}  # falls from step 17 on
@@ -111,12 +111,10 @@ def test_where_it_is_decides_nothing_and_what_it_is_does(continued, tmp_path, ru
     assert "continue_from" not in child.config["train"]
 
 
-def test_its_own_checkpoints_come_first(begun, continued, run_training, at_step):
+def test_its_own_checkpoints_come_first(begun, continued, run_training, kill_at):
     root, named = begun
     settings = {"continue_from": named, "every_steps": 2, **DECAYS}
-    at_step(11, crash)
-    with pytest.raises(Crash):
-        run_training(root, **settings)
+    kill_at(11, root, **settings)
     shutil.rmtree(root / named / "weights")  # so it cannot be the one that is read now
     child = run_training(root, **settings)
     assert child.digest == continued[3].digest
@@ -125,12 +123,10 @@ def test_its_own_checkpoints_come_first(begun, continued, run_training, at_step)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_at_the_parent_again(
-    begun, continued, run_training, at_step
+    begun, continued, run_training, kill_at
 ):
     root, named = begun
-    at_step(10, crash)
-    with pytest.raises(Crash):
-        run_training(root, continue_from=named, **DECAYS)
+    kill_at(10, root, continue_from=named, **DECAYS)
     child = run_training(root, continue_from=named, **DECAYS)
     assert child.digest == continued[3].digest
     starts = [line for line in read_lines(root / child.folder / "metrics.jsonl") if line["event"] == "start"]

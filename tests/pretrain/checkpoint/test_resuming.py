@@ -12,9 +12,9 @@ import pytest
 from governance.files import read_lines
 from governance.manifest import describe, read_manifest
 from governance.stage import commit
+from tests.pretrain.planted_faults import script
 from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.resume_layouts import STAGES
-from tests.pretrain.test_train import script
 
 PROGRAM = str(Path(__file__).parents[1] / "resume_layouts.py")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from governance.errors import ManifestError
 from governance.files import read_lines
 from governance.stage import Runtime
 from pretrain.config.training import TrainConfig
-from pretrain.data import loader as loading
 from pretrain.data.dataset import open_rows
 from pretrain.data.loader import by_origin, chain, digest_words, read_ahead, read_step
 from pretrain.data.sampler import sampler_of
+from tests.pretrain.planted_faults import script
 from tests.pretrain.rank_runs import run_ranks
 
 CPU = torch.device("cpu")
@@ -183,22 +182,6 @@ def events(root, run, name):
     return [line for line in read_lines(root / run.folder / "metrics.jsonl") if line["event"] == name]
 
 
-class Crash(Exception):
-    pass
-
-
-def crash_at(monkeypatch, step):
-    """Make the reading of a step fail, once the steps before it were learned."""
-
-    def fail(rows, order, now, share, device):
-        if now == step:
-            monkeypatch.undo()
-            raise Crash
-        return read_step(rows, order, now, share, device)
-
-    monkeypatch.setattr(loading, "read_step", fail)
-
-
 RAMP = ({"until_step": 1, "global_batch_size": 4}, {"until_step": 6, "global_batch_size": 16})
 
 
@@ -209,12 +192,10 @@ def config_of(values):
     return {name: tuple(kinds[name](**item) for item in items) for name, items in values.items()}
 
 
-def test_a_ramp_and_a_mixture_survive_a_crash_and_another_layout(tmp_path, run_training, losses_of, monkeypatch):
+def test_a_ramp_and_a_mixture_survive_a_crash_and_another_layout(tmp_path, run_training, losses_of, kill_at):
     schedule = config_of({"batch_size_ramp": RAMP, "mixture": MIXTURE})
     whole = run_training(tmp_path / "whole", **schedule)
-    crash_at(monkeypatch, 6)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "again", **schedule)
+    kill_at(6, tmp_path / "again", **schedule)
     again = run_training(tmp_path / "again", zero_stage=3, micro_batch_size=2, **schedule)
     assert again.stats["stream_sha256"] == whole.stats["stream_sha256"]
     assert again.stats["tokens"] == whole.stats["tokens"]
@@ -238,42 +219,14 @@ def test_a_ramp_begins_as_a_run_of_the_small_batch(tmp_path, run_training, losse
     assert losses_of(ramp, tmp_path / "ramp")[0] == losses_of(small, tmp_path / "small")[0]
 
 
-# Runs in separate processes: the fixture's function, which can be made to die while it reads a step.
-SCRIPT = """
-import importlib.util, os
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-from pretrain.data import loader
-read = loader.read_step
-def read_or_die(rows, order, step, share, device):
-    if step == {dies!r}:
-        os._exit(9)
-    return read(rows, order, step, share, device)
-loader.read_step = read_or_die
-module._run_training(Path({root!r}), **{settings!r})
-"""
-
-
-def in_two_ranks(folder: Path, root: Path, dies: int, **settings) -> bool:
-    """Whether it ended well."""
-    conftest = str(Path(__file__).parents[1] / "conftest.py")
-    text = SCRIPT.format(conftest=conftest, root=str(root), settings=settings, dies=dies)
-    well, messages = run_ranks(folder, ["-c", text], 2)
-    assert dies or well, messages[-6000:]
-    return well
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "close"), [("fp32", {"rel": 1e-5}), ("bf16", {"rel": 1e-3})])
-def test_one_rank_two_ranks_one_rank_is_one_stream(tmp_path, run_training, losses_of, monkeypatch, precision, close):
+def test_one_rank_two_ranks_one_rank_is_one_stream(tmp_path, run_training, losses_of, kill_at, precision, close):
     whole = run_training(tmp_path / "whole", precision=precision)
     root = tmp_path / "changed"
-    crash_at(monkeypatch, 6)
-    with pytest.raises(Crash):
-        run_training(root, precision=precision)
-    assert not in_two_ranks(tmp_path, root, 10, precision=precision, zero_stage=2, micro_batch_size=2)
+    kill_at(6, root, precision=precision)
+    dies = script(root, "at_step(10, lambda: os._exit(9))", precision=precision, zero_stage=2, micro_batch_size=2)
+    assert not run_ranks(tmp_path, ["-c", dies], 2)[0]
     changed = run_training(root, precision=precision, zero_stage=3, micro_batch_size=2)
     worlds = [event["world_size"] for event in events(root, changed, "start")]
     assert worlds == [1, 2, 1]

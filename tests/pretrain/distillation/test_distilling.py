@@ -33,7 +33,6 @@ from pretrain.model.decoder import Decoder
 from pretrain.model.init import initial_weight
 from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.initial_weights.test_initial_weights import saved
-from tests.pretrain.test_train import Crash, crash
 
 DRAWN = {"samples": 4, "seed": 3}
 SMALL = {"num_hidden_layers": 1, "steps": 6, "every_steps": 2, "decay_steps": 2, "validate_every_steps": 3}
@@ -152,7 +151,7 @@ def read_validations(root: Path, checkpoint: Manifest):
 @pytest.mark.parametrize("logits", ["online", "sampled"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_student_that_was_interrupted_is_the_uninterrupted_one(
-    taught, tmp_path, run_training, make_tokens, at_step, logits, precision
+    taught, tmp_path, run_training, make_tokens, kill_at, logits, precision
 ):
     root, name = shutil.copytree(taught[0], tmp_path / "root"), taught[1]
     section = {"teacher": name, "logits": logits, "start": "teacher"}
@@ -162,9 +161,7 @@ def test_a_student_that_was_interrupted_is_the_uninterrupted_one(
         section |= {"hidden_weight": 0.1, "projection": True}
     other = shutil.copytree(root, tmp_path / "other")
     whole = run_training(root, distillation=section, precision=precision, **SMALL)
-    at_step(5, crash)
-    with pytest.raises(Crash):
-        run_training(other, distillation=section, precision=precision, **SMALL)
+    kill_at(5, other, distillation=section, precision=precision, **SMALL)
     assert run_training(other, distillation=section, precision=precision, **SMALL).digest == whole.digest
 
 
@@ -190,12 +187,12 @@ def test_draws_are_of_the_teachers_distributions_and_a_pass_goes_on(taught, tmp_
 
     def stopped(section, payload, path_of):
         if len(made) == 2:
-            raise Crash
+            raise KeyboardInterrupt
         made.append(payload[1])
         return draw(section, payload, path_of)
 
     monkeypatch.setattr(drawn_logits, "_draw_shard", stopped)
-    with pytest.raises(Crash):
+    with pytest.raises(KeyboardInterrupt):
         drawn(other, name, tokens, samples=24, temperature=2.0)
     monkeypatch.setattr(drawn_logits, "_draw_shard", lambda *given: made.append(given[1][1]) or draw(*given))
     again = drawn(other, name, tokens, samples=24, temperature=2.0)

@@ -13,6 +13,7 @@ import pytest
 
 from pretrain import loop
 from pretrain.config.training import CallbackConfig, EngineConfig
+from pretrain.distributed import launcher
 from pretrain.distributed.watchdog import HangReports, Heartbeat, culprit, watch_hangs
 from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain.planted_faults import launch_two
@@ -64,23 +65,15 @@ def test_the_limits_leave_room_for_callbacks(tmp_path, run_training, monkeypatch
         assert heart.last()[2] == 0
 
 
-def test_the_first_validation_of_each_attempt_may_compile(tmp_path, run_training, at_step, monkeypatch):
+def test_the_first_validation_of_each_attempt_may_compile(tmp_path, run_training, kill_at, monkeypatch):
     beats = []
 
     def noted(self, what, *, long=False, plain=Heartbeat.beat):
         beats.append((what, long))
         plain(self, what, long=long)
 
-    class Killed(Exception):
-        pass
-
-    def kill():
-        raise Killed
-
     monkeypatch.setattr(Heartbeat, "beat", noted)
-    at_step(6, kill)
-    with pytest.raises(Killed):
-        run_training(tmp_path)
+    kill_at(6, tmp_path)
     first = [long for what, long in beats if what == "validation of step 4"]
     beats.clear()
     run_training(tmp_path)
@@ -97,8 +90,8 @@ import ctypes, time
 from pathlib import Path
 from pretrain.distributed import watchdog
 from pretrain.config.training import EngineConfig
-watchdog._STUCK_SECONDS = 2.0
-with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineConfig(first_step_timeout_seconds=5)):
+watchdog._STUCK_SECONDS = 1.0
+with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineConfig(first_step_timeout_seconds=3)):
     time.sleep(1.5)
     ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
 """
@@ -168,7 +161,7 @@ with watch_hangs(HangReports(folder), EngineConfig()):
 
 
 @pytest.mark.slow
-def test_hangs_write_the_stacks_of_every_rank_and_are_started_again(tmp_path, run_training, caplog):
+def test_hangs_write_the_stacks_of_every_rank_and_are_started_again(tmp_path, run_training, caplog, monkeypatch):
     """Rank 1 hangs in step 6; after the restart it is stopped in step 9, and cannot even write its stacks."""
     plant = """
 watchdog._SLOWEST_STEPS = 0.0
@@ -178,6 +171,7 @@ def planted_hang():
 at_step(6, planted_hang)
 at_step(9, lambda: rank == 1 and once("stop") and os.kill(os.getpid(), signal.SIGSTOP))
 """
+    monkeypatch.setattr(launcher, "_GRACE_SECONDS", 12.0)  # a stopped rank uses all of it
     assert launch_two(tmp_path, plant, restarts=2, step_timeout_seconds=8.0, mode="offline") == 0
     stuck = [line.getMessage() for line in caplog.records if "neither wrote its stacks nor ended" in line.getMessage()]
     assert [text.partition(" (pid")[0] for text in stuck] == ["rank 1"]

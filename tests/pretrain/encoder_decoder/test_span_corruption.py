@@ -161,18 +161,13 @@ def texts(make_tokens):
     return make
 
 
-def test_a_killed_run_hides_what_an_uninterrupted_one_hides(tmp_path, texts, run_training, losses_of, at_step):
+def test_a_killed_run_hides_what_an_uninterrupted_one_hides(tmp_path, texts, run_training, losses_of, kill_at):
     for name in ("whole", "killed", "halves"):
         texts(tmp_path / name)
     given = {**ENCODER, "steps": 12, "learning_rate": 2e-2}
     whole = run_training(tmp_path / "whole", **given)
 
-    def die() -> None:
-        raise KeyboardInterrupt
-
-    at_step(7, die)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(tmp_path / "killed", **given)
+    kill_at(7, tmp_path / "killed", **given)
     assert run_training(tmp_path / "killed", **given).digest == whole.digest
     losses = losses_of(whole, tmp_path / "whole")
     assert losses[-1] < 0.9 * losses[0]

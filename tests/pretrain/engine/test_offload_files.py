@@ -25,8 +25,8 @@ from pretrain.engine.nvme import in_files, lock_swap_folder
 from pretrain.engine.state import optimizer_of
 from tests.pretrain.checkpoint.test_resuming import CRASH
 from tests.pretrain.plain_aio import plant
+from tests.pretrain.planted_faults import script
 from tests.pretrain.rank_runs import run_ranks
-from tests.pretrain.test_train import Crash, crash, script
 
 NARROW = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "zero_stage": 3, "validate_every_steps": 0,
@@ -104,13 +104,11 @@ def norms(run, root: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("where", CASES[::2])
-def test_a_run_goes_on_from_files_to_memory_and_back(tmp_path, plain_aio, run_training, in_memory_run, at_step, where):
+def test_a_run_goes_on_from_files_to_memory_and_back(tmp_path, plain_aio, run_training, in_memory_run, kill_at, where):
     files = {**where, "nvme_path": str(tmp_path / "swap")}
     memory = {**where, "offload_optimizer": "cpu", "offload_parameters": "none"}
     for step, settings in ((3, files), (5, memory)):  # after the checkpoints of steps 2 and 4
-        at_step(step, crash)
-        with pytest.raises(Crash):
-            run_training(tmp_path, **settings)
+        kill_at(step, tmp_path, **settings)
         shutil.rmtree(tmp_path / "swap", ignore_errors=True)  # useless for the next start
     assert run_training(tmp_path, **files).digest == in_memory_run(where)[1].digest
 

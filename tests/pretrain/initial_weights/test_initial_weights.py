@@ -156,7 +156,7 @@ def test_shards_are_read_by_their_index_and_in_bf16(tmp_path):
 
 
 def test_of_a_single_file_and_shards_the_single_file_is_read(tmp_path):
-    """As `transformers` does."""
+    """`transformers` chooses the single file, too."""
     saved("llama", tmp_path / "folder", shard="20KB")
     theirs = saved("llama", tmp_path / "whole", initializer_range=0.3)
     shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "folder")
@@ -175,7 +175,7 @@ def test_weights_that_are_exchanged_after_their_digest_was_taken_are_refused(tmp
 
 
 def test_weights_that_got_a_second_name_are_read(tmp_path):
-    """As a backup by hard links gives it; bytes that were altered under the same time of modification are refused."""
+    """A backup by hard links gives such a name. Bytes altered under the same time of modification are refused."""
     theirs = saved("llama", tmp_path / "folder").lm_head.weight
     weights, path = opened(tmp_path / "folder"), tmp_path / "folder" / "model.safetensors"
     (tmp_path / "backup").hardlink_to(path)
@@ -408,13 +408,9 @@ def test_a_run_begins_from_the_weights_and_names_them(trained, folder, run_train
         run_training(root, make=False, **MODEL, **SHORT)
 
 
-def test_a_killed_run_goes_on_and_its_child_keeps_the_terms(trained, folder, run_training, at_step, tmp_path):
-    from tests.pretrain.test_train import Crash, crash
-
+def test_a_killed_run_goes_on_and_its_child_keeps_the_terms(trained, folder, run_training, kill_at, tmp_path):
     root, run = trained
-    at_step(3, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path, initial_weights=str(folder), **MODEL, **SHORT)
+    kill_at(3, tmp_path, initial_weights=str(folder), **MODEL, **SHORT)
     assert run_training(tmp_path, initial_weights=str(folder), **MODEL, **SHORT).digest == run.digest
     parent = str((root / run.stats["checkpoint"]["path"]).parent)
     child = run_training(tmp_path, continue_from=parent, **MODEL, **{**SHORT, "steps": 4})

@@ -20,13 +20,8 @@ from pretrain.metrics.events import chart_values
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.wandb import ALERTS
 from pretrain.metrics.wandb_reader import read_offline
-from pretrain.optim.optimizers import rate_factor
 from tests.pretrain.metrics.test_monitoring_page import differences
 from tests.pretrain.metrics.test_tracking import ABOUT
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +42,10 @@ def proxy():
 
 
 @pytest.fixture(scope="module")
-def mirrored(tmp_path_factory, run_training, proxy):
+def mirrored(tmp_path_factory, run_training, kill_at, proxy):
     """A run that crashed at step 7 and resumed, mirrored to both; every network request meets the proxy."""
     root = tmp_path_factory.mktemp("mirrored")
     settings = {"mode": "offline", "tensorboard": True}
-
-    def crash(step, steps, config):
-        if step == 7:
-            raise Crash
-        return rate_factor(step, steps, config)
 
     def refuse(family, *given):
         raise AssertionError(f"a connection was tried: {given}")
@@ -67,10 +57,7 @@ def mirrored(tmp_path_factory, run_training, proxy):
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
             patch.setenv(name, proxy[0])
         patch.setattr(socket, "getaddrinfo", refuse)
-        with patch.context() as inner:
-            inner.setattr(loop, "rate_factor", crash)
-            with pytest.raises(Crash):
-                run_training(root, **settings)
+        kill_at(7, root, **settings)
         time.sleep(1.1)  # W&B names a run's folder by the second in which it starts
         run = run_training(root, **settings)
     return root, run, read_lines(root / run.folder / "metrics.jsonl")
