@@ -4,13 +4,15 @@
 `HubRepository(commit, branches, files)`; `failures` are statuses to answer with, one a request, before it works.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from tests.serving import serving
 
 
 @dataclass
@@ -53,12 +55,12 @@ class HubServer:
                 hub.answer(self, body=True)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(serving(self._server))
         return self
 
     def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+        self._stack.close()
 
     def answer(self, request, body):
         self.requests.append(f"{request.command} {request.path}")

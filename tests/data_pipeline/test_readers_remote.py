@@ -6,7 +6,6 @@ import gzip
 import http.server
 import importlib.util
 import json
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from data_pipeline.readers.remote import RemoteFile, fetch_remote, find_remote
 from data_pipeline.readers.sources import JsonlSource, ParquetSource, TextSource
 from governance.errors import ConfigError, ManifestError, MissingInput, StorageError
 from governance.stage import Runtime, ShareDone
+from tests.serving import serving
 
 
 def files(folder):
@@ -172,14 +172,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def served(folder):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}/", server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 web = pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="http through fsspec wants aiohttp")

@@ -1,6 +1,5 @@
 """Actions on a closed gate: each message arrives, and no fault of an action opens or changes the gate."""
 
-import contextlib
 import email.policy
 import errno
 import http.client
@@ -27,20 +26,9 @@ from governance.stage import Runtime
 from pretrain.config.training import TrackingConfig
 from pretrain.data import dataset
 from tests.governance.attacked import FAILS, demand, prepare, verdict_of, words_of
+from tests.serving import serving
 
 EVENT = GateEvent("closed", "run.toml", "/runs/a", "c" * 64, "strict", "node7", "2026-01-01T00:00:00Z", "pii: too much")
-
-
-@contextlib.contextmanager
-def serving(server):
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.serving import serving
+
 TOKEN = "hf_" + "a" * 34
 LARGE = (".safetensors", ".parquet")
 
@@ -143,13 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     """A hub that ends with the context."""
-    hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.over.set()
-        hub.shutdown()
-        hub.server_close()
-        thread.join()
+    with serving(Hub()) as hub:
+        try:
+            yield hub
+        finally:
+            hub.over.set()

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.serving import serving
+
 WELL, SILENT, BROKEN, AWAY = "well", "silent", "broken", "away"
 
 
@@ -60,16 +62,11 @@ class StandIn(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[StandIn]:
-    server = StandIn()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
+    with serving(StandIn()) as server:
+        try:
+            yield server
+        finally:
+            server.over.set()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -177,6 +177,7 @@ def test_what_a_server_that_dies_midway_lacks_is_written_offline(server, about, 
 def test_no_step_waits_for_wandb(about, tmp_path, monkeypatch):
     """The service's own calls never return; every line is written meanwhile, and closing gives up in time."""
     waits(monkeypatch, 0.5, 0.5)
+    monkeypatch.setattr(wandb_mirror, "_OFFLINE_SECONDS", 0.5)
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ERROR_REPORTING"):
         monkeypatch.setenv(name, "false")
     asked, release = threading.Event(), threading.Event()
