@@ -359,13 +359,17 @@ def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_pa
     assert main(["governance", "verify", str(project / "root"), "--deep", "--key", str(project / "key.pem.pub")]) == 0
 
 
+def untrained(project):
+    """The project, without what its training made."""
+    for made in ("train", "checkpoint"):
+        shutil.rmtree(project / "root" / made)
+    return project
+
+
 @pytest.mark.slow
 def test_sigterm_in_training_leaves_with_75_and_goes_on(finished, tmp_path):
     losses = next((finished / "root" / "train").glob("*/losses.json")).read_bytes()
-    project = tmp_path / "preempted"
-    shutil.copytree(finished, project)
-    for made in ("train", "checkpoint"):
-        shutil.rmtree(project / "root" / made)
+    project = untrained(shutil.copytree(finished, tmp_path / "preempted"))
     words = [sys.executable, "-m", "pretrain", "train", str(project / "run.toml"), "--root", str(project / "root")]
     environment = hooked(tmp_path, TEST_SIGNAL="SIGTERM")
     child = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
@@ -376,10 +380,7 @@ def test_sigterm_in_training_leaves_with_75_and_goes_on(finished, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, tmp_path):
-    project = tmp_path / "two"
-    shutil.copytree(finished, project)
-    for made in ("train", "checkpoint"):
-        shutil.rmtree(project / "root" / made)
+    project = untrained(shutil.copytree(finished, tmp_path / "two"))
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.zero_stage=2", "--set", 'train.precision="fp32"']
     environment = hooked(tmp_path, TEST_SIGNAL="SIGUSR1", TEST_SIGNAL_TO_PARENT="yes")
@@ -390,8 +391,7 @@ def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stage"] == "train"  # the ranks print nothing there
     found = [json.loads(next((project / "root" / "train").glob("*/losses.json")).read_bytes())["losses"]]
-    for made in ("train", "checkpoint"):
-        shutil.rmtree(project / "root" / made)
+    untrained(project)
     alone = ["train", *words[1:4], "--set", 'train.precision="fp32"']
     assert main(alone) == 0
     found.append(json.loads(next((project / "root" / "train").glob("*/losses.json")).read_bytes())["losses"])
@@ -400,10 +400,7 @@ def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
-    project = tmp_path / "dead"
-    shutil.copytree(finished, project)
-    for made in ("train", "checkpoint"):
-        shutil.rmtree(project / "root" / made)
+    project = untrained(shutil.copytree(finished, tmp_path / "dead"))
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.restarts=0"]
     words += ["--set", "train.steps=100000"]  # so that it is not over before the kill

@@ -54,18 +54,15 @@ def test_work_that_was_found_makes_no_rate(plain):
             clock.now += 1
             advance(10)
     assert caplog.records[-1].getMessage() == "claims: 600 of 1000 tokens, 10 tokens/s, 0:00:40 left"
-    with log.progress("claims", 4_000_000, "tokens") as advance:
-        clock.now += 100
-        advance(2_000_000)
-    assert caplog.records[-1].getMessage() == "claims: 2,000,000 of 4,000,000 tokens, 20,000 tokens/s, 0:01:40 left"
-    with log.progress("claims", 1_000_000, "tokens") as advance:
-        clock.now += 1000
-        advance(999_999.7)
-    assert caplog.records[-1].getMessage() == "claims: 1,000,000 of 1,000,000 tokens, 1,000 tokens/s, 0:00:00 left"
-    with log.progress("audit", 1, "shards") as advance:
-        clock.now += 5000
-        advance(0.25)
-    assert caplog.records[-1].getMessage() == "audit: 0.25 of 1 shards, 0.00005 shards/s, 4:10:00 left"
+    for whole, unit, seconds, done, line in (
+        (4_000_000, "tokens", 100, 2_000_000, "2,000,000 of 4,000,000 tokens, 20,000 tokens/s, 0:01:40 left"),
+        (1_000_000, "tokens", 1000, 999_999.7, "1,000,000 of 1,000,000 tokens, 1,000 tokens/s, 0:00:00 left"),
+        (1, "shards", 5000, 0.25, "0.25 of 1 shards, 0.00005 shards/s, 4:10:00 left"),
+    ):
+        with log.progress("claims", whole, unit) as advance:
+            clock.now += seconds
+            advance(done)
+        assert caplog.records[-1].getMessage() == f"claims: {line}"
 
 
 def test_the_last_step_of_a_long_job_is_reported_and_a_short_job_is_silent(plain):

@@ -13,11 +13,11 @@ from torch.distributed import HashStore
 from governance.manifest import Input, Manifest
 from pretrain.checkpoint.format import CheckpointStore, TrainState, require_step
 from pretrain.checkpoint.save import CheckpointSource, Saver
-from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.fragments import Owned
+from tests.pretrain.small_models import TINY
 
 SHAPES = [("a.weight", (3, 4)), ("b.weight", (5,)), ("c.weight", (2, 2))]
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -27,16 +27,8 @@ KEEP = CheckpointConfig(keep_last=100)
 
 
 def store_in(root: Path, **kept) -> CheckpointStore:
-    model = ModelConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
     train = TrainConfig(sequence_length=32, global_batch_size=8, steps=100)
-    recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
+    recipe = TrainRecipe(model=TINY, optim=OptimConfig(learning_rate=0.1), train=train)
     tokens = Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
     return CheckpointStore(root, kept.get("train_key", "a" * 64), 200, recipe, (tokens,))
 

@@ -24,7 +24,6 @@ from governance.manifest import Input
 from pretrain.checkpoint.format import CheckpointStore, TrainState, require_step
 from pretrain.checkpoint.load import newest_whole, resume
 from pretrain.checkpoint.save import open_saver
-from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import gather, join, ranks_store, read_ranks
@@ -33,6 +32,7 @@ from pretrain.engine.fragments import local_state
 from pretrain.engine.state import loss_scale_of
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
+from tests.pretrain.small_models import config
 
 VOCABULARY, LENGTH, STEPS = 200, 32, 2
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "fp16": (1, 3)}
@@ -46,14 +46,7 @@ def batch_of(seed: int, rows: int) -> Batch:
 
 
 def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: int = 1) -> SimpleNamespace:
-    model = ModelConfig(
-        hidden_size=32,
-        intermediate_size=inner,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
+    model = config(intermediate_size=inner)
     train = TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=10, precision=precision)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=3e-3), train=train)
     tokens = Input(stage="encode", digest="d" * 64, path="x")

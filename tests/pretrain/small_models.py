@@ -70,6 +70,9 @@ def config(**changes) -> ModelConfig:
     return ModelConfig(**{**values, **changes})
 
 
+TINY = config(intermediate_size=64, num_hidden_layers=1)
+
+
 def model_of(settings: ModelConfig, vocabulary: int = 100, factor: float = 10.0, **options) -> Decoder:
     """With matrices larger than at the start of training, so that a wrong term would show."""
     model = Decoder(settings, vocabulary, **options)

@@ -14,7 +14,6 @@ from governance.energy.meters import EnergyConfig, meter
 from governance.phases import EVALUATION
 from pretrain import loop
 from pretrain import step_meter as meter_module
-from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks
 from pretrain.metrics.peak_flops import Peak
@@ -27,15 +26,7 @@ from pretrain.step_meter import (
     memory,
     step_note,
 )
-
-MODEL = ModelConfig(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
+from tests.pretrain.small_models import TINY
 
 
 class Clock:
@@ -58,7 +49,7 @@ def opened(monkeypatch):
     recorded = []
     job = SimpleNamespace(
         recipe=SimpleNamespace(
-            model=MODEL,
+            model=TINY,
             train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False, sides=(0.5, 0.5)),
         ),
         train_rows=SimpleNamespace(vocabulary_size=200, count=10),

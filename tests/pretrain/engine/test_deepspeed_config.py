@@ -11,11 +11,11 @@ import pytest
 from assay.config import load_run
 from governance.errors import ConfigError
 from pretrain.config import deepspeed_keys
-from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.engine.deepspeed_config import BUCKET, COLUMN, ROW, deepspeed_config
 from pretrain.engine.engine import refuse_unknown_keys
+from tests.pretrain.small_models import TINY
 
 REMOVED = {"elasticity", "nebula", "compression_training", "amp", "mics_shard_size", "curriculum_learning"}
 ENGINES = [
@@ -33,17 +33,9 @@ PRECISIONS = ["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"]
 
 
 def recipe(optimizer: str = "adamw", **train) -> TrainRecipe:
-    model = ModelConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
     optim = OptimConfig(optimizer=optimizer, learning_rate=0.1, gradient_clipping=0.5)
     values = {"sequence_length": 32, "global_batch_size": 24, "steps": 10, **train}
-    return TrainRecipe(model=model, optim=optim, train=TrainConfig(**values))
+    return TrainRecipe(model=TINY, optim=optim, train=TrainConfig(**values))
 
 
 class Noting(dict):
@@ -198,7 +190,7 @@ def test_stage_2_reduces_to_owners_and_does_not_all_reduce(preset, most):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
 def test_deepspeed_never_clips(optimizer):
-    """Its default is 1; it is stated, since ours clips without a wait."""
+    """DeepSpeed's default is 1, so 0 is stated: Assay clips by itself, without a wait."""
     assert deepspeed_config(recipe(optimizer), EngineConfig(zero_stage=3), 1)["gradient_clipping"] == 0.0
 
 

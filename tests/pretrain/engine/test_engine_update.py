@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, join
@@ -14,6 +13,7 @@ from pretrain.engine.state import full_state
 from pretrain.engine.step import _skip_and_clip
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
+from tests.pretrain.small_models import TINY
 
 
 def test_the_skip_flag_is_on_the_parameters_device():
@@ -34,16 +34,12 @@ def test_the_skip_flag_is_on_the_parameters_device():
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_an_update_that_is_skipped_changes_no_bit_of_weights_and_moments(stage, precision):
-    model = ModelConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64,
-    )  # fmt: skip
     train = TrainConfig(sequence_length=16, global_batch_size=4, steps=10, precision=precision)
-    recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.01), train=train)
+    recipe = TrainRecipe(model=TINY, optim=OptimConfig(learning_rate=0.01), train=train)
     settings = EngineConfig(zero_stage=stage, micro_batch_size=2, threads=1)
     device = join(Ranks(), 60)
     engine = open_engine(
-        recipe, settings, 100, Ranks(), device, lambda name, shape: initial_weight(name, shape, model, 0)
+        recipe, settings, 100, Ranks(), device, lambda name, shape: initial_weight(name, shape, TINY, 0)
     )
     generator = torch.Generator().manual_seed(0)
 

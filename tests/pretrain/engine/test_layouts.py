@@ -52,7 +52,6 @@ SPREAD = {
 }
 """On two ranks; hpZ last, for it stays with the process."""
 ALONE = {
-    "plain": {"zero_stage": 0, "micro_batch_size": 8},
     "qk": {"zero_stage": 0, "qk_norm": True},
     "heads": {"num_key_value_heads": 4},
     "gpt2": {"zero_stage": 0, **VARIANTS["gpt2"]},
@@ -76,7 +75,7 @@ def two_ranks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(one_rank):
-    return {name: one_rank[name] for name in ALONE}
+    return {"plain": one_rank["fp32-0-8"], **{name: one_rank[name] for name in ALONE}}
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from assay import pipeline as run_module
 from governance.errors import AlteredFile, BudgetReached, ConfigError, Preempted
 from governance.files import read_lines
 from governance.manifest import Input
-from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.preemption import StopNow
@@ -27,16 +26,10 @@ from pretrain.metrics.events import chart_values, summary_of
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 from pretrain.metrics.wandb_reader import read_offline
+from tests.pretrain.small_models import TINY
 
 RECIPE = TrainRecipe(
-    model=ModelConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    ),
+    model=TINY,
     optim=OptimConfig(learning_rate=0.1),
     train=TrainConfig(sequence_length=32, global_batch_size=8, steps=3),
 )

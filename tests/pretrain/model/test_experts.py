@@ -42,7 +42,7 @@ def test_a_token_gets_the_weighed_sum_of_the_experts_it_chose(experts, used, nor
 
 
 def test_one_expert_a_token_with_normalised_weights_is_refused():
-    """Its weight is 1 whatever the router's logits are: no gradient of the loss would reach the router."""
+    """The normalised weight of one expert is always 1, so no gradient of the loss would reach the router."""
     with pytest.raises(ValueError, match="norm_topk_prob = false"):
         MoeConfig(num_local_experts=4, num_experts_per_tok=1)
 
@@ -103,14 +103,13 @@ def test_experts_multiply_without_a_number_for_the_host():
     assert seen["aten.mm.default"] <= 3  # the router's
 
 
+def single(experts: int, **coefficients: float) -> MoeConfig:
+    """One expert for each token."""
+    return MoeConfig(num_local_experts=experts, num_experts_per_tok=1, norm_topk_prob=False, **coefficients)
+
+
 def test_balance_is_one_when_all_experts_are_used_alike():
-    moe = MoeConfig(
-        num_local_experts=4,
-        num_experts_per_tok=1,
-        norm_topk_prob=False,
-        router_aux_loss_coef=1.0,
-        router_z_loss_coef=0.0,
-    )
+    moe = single(4, router_aux_loss_coef=1.0, router_z_loss_coef=0.0)
     even = 5.0 * torch.eye(4).repeat(3, 1).unsqueeze(0)
     targets = torch.zeros(1, 12, dtype=torch.int64)
     assert balance_losses(even, targets, moe).item() == pytest.approx(12)
@@ -130,13 +129,7 @@ def test_tokens_that_predict_nothing_do_not_count_for_balance():
 
 
 def test_router_z_loss_is_the_squared_log_sum_exp():
-    moe = MoeConfig(
-        num_local_experts=3,
-        num_experts_per_tok=1,
-        norm_topk_prob=False,
-        router_aux_loss_coef=0.0,
-        router_z_loss_coef=0.5,
-    )
+    moe = single(3, router_aux_loss_coef=0.0, router_z_loss_coef=0.5)
     logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     expected = 0.5 * logits.exp().sum(-1).log().square().sum()
     torch.testing.assert_close(balance_losses(logits, torch.zeros(2, 4).long(), moe), expected)
