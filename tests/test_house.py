@@ -351,7 +351,7 @@ READERS = (
     "governance.reports.report", "governance.reports.documents.all_documents", "pretrain.config.training",
     "governance.gate.verdict", "slurm.status", "governance.reports.recompute", "governance.reports.compare",
     "governance.reports.index", "assay.cli.report_commands", "assay.cli.plan_commands", "assay.planning.layouts",
-    "assay.experiments.scaling_experiment",
+    "assay.experiments.scaling_experiment", "pretrain.train",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = ("--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
 
 
@@ -148,21 +149,8 @@ def plan(tmp_path, capsys):
     """`plan(preset, *words)`: exit status and output of a plan for nodes of eight GPUs."""
 
     def run(preset, *words):
-        path = Path(__file__).parents[2] / "configs" / f"{preset}.toml"
-        status = main(
-            [
-                "train",
-                str(path),
-                "--root",
-                str(tmp_path / "root"),
-                "--dry-run",
-                "--device",
-                "cuda",
-                "--nproc",
-                "8",
-                *words,
-            ]
-        )
+        place = [str(CONFIGS / f"{preset}.toml"), "--root", str(tmp_path / "root")]
+        status = main(["train", *place, "--dry-run", "--device", "cuda", "--nproc", "8", *words])
         said = capsys.readouterr()
         return status, said.out, said.err
 
@@ -217,9 +205,11 @@ def test_ranks_that_mean_nothing_are_refused(project, dry, capsys):
     assert "require --dry-run" in capsys.readouterr().err
 
 
-def test_on_cpu_neither_torch_nor_deepspeed_is_imported(project):
-    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--dry-run", *CPU]
-    code = f"import sys\nfrom assay.cli.main import main\nassert main({words!r}) == 0\n"
+def test_a_plan_and_a_dry_run_on_cpu_import_neither_torch_nor_deepspeed(project):
+    root = ["--root", str(project / "root")]
+    dry = ["train", str(project / "run.toml"), *root, "--dry-run", *CPU]
+    planned = ["plan", str(CONFIGS / "7b.toml"), *root, "--cluster", "h100"]
+    code = f"import sys\nfrom assay.cli.main import main\nassert main({dry!r}) == main({planned!r}) == 0\n"
     code += "print(sorted({'torch', 'deepspeed'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
