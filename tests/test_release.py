@@ -134,7 +134,7 @@ def test_an_installed_wheel_is_not_the_checkout(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
-    """Its own file and policy, as `assay init` writes them from the wheel; the corpus is small and of this folder."""
+    """File and policy are those that `assay init` writes from the wheel; the corpus is a small one of this folder."""
     write_tales(tmp_path / "tales.jsonl", range(120))
     done = run(installed, tmp_path, "inspect", "tales.jsonl", "--data-workers", "1", "--json")
     assert done.returncode == 0, done.stderr

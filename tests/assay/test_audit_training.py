@@ -267,7 +267,7 @@ def test_other_arithmetic_is_held_to_a_measured_bound(trained, audit, tmp_path, 
 
 
 def test_a_limit_of_the_instructions_is_another_arithmetic(monkeypatch):
-    """Else an honest training would count as falsified: neither the processor's name nor torch says so."""
+    """Neither the processor's name nor torch shows such a limit; an honest training must not count as falsified."""
     runs = []
     for limit in ("AVX2", "AVX512_CORE"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)

@@ -148,7 +148,7 @@ def test_a_mean_without_a_head_or_whole_rows_is_refused(tmp_path):
 
 
 def test_a_test_file_that_was_exchanged_since_it_was_hashed_tests_nothing(tmp_path):
-    """Else the evaluation of one file would be stored as that of another."""
+    """The evaluation of one file must not be stored as that of another."""
     config = ClassificationConfig(label="label", labels=("storm", "calm"))
     write_rows(tmp_path / "test.jsonl", rows(3))
     digest = sha256_file(tmp_path / "test.jsonl")

@@ -17,7 +17,7 @@ def test_prompts_are_words_then_lines(tmp_path):
 
 
 def test_blank_lines_stay_where_lines_correspond(tmp_path):
-    """Else line n of the output would not be the translation of line n of the file."""
+    """Line n of the output is the translation of line n of the file."""
     (tmp_path / "a.txt").write_text("one\n\n \ntwo\n")
     assert prompts_of([], tmp_path / "a.txt", "--file", blank=True) == ["one", "", " ", "two"]
     (tmp_path / "empty.txt").write_text("\n\n")

@@ -161,7 +161,7 @@ def test_a_text_without_an_answer_is_refused_by_name(encoder):
 
 @pytest.mark.parametrize(("old", "new"), [(b"|", b"!"), (b"(", b"<")])
 def test_a_tokenizer_that_changes_the_markers_is_refused(encoder, old, new):
-    """As a normaliser would: a marker is lost, or one is made of other characters."""
+    """A normaliser may lose a marker, or make one of other characters."""
     other = dataclasses.replace(encoder, pieces=tuple(piece.replace(old, new) for piece in encoder.pieces))
     text = text_of([(ASK, "(|im_start|>assistant\nx<|im_end|>", "b")])[0]
     text = text.replace("x<|im_end|>", "x(|im_end|>")

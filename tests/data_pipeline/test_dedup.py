@@ -379,7 +379,7 @@ def test_an_altered_file_of_an_earlier_corpus_decides_nothing(tmp_path, role):
 
 
 def test_a_document_altered_before_the_join_leaves_no_decision(tmp_path):
-    """Its signature was made before, in a run that was killed; put back, it gives what it would have given."""
+    """A killed run made its signature. After the text is restored, the result is that of an undisturbed run."""
     documents, path = corpus(tmp_path, SHARDS), tmp_path / "clean" / ("b" * 16) / "documents" / "1.parquet"
     whole = dedup(documents, DedupConfig(), Runtime(tmp_path))
     (tmp_path / whole.path).unlink()

@@ -51,7 +51,7 @@ def made(root, workers=1, config=CONFIG):
 
 
 def test_texts_within_a_wordpiece_vocabulary_pass_the_round_trip(tmp_path):
-    """Its decoder does not restore the spaces of a text, but a text of the same ids."""
+    """The decoder of WordPiece does not restore the spaces of a text, but the result has the same ids."""
     texts = [["the quick  brown fox isn't here, do n't re-read", f"{WORDS}", "The Cat SAT 2026"]]
     documents = artifact(tmp_path, texts)
     (tmp_path / "tokenizer.json").write_text(KINDS["bert"][0]().to_str(), encoding="utf-8")

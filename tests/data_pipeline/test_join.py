@@ -61,7 +61,7 @@ def test_shared_keys_equal_a_dictionary(tmp_path, keys):
 
 @pytest.mark.parametrize("a_file", [1, 150, 100_000])
 def test_many_files_are_merged_before_they_are_joined_in_ranges(tmp_path, monkeypatch, a_file):
-    """As many keys in each as fit the limit, here `a_file`."""
+    """Each merged file has as many keys as fit the limit, here `a_file`."""
     paths, firsts, truth = key_files(tmp_path, files=9, documents=60)
     monkeypatch.setattr(join, "FILES_PER_RANGE", 0)
     monkeypatch.setattr(join, "SORTED_BYTES_PER_KEY", 256 * join.ENGINE_SHARE * (1 << 20) / a_file)

@@ -113,7 +113,7 @@ def written(code, size_bytes):
 @settings(max_examples=100)
 @given(code=CODES, other=CODES, others=st.integers(0, 1), before=st.booleans(), size=st.integers(5000, 30_000))
 def test_the_language_of_most_bytes_is_the_texts_wherever_another_is(code, other, others, before, size):
-    """As much as 1,100 characters of a notice, or a quarter of the text."""
+    """A notice in another language of 1,100 characters, or of a quarter of the text, does not decide."""
     notice = written(other, 1100 + others * max(0, size // 4 - 1100))
     text = notice + "\n" + written(code, size) if before else written(code, size) + "\n" + notice
     assert identify([text]).codes == [code]

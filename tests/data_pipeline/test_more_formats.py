@@ -381,7 +381,7 @@ def test_a_failing_device_is_no_damage_of_a_web_archive(tmp_path, monkeypatch, n
 
 
 def test_a_full_disk_of_temporary_files_is_no_property_of_an_archive(tmp_path, monkeypatch):
-    """Its rows would be counted as lost, in an artifact that another run makes whole."""
+    """The rows must not be counted as lost: with room on the disk, another run reads them all."""
 
     def full(*_):
         yield b"a"

@@ -132,7 +132,7 @@ def test_a_message_with_a_line_that_is_no_text_is_left_out_whole(tmp_path, torn)
 
 @pytest.mark.parametrize("long", ['"' + "z" * 300 + '"', '"' + "z" * 90 + '"\n"' + "z" * 90 + '"', "# " + "z" * 300])
 def test_a_message_beyond_the_bound_is_one_fault(tmp_path, monkeypatch, long):
-    """Its lines were joined one by one: 4 MB of them took 20 seconds, 64 MB hours."""
+    """The lines of such a message are not joined: one by one, 4 MB of them took 20 seconds, 64 MB hours."""
     for module in ("file_types.pair_files", "streams"):
         monkeypatch.setattr(f"data_pipeline.readers.{module}.MAX_RECORD_BYTES", 150)
     text = f'msgid "One"\nmsgstr "Eins"\n\nmsgid "Two"\nmsgstr ""\n{long}\n"more"\n\nmsgid "Four"\nmsgstr "Vier"\n'

@@ -156,7 +156,7 @@ def test_c4_removes_pages(reason, text):
     ],
 )
 def test_fineweb_removes(reason, text, paper):
-    """By the paper's rules, or by the rules of the code alone that made the corpus."""
+    """Some texts are removed by the paper's rules, some only by the rules of the code that made the corpus."""
     off = {"min_sentences": 0, "max_duplicate_line_character_share": 1} if "line_ends" in reason else {}
     off |= {"min_words": 0, "min_stop_words": 0, "max_duplicate_line_share": 1}
     off |= {f"max_top_{n}_gram_share": 1 for n in range(2, 5)} | {

@@ -165,7 +165,7 @@ def test_no_word_is_torn_at_the_edge_of_a_cut(tmp_path):
 
 
 def test_a_document_altered_before_the_join_leaves_no_cut(tmp_path):
-    """Its windows were found before, in a run that was killed; put back, it gives what it would have given."""
+    """A killed run found its windows. After the text is restored, the result is that of an undisturbed run."""
     shared = prose(1, 900)
     documents = corpus(tmp_path, [f"{shared} {prose(2, 200)}", f"{prose(3, 200)} {shared}"], 1)
     whole = drop_substrings(documents, SubstringsConfig(), Runtime(tmp_path))

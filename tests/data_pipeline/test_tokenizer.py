@@ -135,7 +135,7 @@ def test_documents_are_closed_and_special_tokens_are_silent(encoder):
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(["word ", "\n", "  ", "x", "中", "a\u00a0", "'s"]), max_size=30), st.integers(1, 9))
 def test_cutting_at_words_changes_no_id(reference, parts, limit):
-    """With tiny segments: the joined segments are the text, each cut is before white space, the ids are the same."""
+    """Tiny segments: joined, they are the text; each cut is before white space, and the ids are the same."""
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "_SEGMENT_CHARACTERS", limit)

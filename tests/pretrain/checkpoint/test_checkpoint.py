@@ -100,7 +100,7 @@ def test_a_file_is_byte_for_byte_what_safetensors_writes(tmp_path_factory, shape
     )
 )
 def test_rounded_weights_are_byte_for_byte_what_safetensors_writes(tmp_path_factory, kinds):
-    """Their digest is that of the file; a transposed tensor is written as its values are."""
+    """The digest is that of the file, and a transposed tensor is written in the order of its values."""
     folder = tmp_path_factory.mktemp("files")
     # the library orders bf16 and fp16 by a rule of its own; an export holds at most one of them
     narrow = {dtype for dtype, _ in kinds.values() if dtype != torch.float32}

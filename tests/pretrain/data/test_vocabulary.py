@@ -160,7 +160,7 @@ def test_one_file_taken_over_for_two_corpora_is_one_tokenizer(two, caplog):
 
 
 def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path, caplog):
-    """To another root, which has one of the tokenizers but none of the checkpoint's inputs."""
+    """The other root has one of the tokenizers, but none of the checkpoint's inputs."""
     for manifest in (two.checkpoint, two.theirs.tokenizer, two.theirs.tokens):
         shutil.copytree(two.root / manifest.folder, tmp_path / manifest.folder)
     with caplog.at_level(logging.WARNING):

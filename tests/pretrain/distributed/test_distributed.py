@@ -160,7 +160,7 @@ assert counts[1:] == [2] * 4, counts
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_collectives_are_recorded_on_a_gpu_for_the_evidence_of_a_hang(monkeypatch, device):
-    """Without a GPU: torch keeps a flight recorder of so many collectives, which `watchdog.py` writes."""
+    """Tested without a GPU: torch is asked to record collectives in its flight recorder, which `watchdog.py` writes."""
     import torch
 
     monkeypatch.setattr(process_group, "device_of", lambda ranks, requested: torch.device(device))
@@ -174,7 +174,7 @@ def test_collectives_are_recorded_on_a_gpu_for_the_evidence_of_a_hang(monkeypatc
 
 @pytest.mark.parametrize(("device", "size", "bound"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)])
 def test_on_gpus_the_group_is_bound_to_the_device_and_memory_grows_in_place(device, size, bound, monkeypatch):
-    """Without a GPU: what torch receives. A user's own setting of the allocator stays."""
+    """Tested without a GPU, by the calls that torch receives. A user's own setting of the allocator stays."""
     import torch
 
     received = []

@@ -59,7 +59,7 @@ def test_one_attempt_after_the_other_counts_up(tmp_path):
 
 @pytest.mark.parametrize("ahead", [0, 3600])
 def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path, ahead):
-    """Its clock may have been ahead, where clients of the file system stamp times."""
+    """The holder's clock may have been ahead where clients of the file system stamp the times."""
     path = leave_behind(tmp_path, ELSEWHERE)
     os.utime(path, (time.time() + ahead, time.time() + ahead))
     older = RunLease(tmp_path, ELSEWHERE)
@@ -182,7 +182,7 @@ def test_an_earlier_start_never_follows_a_later_one(tmp_path, ended):
 
 
 def test_a_lock_that_outlives_its_dead_node_counts_no_more(tmp_path):
-    """As of a network file system whose server still waits for the node."""
+    """The server of a network file system may still wait for the node, and keep its lock."""
     hold = (
         "import sys, time; from pathlib import Path; from governance.files import held\n"
         f"with held(Path({str(tmp_path / 'run.lock')!r}), 'a note'): print('held', flush=True); time.sleep(600)"
@@ -310,7 +310,7 @@ def test_starts_in_any_order_never_let_an_earlier_one_of_a_job_follow_a_later_on
 
 
 def test_of_many_that_start_at_once_one_is_the_holder(tmp_path):
-    """Without a lock that works, as on a file system that keeps none between nodes."""
+    """The lock does not work here, as on a file system that keeps no locks between nodes."""
     code = """
 import contextlib, socket, sys, time; from pathlib import Path
 from pretrain.distributed import lease as fence

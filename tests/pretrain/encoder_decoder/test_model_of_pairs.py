@@ -84,7 +84,7 @@ def test_nats_are_those_of_torchs_own_transformer():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_pair_is_alone_in_any_row(seed):
-    """Its nats do not depend on its neighbours, its place or the rest of the batch."""
+    """The nats of a pair do not depend on its neighbours, its place or the rest of the batch."""
     model, pairs = made(small()), random_pairs(seed, 3, longest=4)
     with torch.no_grad():
         together = model(*rows_of(packed([pairs, pairs[1:]], 32)))[1]

@@ -96,7 +96,7 @@ def test_a_token_weighs_the_same_in_every_micro_batch(stage):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_norms_are_read_after_the_copies_of_gradients_to_host_memory(stage):
-    """On a GPU without `overlap_comm` they still run when the backward pass is over; a late event represents them."""
+    """Without `overlap_comm`, a GPU still copies after the backward pass; here a late event represents the copies."""
 
     class Copy:
         def synchronize(self) -> None:
@@ -143,7 +143,7 @@ def bare(stage: int) -> list[float]:
 
 
 def test_bf16_at_stage_0_is_a_step_ahead_and_so_learns_otherwise(monkeypatch):
-    """It keeps fp32 masters, but steps once with gradients of zero: AdamW corrects its moments by a step too many."""
+    """Stage 0 keeps fp32 masters, but steps once with gradients of zero: AdamW corrects by a step too many."""
     expected, ahead = bare(1), bare(0)
     assert bare(2) == expected
     assert ahead[0] == expected[0]
@@ -156,7 +156,7 @@ def test_bf16_at_stage_0_is_a_step_ahead_and_so_learns_otherwise(monkeypatch):
 
 @pytest.mark.slow
 def test_a_start_on_cpu_compiles_nothing(tmp_path, monkeypatch):
-    """Otherwise gloo builds `deepspeed_shm_comm` at every first start: minutes, and a permanent lock after a kill."""
+    """gloo must not build `deepspeed_shm_comm`, which takes minutes at a first start and leaves a lock after a kill."""
     extensions = tmp_path / "extensions"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
     losses = losses_of_runs(tmp_path, {"plain": {**SHORT, "zero_stage": 2, "precision": "bf16"}}, 1)

@@ -436,7 +436,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, make_tokens):
 @pytest.mark.parametrize("existed", [False, True])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_an_export_that_is_refused_halfway_leaves_nothing(tmp_path, monkeypatch, existed, adapter):
-    """As with --dtype fp16, where the second file's weights are too large."""
+    """Here --dtype fp16 is refused at the second file, whose weights are too large."""
     target = tmp_path / "model"
     if existed:
         target.mkdir()

@@ -170,7 +170,7 @@ def test_numbers_are_uniform_and_differ_by_prompt_and_step():
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.5)])
 def test_a_model_that_computes_no_numbers_is_refused(sampling):
-    """Greedily it gave the first id, and a draw ended in a traceback."""
+    """Logits that are not numbers must neither give the first id nor end in a traceback."""
     model = model_of(config())
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan

@@ -89,7 +89,7 @@ def test_a_share_of_the_windows_is_a_share_of_the_copies(tmp_path):
 
 
 def test_a_run_of_one_token_is_one_copy(tmp_path):
-    """It overlaps itself in its document, and a model that repeats its last token needs no memory for it."""
+    """Such a run overlaps itself, and a model that only repeats its last token would reproduce it."""
     draws = np.random.default_rng(0)
     texts = [[*draws.integers(1, 200, 20).tolist(), *[n + 1] * 60, *draws.integers(1, 200, 20)] for n in range(9)]
     settings = MemorisationConfig(prefix_tokens=4, continuation_tokens=4)

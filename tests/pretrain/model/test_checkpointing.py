@@ -85,7 +85,7 @@ RUNS: list[int] = []
 
 @pytest.mark.slow
 def test_selective_keeps_what_is_compiled_by_itself(monkeypatch):
-    """As FlexAttention is on CUDA: a formula takes its place here, compiled with the same options."""
+    """A formula, compiled with the same options, represents FlexAttention, which needs CUDA."""
 
     def formula(q, k, v):
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))

@@ -59,7 +59,7 @@ def codes():
 
 @pytest.mark.slow
 def test_queries_keys_and_values_are_one_product_each_way(codes):
-    """Without it, seven products forward and two for each of them backward: two and four of them are gone."""
+    """Unfused, there are seven products forward and fourteen backward; fused, five and ten."""
     assert [code.products for code in codes[False][:2]] == [7, 14]
     assert [code.products for code in codes[True][:2]] == [5, 10]
     for code in codes[True][:2]:  # the copy of the weights is made again, not kept

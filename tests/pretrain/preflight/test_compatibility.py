@@ -409,7 +409,7 @@ def test_what_works_well_is_not_warned_of(settings):
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30), st.integers(1, 4))
 def test_keep_best_is_warned_of_exactly_where_it_keeps_nothing_more(saved, validated, steps, keep_best):
-    """By the rules of the loop and of retention, checkpoint after checkpoint."""
+    """Compared with the rules of the loop and of retention, applied checkpoint after checkpoint."""
 
     def due(step, every):
         return step == steps or (every > 0 and step % every == 0)

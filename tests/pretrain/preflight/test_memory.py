@@ -72,7 +72,7 @@ def test_a_teacher_beside_the_student_is_held_whole_by_every_rank(device, precis
 
 
 def test_several_ranks_reduce_the_sums_of_the_bf16_optimizer_in_a_copy():
-    """Of 500 M numbers at most; on a GPU it takes the place of activations, which are freed by then."""
+    """The copy has 500 M numbers at most. On a GPU it takes the place of activations, which are freed by then."""
     name, most = "buffers of communication", 2_000_000_000
     assert needed(zero_stage=1, device="cpu").device[name] == 0
     assert needed(zero_stage=1, device="cpu", ranks=2).device[name] == most
