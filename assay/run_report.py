@@ -13,6 +13,7 @@ from governance.gate.chain import latest_statements, require_chain, unstated
 from governance.kpi.other_plans import PLAN, TEST
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, read_manifest, verify
+from governance.replay.replay_statement import replays
 from governance.reports.facts.energy_totals import look_up
 from governance.signing.journal import Journal
 from governance.stage import Runtime
@@ -35,6 +36,7 @@ def make_report(
         ManifestError: the energy ledger or the record of a training is not as the journal states it.
     """
     from data_pipeline.pii.detect import replace_all
+    from governance.reports.facts.report_facts import ReportInputs
     from governance.reports.report import report
 
     journal = run.journal(runtime.root)
@@ -44,7 +46,8 @@ def make_report(
     refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     try:
-        made = report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
+        extra = ReportInputs(factors, begun, replays=_replays(artifacts.get("train"), journal))
+        made = report(artifacts, verdict, runtime.root, runtime, replace_all, extra)
     except AlteredFile as error:
         raise GateClosed(f"the report cannot show a file that is not as it was written: {error}") from error
     require_signed(made, runtime.root, journal)
@@ -62,6 +65,14 @@ def make_documents(run: LoadedRun, artifacts: Mapping[str, Manifest], reported: 
     made = documents(artifacts, reported, runtime)
     require_signed(made, runtime.root, run.journal(runtime.root))
     return made
+
+
+def _replays(train: Manifest | None, journal: Journal) -> tuple[str, ...]:
+    """Trainings that the journal states as repetitions of this one."""
+    if train is None:
+        return ()
+    repeated = [facts for facts in replays(journal.verified()) if facts["training"] == train.folder]
+    return tuple(Path(facts["replayed"]["path"]).parent.as_posix() for facts in repeated)
 
 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:

@@ -10,6 +10,7 @@ is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ class ReportSection(Section):
     """Folder of an unfinished training: not an artifact, but its record lists its faults."""
     begun_bytes: int = 0
     """Size of that record at the time of the report: a longer one gives another report."""
+    replays: tuple[str, ...] = Field(default=(), exclude_if=not_)
+    """Trainings that repeat this one without documents that were taken down, as the journal states them."""
 
     @property
     def extra(self) -> ReportInputs:
         """Inputs for the facts."""
-        return ReportInputs(self.factors, self.begun, self.name)
+        return ReportInputs(self.factors, self.begun, self.name, self.replays)
 
 
 def report(
@@ -56,8 +59,7 @@ def report(
     root: Path,
     runtime: Runtime,
     rules: Mask = mask,
-    factors: Factors | None = None,
-    begun: str = "",
+    extra: ReportInputs | None = None,
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
@@ -70,20 +72,21 @@ def report(
         root: the artifacts' root.
         runtime: where to write; its root is usually `root`.
         rules: masking of personal data in examples; by default only e-mail addresses and runs of digits are masked.
-        factors: conversion of energy into carbon and water (`governance.reports.facts.energy_totals.look_up`).
-        begun: folder below the root of an unfinished training; ignored if `train` is given.
+        extra: further inputs; an unfinished training is ignored if `train` is given, and the name is the root's.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
     """
-    record = root / begun / RECORD
-    begun = begun if begun and "train" not in artifacts and record.is_file() else ""
+    extra = extra or ReportInputs()
+    record = root / extra.begun / RECORD
+    begun = extra.begun if extra.begun and "train" not in artifacts and record.is_file() else ""
     section = ReportSection(
         name=root.resolve().name,
         verdict_sha256=sha256_bytes(canonical_json(verdict)),
-        factors=factors or Factors(),
+        factors=extra.factors or Factors(),
         begun=begun,
         begun_bytes=record.stat().st_size if begun else 0,
+        replays=extra.replays,
     )
 
     def make(folder: Path) -> Made:

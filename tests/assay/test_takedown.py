@@ -222,6 +222,10 @@ def test_a_replay_is_certified_and_known_everywhere(trained, ask, by_step, tmp_p
         "Removed by takedown"
         in max(root.glob("report/*/report.html"), key=lambda path: path.stat().st_mtime).read_text()
     )
+    assert main(["report", run, "--root", str(root), "--documents"]) == 0
+    [card] = [path for path in root.rglob("model_card.md") if path != card]  # of the training that read the document
+    assert f"| repeated without documents that were taken down, as | {new.folder} |" in card.read_text()
+    assert main(["governance", "verify", str(root), "--deep", *keys]) == 0
     # A second request, on the replay itself.
     second = ask(by_step[12][0], "--execute", more=("--with", settings))
     again = read_manifest(root / second["replay"]["replayed"]["path"])

@@ -8,6 +8,7 @@ import pytest
 from governance.energy.factors import Factor, Factors, FactorsConfig
 from governance.files import append_line, write_text
 from governance.reports.facts.energy_totals import energy_facts, look_up
+from governance.reports.facts.report_facts import ReportInputs
 from governance.reports.html.markup import meters
 from governance.reports.report import report
 from governance.stage import Runtime
@@ -40,7 +41,7 @@ def run(tmp_path_factory):
     made["train"] = trained(root, made)
     ledger(root)
     data_line(root, "encode", 40_000)  # its manifest states 33.5 J of another making: the ledger names the artifact
-    manifest = report(made, verdict_of(made, "PASS"), root, Runtime(root), factors=FACTORS)
+    manifest = report(made, verdict_of(made, "PASS"), root, Runtime(root), extra=ReportInputs(FACTORS))
     found = json.loads((root / manifest.folder / "report.json").read_bytes())
     return root, made, manifest, found, (root / manifest.folder / "report.html").read_text(encoding="utf-8")
 
@@ -153,9 +154,10 @@ def test_sci_is_of_one_training_however_many_share_the_root(run, tmp_path):
 
 def test_other_factors_make_another_report_and_the_same_ones_find_it(run):
     root, made, manifest, _, _ = run
-    assert report(made, verdict_of(made, "PASS"), root, Runtime(root, make=False), factors=FACTORS) == manifest
+    same = ReportInputs(FACTORS)
+    assert report(made, verdict_of(made, "PASS"), root, Runtime(root, make=False), extra=same) == manifest
     other = FACTORS.model_copy(update={"pue": None})
-    again = report(made, verdict_of(made, "PASS"), root, Runtime(root), factors=other)
+    again = report(made, verdict_of(made, "PASS"), root, Runtime(root), extra=ReportInputs(other))
     assert again.path != manifest.path
     assert Factors.model_validate(manifest.config["factors"]) == FACTORS
 

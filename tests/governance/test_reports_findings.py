@@ -17,6 +17,7 @@ from governance.manifest import Manifest
 from governance.reports.compare import _flat, comparison, comparison_lines, comparison_page, side_of
 from governance.reports.facts.faults import fault_facts, faults
 from governance.reports.facts.problems import first_look
+from governance.reports.facts.report_facts import ReportInputs
 from governance.reports.index import index_page, runs_below
 from governance.reports.recompute import recompute
 from governance.reports.report import ReportSection, report
@@ -127,7 +128,7 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
         append_line(tmp_path / begun / "metrics.jsonl", json.dumps(line))
 
     def reported(**given):
-        written = report(made, verdict_of(made, "PASS"), tmp_path, Runtime(tmp_path), **given)
+        written = report(made, verdict_of(made, "PASS"), tmp_path, Runtime(tmp_path), extra=ReportInputs(**given))
         folder = tmp_path / written.folder
         return written, json.loads((folder / "report.json").read_bytes()), (folder / "report.html").read_text()
 
@@ -153,7 +154,8 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     for written in (running, stopped):
         assert recompute(written, tmp_path).mismatches == ()
     output(step(2, 40))  # all steps were computed, and then an owner refused
-    page = tmp_path / report(made, verdict_of(made, "BLOCK"), tmp_path, Runtime(tmp_path), begun=begun).folder
+    extra = ReportInputs(begun=begun)
+    page = tmp_path / report(made, verdict_of(made, "BLOCK"), tmp_path, Runtime(tmp_path), extra=extra).folder
     words = (page / "report.html").read_text()
     assert "A training computed all of its 40 steps before this verdict" in words
     assert "The verdict is now BLOCK: nothing further may be trained" in words

@@ -7,7 +7,7 @@ import pytest
 
 from governance.energy.factors import Factor, Factors
 from governance.reports.facts.problems import first_look
-from governance.reports.facts.report_facts import summary
+from governance.reports.facts.report_facts import ReportInputs, summary
 from governance.reports.html.markup import size
 from governance.reports.report import report
 from governance.reports.sections.energy_sections import grams
@@ -24,7 +24,7 @@ def reported(root, word, passing=True, with_training=True):
     if with_training:
         made["train"] = trained(root, made)
     ledger(root)
-    folder = root / report(made, verdict_of(made, word), root, Runtime(root), factors=FACTORS).folder
+    folder = root / report(made, verdict_of(made, word), root, Runtime(root), extra=ReportInputs(FACTORS)).folder
     html = (folder / "report.html").read_text(encoding="utf-8")
     return json.loads((folder / "report.json").read_bytes()), re.search(r"<header>.*?</header>", html, re.DOTALL)[0]
 

@@ -9,7 +9,7 @@ from governance.energy.factors import Factor, Factors
 from governance.files import append_line
 from governance.lineage.unlisted_files import find_unlisted
 from governance.manifest import Manifest
-from governance.reports.facts.report_facts import threshold
+from governance.reports.facts.report_facts import ReportInputs, threshold
 from governance.reports.facts.samples import _masked_evidence, mask, shorten
 from governance.reports.facts.training_facts import thin, training_facts
 from governance.reports.html.markup import (
@@ -214,7 +214,7 @@ def test_a_report_on_nothing_says_that_nothing_is_there(tmp_path):
 def test_the_latest_report_has_a_second_name_that_verification_knows(tmp_path):
     made = {}
     for pue in (None, Factor(value=1.5, source="a report", year=2025), None):
-        made[pue] = report({}, {}, tmp_path, Runtime(tmp_path), factors=Factors(pue=pue))
+        made[pue] = report({}, {}, tmp_path, Runtime(tmp_path), extra=ReportInputs(Factors(pue=pue)))
         for suffix in ("html", "json"):
             latest = tmp_path / "report" / f"latest.{suffix}"
             assert latest.samefile(tmp_path / made[pue].folder / f"report.{suffix}")

@@ -106,6 +106,8 @@ def _training(facts: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/profiles", record, "profile", "copied")
     if "audit" in facts["training"]:
         add("/training/audit", [by_stage.get("training_audit")], "stats", "copied")
+    if "replays" in facts["training"]:
+        add("/training/replays", [], "replay of the journal's lines", "copied")
     for index, _ in enumerate(facts["training"]["checkpoints"]):
         add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
 

@@ -50,6 +50,8 @@ class ReportInputs:
     """Folder of an unfinished training; "" for none."""
     name: str = ""
     """Name of the run."""
+    replays: tuple[str, ...] = ()
+    """Folders of the trainings that repeat this one without some documents."""
 
 
 def facts(
@@ -129,6 +131,8 @@ def facts(
         }
     if found["training"] is not None and "training_audit" in artifacts:
         found["training"]["audit"] = artifacts["training_audit"].stats
+    if found["training"] is not None and extra.replays:
+        found["training"]["replays"] = extra.replays
     found["summary"] = summary(found)
     found["first"] = first_look(found)
     found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
