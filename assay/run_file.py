@@ -49,7 +49,7 @@ _UNUSED: dict[str, dict[str, Any]] = {
 """Sections of a file that only prepares a corpus; no data stage reads them."""
 _NO_SOURCE = {"type": "text", "name": "none", "paths": ["none.txt"], "licence": "NOASSERTION"}
 _NOT_USED = "not used by this command"
-Needs = Literal["all", "data", "model", "data or model"]
+Needs = Literal["all", "data", "data and policy", "model", "data or model"]
 """Parts of a run's file that a command uses."""
 
 
@@ -167,7 +167,7 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
     No value of a file is changed.
 
     `needs` is what the command uses: with "data" the sections of the training may be missing, with "model" the corpus
-    may.
+    may. A command that uses the policy warns where it is the shipped one.
 
     Raises:
         ConfigError: there is no corpus or no model, and the command needs it.
@@ -186,7 +186,7 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
         _table(found.values, "governance").pop("policy", None)
         shipped = str(CONFIGS.absolute() / policy)
         _fill(found, "governance", "policy", shipped, "the shipped policy")
-        if needs == "all" and read_ranks().first:
+        if needs in ("all", "data and policy") and read_ranks().first:
             _warn_of_shipped_policy(folder / policy, shipped)
     data = _table(found.values, "data")
     length = _table(data, "pack").get("sequence_length")

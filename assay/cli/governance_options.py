@@ -17,7 +17,12 @@ Config = Callable[[Parser], Parser]
 
 def add_commands(add: Add, config: Config) -> None:
     """Add each `assay governance ...`."""
-    command = config(add("check", "check", "audit the corpus and sign the verdict"))
+
+    def corpus(command: Parser) -> Parser:
+        command.set_defaults(needs="data and policy")
+        return config(command)
+
+    command = corpus(add("check", "check", "audit the corpus and sign the verdict"))
     engine(command)
     path(
         command,
@@ -36,16 +41,16 @@ def add_commands(add: Add, config: Config) -> None:
     text = "for a suite of GX: the owner of its gates, a role of the policy (default: %(default)s)"
     option(command, "--owner", str, "NAME", text, default="data")
     text = "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)"
-    command = config(add("freeze", "freeze", text))
+    command = corpus(add("freeze", "freeze", text))
     path(command, "file", "FILE", "new file for the reference")
     command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")
     command.set_defaults(group="review")
-    config(command)
+    corpus(command)
     path(command, "--key", "PRIVATE_KEY", "your private key, listed under the policy's [people]", required=True)
     option(command, "--withdraw", str, "NAME", "withdraw the refusal in this file, which may be gone")
     option(command, "--reason", str, "TEXT", "with --withdraw: why, in ten characters or more", default="")
     text = "print statements dated ahead of this machine's clock, or sign that their times are void"
-    command = config(add("clock", "clock", text))
+    command = corpus(add("clock", "clock", text))
     text = "today's date by another clock: confirm that this machine's clock is right"
     option(command, "--accept", str, "YYYY-MM-DD", text)
     option(command, "--reason", str, "TEXT", "with --accept: which clock was wrong, and why", default="")
@@ -56,7 +61,7 @@ def add_commands(add: Add, config: Config) -> None:
     flag(command, "--deep", "also verify ancestors, signed statements, the journal's chain, growing files and waivers")
     trusted_keys(command)
     text = "compare the journal with the head kept on this machine; accept lost lines"
-    command = config(add("anchor", "anchor", text))
+    command = corpus(add("anchor", "anchor", text))
     option(command, "--accept", str, "REASON", "accept the journal as it is, with this reason signed into it")
     command = add("trace", "trace", "print the ancestors of an artifact, down to the source files")
     path(command, "artifact", "ARTIFACT", "an artifact's folder or its manifest.json")

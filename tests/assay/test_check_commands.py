@@ -58,6 +58,16 @@ WRONG = [
 REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
 
 
+def test_a_run_file_for_data_alone_is_checked(project, typed):
+    parts = re.split(r"(?m)^(?=\[)", (project / "run.toml").read_text())
+    write_text(project / "run.toml", "".join(part for part in parts if re.match(r"\[+(data|governance|audit)\b", part)))
+    assert typed("data prepare")[0] == 0
+    status, said = typed("governance check")
+    assert status == 0, said
+    assert typed("governance freeze", project / "reference.json")[0] == 0
+    assert typed("train")[0] == 78
+
+
 def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_reference(
     project, typed, hub, monkeypatch
 ):
