@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
-from assay.planning.plan import Correction, PlanInputs, step_plan
+from assay.planning.plan import Correction, PlanInputs, offloads, step_plan
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
@@ -58,7 +58,8 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     Raises:
         MissingInput: there is no record.
         ConfigError: it has too few steps, computed on another kind of device, in another precision or on other numbers
-            of ranks a node, only one of the two has an online teacher, or it is not finished and has another model.
+            of ranks a node, only one of the two has an online teacher, it offloads other state, or it is not finished
+            and has another model.
     """
     folder = _training(named)
     record, cluster = read_record(folder), inputs.cluster
@@ -67,22 +68,16 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
             f"--from {named}: that run computed on {record.device}, and {cluster.name} computes on {cluster.device}; "
             "name a run of such nodes"
         )
-    recipe, settings, size = run.config.recipe, run.settings, inputs.vocabulary
-    manifest = folder / FILE_NAME
-    if manifest.exists():
-        stated = json.loads(manifest.read_bytes())
-        recipe = validate(stated["config"], TrainRecipe, str(manifest))
-        size = int(stated["stats"]["vocabulary_size"])
-    elif record.parameters and not math.isclose(
-        record.parameters, planned := parameter_count(recipe.model, size), rel_tol=_VOCABULARY
-    ):
-        raise ConfigError(
-            f"--from {named}: that run is not finished and has {record.parameters:,} parameters, and this one has "
-            f"{planned:,}; until its end a run corrects only plans of its own model"
-        )
+    recipe, size = _trained(named, folder, record, run.config.recipe, inputs.vocabulary)
+    settings = run.settings
     if record.layout is not None:
         layout = {**EngineConfig().model_dump(include=set(LAYOUT)), **record.layout}
         settings = replace(settings, engine=settings.engine.model_copy(update=layout))
+        if (there := offloads(settings.engine)) != (here := offloads(run.settings.engine)):
+            raise ConfigError(
+                f"--from {named}: that run has {_words(there)}, and this one {_words(here)}; what offload adds to the "
+                "time is not predicted, so name a run with the same"
+            )
     of_run = run.config.recipe.train
     if recipe.train.precision != of_run.precision:
         raise ConfigError(
@@ -110,6 +105,27 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     if watts is not None:
         words += f", {watts:,.0f} W a node"
     return Correction(time, memory, watts, words, inputs.correction.document_tokens)
+
+
+def _trained(
+    named: Path, folder: Path, record: MeasuredRun, recipe: TrainRecipe, vocabulary: int
+) -> tuple[TrainRecipe, int]:
+    """The training's recipe and vocabulary, or until its end the plan's."""
+    manifest = folder / FILE_NAME
+    if manifest.exists():
+        stated = json.loads(manifest.read_bytes())
+        return validate(stated["config"], TrainRecipe, str(manifest)), int(stated["stats"]["vocabulary_size"])
+    planned = parameter_count(recipe.model, vocabulary)
+    if record.parameters and not math.isclose(record.parameters, planned, rel_tol=_VOCABULARY):
+        raise ConfigError(
+            f"--from {named}: that run is not finished and has {record.parameters:,} parameters, and this one has "
+            f"{planned:,}; until its end a run corrects only plans of its own model"
+        )
+    return recipe, vocabulary
+
+
+def _words(places: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} = {place!r}" for name, place in places.items())
 
 
 def _online(train: TrainConfig) -> bool:

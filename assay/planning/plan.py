@@ -146,10 +146,16 @@ class Plan:
 
     @property
     def unlike(self) -> str:
-        """Note on times that were measured in another precision than the run's."""
-        if self.correction.words or self.precision in ("bf16", "bf16_masters"):
+        """Note on settings whose effect on the time is not predicted."""
+        if self.correction.words:
             return ""
-        return f"time, money and energy are those of bf16; what train.precision = {self.precision!r} adds is not known"
+        moved = [f"engine.{name} = {place!r}" for name, place in offloads(self.step.engine).items() if place != "none"]
+        own = [f"train.precision = {self.precision!r}"] * (self.precision not in ("bf16", "bf16_masters")) + moved
+        if not own:
+            return ""
+        usual = "bf16" + " without offload" * bool(moved)
+        adds = "adds" if len(own) == 1 else "add"
+        return f"time, money and energy are those of {usual}; what {' and '.join(own)} {adds} is not known"
 
     def as_dict(self) -> dict[str, Any]:
         """Values for --json."""
@@ -194,6 +200,11 @@ def step_plan(recipe: TrainRecipe, settings: Settings, inputs: PlanInputs) -> St
     refusal = "\n".join(faults) or _does_not_fit(recipe, engine, hardware, inputs)
     flops = float(training_flops(recipe, vocabulary) * tokens)
     return StepPlan(engine, hardware, inputs.nodes, needed, refusal, parts, tokens, flops, cluster.machine.peak)
+
+
+def offloads(engine: EngineConfig) -> dict[str, str]:
+    """Settings of the engine that move state off the device."""
+    return {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
 
 
 def calibration_of(cluster: Cluster) -> Calibration:

@@ -13,8 +13,11 @@ from governance.reports.html.markup import Html, decimal, size, table, tag, with
 from governance.reports.html.svg_figures import Curve, chart
 from governance.reports.sections.page import runs_page
 
-_NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
-"""Names of parts and figures in one line each."""
+_NAMES = (
+    "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
+    "section:first-of-type tbody th{overflow-wrap:normal}"
+)
+"""Names of parts and figures in one line each; those of parts also on a telephone."""
 _HEAD = (
     "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "time", "USD", "note",
 )  # fmt: skip
@@ -75,7 +78,7 @@ def lines(plan: Plan) -> Iterator[str]:
     words = plan.correction.words or "published and measured runs (docs/planning.md); correct it with --from RUN"
     yield f"calibrated  by {words}"
     if plan.unlike:
-        yield f"precision   {plan.unlike}"
+        yield f"left out    {plan.unlike}"
 
 
 def summary(plan: Plan) -> str:
@@ -137,11 +140,11 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     parts: list[Html] = [tag("p", title, class_="lead")]
     predictions = [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines(plan))]
     parts.append(tag("section", table("The run", ("part", "prediction"), predictions, shown=20)))
-    rows = layout_rows(plan, found)
+    named = [(f"{nodes} node{'s' * (nodes != '1')}", *rest) for nodes, *rest in layout_rows(plan, found)]
     parts.append(
         tag(
             "section",
-            table("Layouts: the fastest micro batch of each, without failures", _HEAD, rows, range(1, 9), shown=30),
+            table("Layouts: the fastest micro batch of each, without failures", _HEAD, named, range(1, 9), shown=30),
             *(tag("p", reason, class_="note") for reason in refusals(found)),
         )
     )

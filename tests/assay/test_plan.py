@@ -202,6 +202,9 @@ def test_times_of_another_precision_are_said_to_be_those_of_bf16(planned):
     assert "those of bf16; what train.precision = 'fp32' adds is not known" in found["unlike"]
     assert found["unlike"] in found["plan"][-1]
     assert planned("1b", "--cluster", "h100")[1]["unlike"] == ""
+    moved = ("--set", "engine.offload_optimizer='cpu'")
+    said = "those of bf16 without offload; what engine.offload_optimizer = 'cpu' adds is not known"
+    assert said in planned("1b", "--cluster", "h100", *moved)[1]["unlike"]
 
 
 hours = st.floats(min_value=1.0, max_value=1e4)
@@ -346,6 +349,9 @@ def test_a_record_is_compared_with_the_prediction_of_its_own_layout(planned, tmp
     record(tmp_path / "run", plan_of("1b", 1, settings=other), 1.0, layout=layout, parameters=1_310_000_000)
     _, found, _ = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
     assert "1.00 times the predicted time, 1.20 times the memory" in found["corrected_by"]
+    moved = ("--set", "engine.offload_optimizer='cpu'")
+    status, _, err = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"), *moved)
+    assert (status, "that run has offload_optimizer = 'none'" in err) == (78, True), err
     status, _, err = planned("7b", "--cluster", "h100", "--from", str(tmp_path / "run"))
     assert (status, "not finished and has 1,310,000,000 parameters" in err) == (78, True), err
 
@@ -461,6 +467,7 @@ def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
     assert main([*words, "--html", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 2
+    assert text.count(">8 nodes</th>") == 4  # each row's head says what it counts, on a telephone too
     assert not re.search(r"(src|href)=.http", text)
     for figure in FIGURES:
         assert figure in text

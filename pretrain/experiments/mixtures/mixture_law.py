@@ -101,7 +101,8 @@ def fit_mixtures(
     distance = measured - measured.min()
     if not distance.any():
         raise PipelineError(
-            "mixture: all trainings have the same loss, so nothing tells the mixtures apart. Raise mixture.budget."
+            "mixture: all trainings have the same loss, so nothing tells the mixtures apart. Raise mixture.budget, or "
+            "lower optim.learning_rate if no training learns at it."
         )
     counted = (1 + (distance / np.median(distance[distance > 0])) ** 2) ** -2.0
     law = _fit(shares, measured, counted)
