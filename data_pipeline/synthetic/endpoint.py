@@ -139,7 +139,7 @@ class Endpoint:
             return 0, _said(error), 0.0
 
     def _without_key(self, data: bytes) -> str:
-        text = data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "backslashreplace")  # \\xff within JSON is a fault; U+FFFD would be text
         return self._spelled.sub("[key]", text) if self._spelled else text
 
 

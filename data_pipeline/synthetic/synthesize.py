@@ -38,11 +38,11 @@ from governance.errors import MissingInput
 from governance.file_digests import Digests, unchanged
 from governance.files import atomic_file, held, remove_file, sha256_bytes
 from governance.log import Advance, get_logger, progress
-from governance.manifest import Input, Manifest, Output, describe
+from governance.manifest import FILE_NAME, Input, Manifest, Output, describe
 from governance.processes import pass_on_interrupt
 from governance.stage import Made, Recipe, Runtime, artifact_folder, run_stage
 
-VERSION = 1
+VERSION = 2
 _FILE_BYTES = 64 << 20
 _HOPELESS = 20  # answers without a usable text, from the first of a start: the settings are wrong
 _LOOK_SECONDS = 1.0
@@ -155,7 +155,9 @@ def expected_costs(
         if isinstance(source, SyntheticSource):
             planned = plan(source, sources, folder, digests, runtime)
             asked = listed(planned.requests())
-            yield source, forecast(source, asked, known_answers(runtime.root, runtime.hooks.signer, asked))
+            made = (planned.folder(runtime.root) / FILE_NAME).exists()  # then refused requests are not sent again
+            known = asked if made else known_answers(runtime.root, runtime.hooks.signer, asked)
+            yield source, forecast(source, asked, known)
 
 
 def list_answers(planned: Planned, digests: Digests, runtime: Runtime) -> tuple[SourceFiles, Manifest]:

@@ -255,6 +255,21 @@ def test_faulty_answers_are_quarantined_and_nothing_is_lost(folder):
     assert b"<html>busy</html>" in answers, "as the endpoint sent it"
 
 
+def test_what_is_no_character_is_a_fault(folder):
+    """As in JSON Lines: neither half a surrogate pair nor bytes that are not UTF-8 are replaced in silence."""
+
+    def plan(number, body):
+        reply = json.dumps(answer(body)).encode()
+        fox, hare = (word in body["messages"][-1]["content"] for word in ("fox", "hare"))
+        spoilt = b"T\xffle" if fox else b"\\ud800Tale"
+        return (200, {}, reply.replace(b"Tale", spoilt)) if fox or hare else None
+
+    with teacher(plan) as server:
+        manifest = made(source(server, limit=3), folder)
+    assert faults(manifest, folder / "root") == {"answer_not_json": 1, "lone_surrogate": 1}
+    assert len(tales(manifest, folder / "root")) == 1
+
+
 def test_a_truncated_answer_is_kept_and_marked(folder):
     def plan(number, body):
         reply = answer(body)
@@ -283,6 +298,8 @@ def test_refusals_of_one_request_are_answers_that_may_be_asked_again(folder):
         manifest = made(one, folder)
     assert faults(manifest, folder / "root") == {"answer_refused": 1}
     assert len(tales(manifest, folder / "root")) == len(SEEDS) - 1
+    [(_, cost)] = synthesize.expected_costs((NEWS, one), folder, Runtime(folder / "root"))
+    assert cost.answered == cost.requests, "the answers are complete: the same command sends nothing"
 
 
 def test_busy_servers_are_asked_again_when_they_say(folder, monkeypatch):

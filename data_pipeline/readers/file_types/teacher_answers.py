@@ -13,8 +13,8 @@ prompt. Each choice becomes a record that keeps `teacher` (the model as answered
 
 Faults: `answer_refused` (another status than 200), `answer_not_json`, `answer_malformed` (no list of choices, no
 model), `other_model` (a name that the source does not allow), `missing_choices` (fewer than requested; one fault),
-`surplus_choice` (each beyond that number), `empty_answer`, `text_not_string`. Positions are numbers from 0, faults
-included.
+`surplus_choice` (each beyond that number), `empty_answer`, `text_not_string`, `lone_surrogate`. Positions are numbers
+from 0, faults included.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def _choice(choice: Any, *, surplus: bool) -> Choice:
     if not isinstance(text, str):
         return Choice(json.dumps(choice), fault="text_not_string")
     fault = "surplus_choice" if surplus else "" if text.strip() else "empty_answer"
+    if not fault and encodable(text) != text:
+        fault = "lone_surrogate"
     return Choice(encodable(text), reason if isinstance(reason, str) else "", fault)
 
 
