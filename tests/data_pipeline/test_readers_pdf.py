@@ -136,6 +136,53 @@ def test_running_titles_go_where_they_run_and_stay_where_they_occur_once():
     assert "Whole Book" in flow(pages[1:3])[0]  # two pages show no pattern
 
 
+def test_heads_that_end_in_the_page_number_go_however_short_their_chapters():
+    """A chapter of three pages has its head on two; its first page has the number alone, at the foot."""
+
+    def book(head, first=None, pages=40):
+        shown = []
+        for number in range(1, pages + 1):
+            body = lines(f"Body line {'abcdefghij'[number % 10]} of this page.", "It goes on.", "And ends.", top=600)
+            text = first if first and number % 3 == 1 else head
+            place = 40 if text == first else 760
+            shown.append(page(PageLine(text(number), 72, 300, place, 9, False), *body))
+        return flow(shown)[0]
+
+    def chapter(number):
+        return f"Chapter {(number + 2) // 3}: On harbours {number}"
+
+    assert "Chapter" not in book(chapter)
+    short = book(chapter, str)
+    assert "Chapter" not in short
+    assert not any(word.isdigit() for word in short.split())
+    numerals = "i ii iii iv v vi vii viii ix x".split()
+    assert "Guide" not in book(lambda number: f"The Guide {numerals[number - 1]}", pages=10)
+    assert "Guide" not in book(lambda number: f"{number} The Guide {'AB'[number > 20]}")
+    assert book(lambda number: f"Hymn {'abcdefghij'[number % 10]}{number * 7919 % 101}x {number}").count("Hymn") == 40
+    assert book(lambda number: f"The year {1900 + number * number}").count("year") == 40
+
+
+def test_leaders_of_a_table_of_contents_go_and_each_entry_is_a_line():
+    contents = lines(
+        "1 The harbour . . . . . . . . . . . . . . . . . . . . . 3",
+        "1.1 Bridges that were built before the war..............12",
+        "1.2 An entry that is so long that it goes on in the next",
+        "line of the page. . . . . . . . . . . . . . . . . . . . 19",
+        "2 A title that leaves room for few of them . . . 20",
+        "Index · · · · · · · · · · · · · · · · · · · · · · · 20, 57",
+    )
+    assert flow([page(*contents)])[0].split("\n") == [
+        "1 The harbour 3",
+        "1.1 Bridges that were built before the war 12",
+        "1.2 An entry that is so long that it goes on in the next line of the page 19",
+        "2 A title that leaves room for few of them 20",
+        "Index 20, 57",
+    ]
+    assert flow([page(*lines("He paused . . . . then he went on.... And ended."))])[0] == (
+        "He paused . . . . then he went on.... And ended."
+    )
+
+
 def test_lines_of_numbers_go_only_where_they_count_the_pages():
     def shown(*of_pages):
         return ["".join(f"{line.text}|" for line in kept) for kept in without_running_lines(of_pages)]

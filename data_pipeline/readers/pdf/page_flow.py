@@ -5,8 +5,11 @@
    side of the sheet) have the same text at the same height; three at least. So a chapter's title goes where it runs,
    and stays where it occurs once. A line with a number that rises by one per page is one too, if all else is equal: on
    three neighbouring pages if it has no other letters or digits, or has the number of pages ("- 12 -", "page 12 of
-   40"); else on eight, so that "Question 1" at the head of a page and rows of a table stay. Neighbours are at most two
-   pages apart, as even and odd pages may differ. A file of fewer than three pages keeps all lines.
+   40"); else on eight, so that "Question 1" at the head of a page and rows of a table stay. A line that begins or ends
+   with such a number goes whatever else it says ("Chapter 4: Objects 19"), if eight neighbouring pages have one, at
+   the same height, and most of these lines differ from another in the number alone; where pages are counted so, a
+   number alone goes at any height. Neighbours are at most two pages apart, as even and odd pages may differ. A file of
+   fewer than three pages keeps all lines.
 2. *Hyphens* at line ends: a word is joined without its hyphen if the file has the joined word elsewhere, with it if the
    file has the hyphenated one. If it has neither, the hyphen goes, unless a letter in upper case follows, the word has
    another hyphen, or the file has both halves as words.
@@ -15,6 +18,8 @@
    line before, if its first word would have fitted into the line before, or if it begins with the sign of a list. A
    paragraph continues over the end of a column or page if the line before does not end a sentence, or the next begins
    with a lower-case letter.
+4. *Leaders* (rows of five dots, or of three before a number that ends the line) become a blank, and a line with one ends its
+   paragraph. Left in, they are most of such a page's words, and rules on words remove the whole book.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import itertools
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -32,6 +37,8 @@ _AROUND = 10
 _MIN_PAGES = 3
 _MIN_COUNTED_PAGES = 8  # pages in a row, for lines that count pages but may be content
 _MAX_NUMBERS = 4  # most numbers in a line that counts pages
+_MAX_DIGITS = 6
+_ANY_TEXT = "\0\0"  # begins keys that lines with a number at the edge share, whatever else they say
 _SAME_HEIGHT = 0.01  # share of the page's height
 _MARGIN = 1 / 6
 _WIDER_GAP = 1.35
@@ -48,6 +55,7 @@ _FIRST_WORD = re.compile(r"^[^\W\d_]+")
 _HYPHENS = ("-", "\u2010", "\u00ad")
 _UNSPACED = re.compile("[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]{2}$")  # Chinese and Japanese
 _LIST_SIGN = re.compile(r"(?:[\u2022\u25cf\u25aa\u25e6\u2023*\u2013-]|\(?(?:\d{1,3}|[a-z])[.)])\s+\S")
+_LEADER = re.compile(r"\s*(?:(?:[.\u00b7\u2024\u2026]\s?){5,}|(?:\.\s){3,}(?=\d+$))")
 _SENTENCE_END = re.compile(r"[.!?:;\u2026\u3002\uff01\uff1f][\"'\u201d\u2019)\]]*$")
 
 
@@ -99,7 +107,8 @@ def flow(pages: Sequence[PdfPage]) -> tuple[str, list[str]]:
             else:
                 paragraphs[-1][-1:] = _joined(paragraphs[-1][-1], line.text, before.hyphen, words)
             before, edges = line, columns[place]
-    return "\n".join(map("".join, paragraphs)), ["\n".join(line.text for line in lines) for lines in kept]
+    text = "\n".join(_LEADER.sub(" ", "".join(pieces)).strip() for pieces in paragraphs)
+    return text, ["\n".join(line.text for line in lines) for lines in kept]
 
 
 def _vocabulary(pages: Sequence[Sequence[PageLine]]) -> Counter[str]:
@@ -122,11 +131,11 @@ def _divides_word(text: str, hyphen: bool) -> bool:
 def without_running_lines(pages: Sequence[PdfPage]) -> list[list[PageLine]]:
     """Lines of each page without headers, footers and page numbers."""
     keys = [_outer_keys(page, number, len(pages)) for number, page in enumerate(pages)]
-    seen: dict[str, list[tuple[int, float]]] = {}
+    seen: dict[str, list[_Seen]] = {}
     for number, outer in enumerate(keys):
         for of_line, height in outer.values():
-            for key in of_line:
-                seen.setdefault(key, []).append((number, height))
+            for key, (_, rest) in of_line.items():
+                seen.setdefault(key, []).append(_Seen(number, height, rest))
     kept = []
     for number, page in enumerate(pages):
         around = [
@@ -137,18 +146,39 @@ def without_running_lines(pages: Sequence[PdfPage]) -> list[list[PageLine]]:
         sides = [around, [other for other in around if other % 2 == number % 2]]
         running = set()
         for place, (of_line, height) in keys[number].items():
-            for key, fewest in of_line.items():
-                reach = 2 * fewest or _AROUND
-                start, end = (bisect_left(seen[key], (end,)) for end in (number - reach, number + reach + 1))
-                same = {other for other, at in seen[key][start:end] if abs(at - height) <= _SAME_HEIGHT}
+            for key, (fewest, rest) in of_line.items():
+                anywhere = key.startswith(_ANY_TEXT) and not rest
+                near = _near(seen[key], number, 2 * fewest or _AROUND, None if anywhere else height)
+                same = {one.page for one in near}
                 if fewest:
-                    runs = _neighbours(same, number) >= fewest
+                    runs = _neighbours(same, number) >= fewest and _mostly_alike([one.rest for one in near])
                 else:
                     runs = len(same) >= _MIN_PAGES and any(2 * len(same & {*side}) >= len(side) for side in sides)
                 if runs:
                     running.add(place)
         kept.append([line for place, line in enumerate(page.lines) if place not in running])
     return kept
+
+
+class _Seen(NamedTuple):
+    """An outer line with some key."""
+
+    page: int
+    height: float
+    rest: str
+    """Its text without the number that the key is of."""
+
+
+def _near(seen: Sequence[_Seen], page: int, reach: int, height: float | None) -> list[_Seen]:
+    """Lines of the pages around, at this height or, with None, at any."""
+    start, end = (bisect_left(seen, (edge,)) for edge in (page - reach, page + reach + 1))
+    return [one for one in seen[start:end] if height is None or abs(one.height - height) <= _SAME_HEIGHT]
+
+
+def _mostly_alike(texts: Sequence[str]) -> bool:
+    """Return whether half of the texts occur twice."""
+    counts = Counter(texts)
+    return 2 * sum(counts[text] > 1 for text in texts) >= len(texts)
 
 
 def _neighbours(pages: set[int], page: int) -> int:
@@ -162,11 +192,12 @@ def _neighbours(pages: set[int], page: int) -> int:
     return count
 
 
-def _outer_keys(page: PdfPage, number: int, pages: int) -> dict[int, tuple[dict[str, int], float]]:
+def _outer_keys(page: PdfPage, number: int, pages: int) -> dict[int, tuple[dict[str, tuple[int, str]], float]]:
     """Keys and height (0 to 1) of the outermost lines, by place.
 
-    Lines with a key in common have the same text, or differ by a number that counts the pages.
-    With each of the latter is the number of neighbouring pages that must have it, with the text 0.
+    Lines with a key in common have the same text, differ by a number that counts the pages, or begin or end with one.
+    With each of the latter two is the number of neighbouring pages that must have it, with the text 0; and the text
+    without the number.
     """
     order = sorted(range(len(page.lines)), key=lambda place: page.lines[place].baseline)
     found = {}
@@ -176,17 +207,31 @@ def _outer_keys(page: PdfPage, number: int, pages: int) -> dict[int, tuple[dict[
     outer += [place for place, at in zip(order[_SIDES[1]], high, strict=True) if at >= 1 - _MARGIN]
     for place in dict.fromkeys(outer):
         text = " ".join(page.lines[place].text.split())
-        keys = {text: 0}
-        numbers = [match for match in _NUMBER.finditer(text) if len(match.group()) <= 6]
+        keys = {text: (0, text)}
+        numbers = [match for match in _NUMBER.finditer(text) if len(match.group()) <= _MAX_DIGITS]
         for match in numbers if len(numbers) <= _MAX_NUMBERS else []:
             before, after = text[: match.start()], text[match.end() :]
             others = re.findall(r"\w+", before + " " + after)
             certain = not others or str(pages) in others
-            keys[f"{before}\0{int(match.group()) - number}\0{after}"] = _MIN_PAGES if certain else _MIN_COUNTED_PAGES
+            fewest = _MIN_PAGES if certain else _MIN_COUNTED_PAGES
+            keys[f"{before}\0{int(match.group()) - number}\0{after}"] = (fewest, before + after)
         if _ROMAN.fullmatch(text):
-            keys[f"\0{_roman(text) - number}\0"] = _MIN_PAGES
+            keys[f"\0{_roman(text) - number}\0"] = (_MIN_PAGES, "")
+        for counted, rest in _edge_numbers(text):
+            keys[f"{_ANY_TEXT}{counted - number}"] = (_MIN_COUNTED_PAGES, rest)
         found[place] = (keys, page.lines[place].baseline / height)
     return found
+
+
+def _edge_numbers(text: str) -> Iterator[tuple[int, str]]:
+    """Numbers at the edges of a line, each with the other words."""
+    first, _, after = text.partition(" ")
+    before, _, last = text.rpartition(" ")
+    for word, rest in ((first, after), (last, before)):
+        if _NUMBER.fullmatch(word) and len(word) <= _MAX_DIGITS:
+            yield int(word), rest
+        elif _ROMAN.fullmatch(word):
+            yield _roman(word), rest
 
 
 def _roman(numeral: str) -> int:
@@ -231,6 +276,8 @@ def _begins(
     below = before.baseline - line.baseline
     if pitch and abs(below) < line.height / 3:  # a part of the same line
         return False
+    if _LEADER.search(before.text):
+        return True
     letter = (before.right - before.left) / len(before.text)
     next_word = len(line.text.split(maxsplit=1)[0]) + 1
     early = edges[1] - before.right > _ROOM * next_word * letter
