@@ -33,17 +33,24 @@ _SAYS_PHONE = re.compile(
     r"|\bfax|whatsapp|\bsms\b|hotline|helpline|contact|handy|voice ?mail"
     r"|\bpager|toll.?free|viber|telegram|telefon|anruf|rückruf|durchwahl|erreichbar|móvil|teléfono|portable|téléphone"
     r"|celular|contato|telemóvel|cellulare|telefoon|mobiel|komórk|puhelin|\bτηλ|\bтел(?:ефон|\b)|звон[иоя]"
-    r"|\bмоб(?:ильн|\b)"
-    r"|电话|手机|联系|致电|電話|携帯"
-    r"|전화|연락|फ़ोन|फोन|मोबाइल|هاتف|جوال|טלפון|โทร|điện thoại|\btelp\b|\bhp\b)[^0-9]{0,24}"
+    r"|\bмоб(?:ильн|\b)|\bκιν(?:ητ|\b)|\bcep (?:tel|no|num)|\bsđt\b|\bpuh\b|\bmobilnr|\bcelu\b|\bmob\.? ?n[ro]\b"
+    r"|电话|手机|联系|致电|拨打|微信|電話|携帯"
+    r"|전화|연락|फ़ोन|फोन|मोबाइल|कॉल|هاتف|جوال|موبايل|اتصل|טלפון|נייד|โทร|điện thoại|\btelp\b|\bhp\b)[^0-9]{0,24}"
     r"|(?:\bcall|\bdial(?:s|ed|l?ing)?\b|answer(?:s|ed|ing)? (?:at|on)|messag(?:es?|ing) (?:to|at|on|from)"
     r"|\bring(?:ing)?\b|\brang\b|\btext(?:s|ed|ing)? (?:me|us|him|her|them|to|at|on)\b"
-    r"|\bllam[ae]|mensajes? al?\b|appelez|appeler|joindre|\bligue"
-    r"|\bligar|chiama|\bbellen|\bbel\b|ringa|zadzwoń)[^0-9=(<>|.\n\"]{0,24}"
-    r"|(?:(?:my|her|his|our|your|their|mein|meine|seine|ihre|mon|son|notre|mi|su|meu|seu|mio|this|the)"
-    r" (?:\w{1,12} )?(?:number|nummer|numéro|número|numero)|\b(?:mob|ph|cel)\b"
+    r"|\bll[aá]m[ae]|mensajes? al?\b|\bm[aá]r(?:c(?:a|ame|ar|ando)|quen?) (?:al?|el)\b|\bescr[ií]b[ae](?:me|nos)\b"
+    r"|appel(?:ez|er|le-(?:moi|nous))|joindre|\bligue|\bliga(?:r|-me|-nos| (?:para|pra|no)\b)|chiama|scriv(?:imi|ici)"
+    r"|\bbellen|\bbel\b|\bapp (?:me|ons)\b|\bruf(?:e|t|en)? (?:mich|uns|sie|ihn|bitte)\b"
+    r"|\bmelde(?:n sie sich|t euch| dich)\b"
+    r"|ringa|\bsoit(?:a|taa|akaa|telkaa)\b|\b(?:za)?dzwoń|\b(?:za)?vol(?:ej|aj)(?:te|me)?\b|\bh[ií]vj(?:on|a|anak)?\b"
+    r"|\bsun(?:ați|aţi|ati|ă)(?:-m[ăa]|-ne| la)\b|\bобад[иеѝ]|телефонуй|\bκαλ[έε]στε|\b(?:beni|bizi) ara|\baray[ıa]"
+    r"|התקשר|\bgọi\b|\bhubungi|\bnipigie)[^0-9=(<>|.\n\"]{0,24}"
+    r"|(?:(?:my|her|his|our|your|their|mein|meine|seine|ihre|mon|son|notre|mi|su|meu|seu|mio|this|the|mijn|mitt|m[oó]j"
+    r"|m[uů]j|мой|мій|моят) (?:\w{1,12} )?(?:number|nummer|numéro|número|numero|numer|číslo|broj|номер)"
+    r"|nummeret mitt|numeroni|numărul (?:meu|nostru)|رقم(?:ي|نا)|मेरा नंबर|我的号码|nomor saya"
+    r"|\b(?:mob|ph|cel|cep|kom)\b"
     r"|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them)"
-    r")(?:\s(?:is|at|on|ist|es|est|è|é))?[\s:.\-]{0,3})\Z",
+    r")(?:\s(?:is|at|on|ist|es|est|è|é|är|er|to|je|este|e))?[\s:.是\-]{0,3})\Z",
     re.I,
 )
 _LABELLED = re.compile(

@@ -43,7 +43,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 10
+VERSION = 11
 
 
 class PiiConfig(Section):

@@ -18,8 +18,8 @@
    line before, if its first word would have fitted into the line before, or if it begins with the sign of a list. A
    paragraph continues over the end of a column or page if the line before does not end a sentence, or the next begins
    with a lower-case letter.
-4. *Leaders* (rows of five dots, or of three before a number that ends the line) become a blank, and a line with one ends its
-   paragraph. Left in, they are most of such a page's words, and rules on words remove the whole book.
+4. *Leaders* (rows of five dots, or of three before a number that ends the line) become a blank, and a line with one
+   ends its paragraph. Left in, they are most of such a page's words, and rules on words remove the whole book.
 """
 
 from __future__ import annotations
