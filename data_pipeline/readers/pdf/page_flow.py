@@ -170,7 +170,7 @@ class _Seen(NamedTuple):
 
 
 def _near(seen: Sequence[_Seen], page: int, reach: int, height: float | None) -> list[_Seen]:
-    """Lines of the pages around, at this height or, with None, at any."""
+    """Lines of the pages around, at this height; None: at any."""
     start, end = (bisect_left(seen, (edge,)) for edge in (page - reach, page + reach + 1))
     return [one for one in seen[start:end] if height is None or abs(one.height - height) <= _SAME_HEIGHT]
 
