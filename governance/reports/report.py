@@ -27,7 +27,7 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 45
+VERSION = 46
 
 
 class ReportSection(Section):

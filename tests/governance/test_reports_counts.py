@@ -35,6 +35,8 @@ MANIFESTS = [
     }),
     made("clean", lines_removed={"line_too_short": 1204, "line_javascript": 0, "line_unpunctuated": 31}),
     made("code", licences={"MIT": 41, "Zlib": 0}, programming_languages={"C++": 1312}),
+    made("filter", {"filters": [["loud", "mylab.rules:too_loud", "0a"], ["recent", "column date", '{"min":"2015"}']]},
+         removed={"own:loud": 6, "column:recent": 5, "column_missing:recent": 2}),
     made("classify", {"bounds": {"toxic": [None, 0.9], "quality": [0.25, None], "shown": [None, None]}},
          documents_in=200, removed={"classifier:toxic": 50}),
     made("paragraphs", cut={"paragraphs": 12, "lines": 0, "documents": 5}),
@@ -52,6 +54,8 @@ WANTED = [
     ["line_unpunctuated", "31"],
     ["MIT", "41"],
     ["C++", "1,312"],
+    ["loud", "mylab.rules:too_loud", "6"],
+    ["recent", "column date, min = 2015", "7"],
     ["toxic", "to 0.9", "50", "25 %"],
     ["quality", "from 0.25", "0", "0 %"],
     ["shown", "all", "0", "0 %"],
@@ -85,7 +89,7 @@ def test_a_table_s_sum_is_of_one_unit():
     titles = re.findall(r"<summary>(.*?)</summary>", shown(MANIFESTS))
     sums = [re.sub("<[^>]*>", "", title).partition(") ") for title in titles]
     assert {name.rpartition("(")[2]: total for name, _, total in sums if total} == {
-        "ingest": "7,113", "clean": "1,235", "code": "1,312", "classify": "50", "redact": "1,603",
+        "ingest": "7,113", "clean": "1,235", "code": "1,312", "filter": "13", "classify": "50", "redact": "1,603",
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ personal data and evaluation sets, where zero is a result.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
         "ingest": _reader_tables,
         "clean": _lines,
         "code": _code,
+        "filter": _filters,
         "classify": _classifiers,
         "paragraphs": _cut,
         "substrings": _cut,
@@ -132,6 +134,17 @@ def _code(code: Manifest) -> Iterator[Table]:
         if rows := by_count(code.stats.get(name, {})):
             note = "Source files that the stage judged, whether they were kept or removed."
             yield _table(f"code: files by {head}", [head, "files"], rows, note)
+
+
+def _filters(made: Manifest) -> Iterator[Table]:
+    removed, rows = made.stats.get("removed", {}), []
+    for name, source, rest in made.config.get("filters", ()):
+        count = sum(removed.get(f"{kind}:{name}", 0) for kind in ("own", "column", "column_missing"))
+        if source.startswith("column "):
+            source = ", ".join([source, *(f"{key} = {value}" for key, value in json.loads(rest).items())])
+        rows.append((name, source, count))
+    note = "A document is counted under the first filter that removed it."
+    yield _table("filter: removed by each filter", ["filter", "function or column", "documents"], rows, note)
 
 
 def _classifiers(classify: Manifest) -> Iterator[Table]:
