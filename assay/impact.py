@@ -121,7 +121,7 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
             raise MissingInput(f"{root}: has no artifact and no journal. Give the root of a run.")
     found = find_documents(request, {root: [node.manifest for node in graph.nodes.values() if node.manifest is not None]
                                    for root, graph in graphs.items()})  # fmt: skip
-    shards = [held for root, graph in graphs.items() for held in _shards(graph, root, found.identities)]
+    shards = [held for root, graph in graphs.items() for held in _shards_of(artifacts(graph), root, found.identities)]
     if not shards and not found.known:
         notes = "\n  ".join(str(root) if "://" in request else f"{root}: {id_note(request, root)}" for root in graphs)
         raise MissingInput(
@@ -198,10 +198,6 @@ def steps_of_each(
             ]
         )
     return steps
-
-
-def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
-    yield from _shards_of(artifacts(graph), root, identities)
 
 
 def _shards_of(nodes: Iterable[Node], root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:

@@ -72,8 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
 
 
@@ -389,8 +388,7 @@ def put_in_place(source: Path, target: Path) -> None:
             place(source, temporary)
             os.replace(temporary, target)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
 
 def touch(path: Path) -> None:
@@ -402,8 +400,7 @@ def touch(path: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file if it exists."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def move_folder(folder: Path, target: Path) -> None:
@@ -445,8 +442,7 @@ def remove_tree(folder: Path) -> None:
     if folder.is_symlink():  # its target is not ours
         folder.unlink()
         return
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "manifest.json").unlink()
+    (folder / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -428,7 +428,7 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float) -> Answe
     except ClusterError as error:
         silent.append(str(error))
     if known is not None:  # a site without accounting has the same watchers
-        _keep(root, jobs, known, accounted or [], over, silent)
+        _keep(root, _Cache(jobs, time.time(), known, accounted or [], over, silent))
     accounts = None if accounted is None else over + accounted
     return Answers(None if known is None else known + rehearsed, accounts, tuple(silent))
 
@@ -461,29 +461,15 @@ def _read(root: Path) -> _Cache:
         return _EMPTY
 
 
-def _keep(
-    root: Path,
-    jobs: Sequence[str],
-    queued: Sequence[commands.Queued],
-    accounted: Sequence[commands.Accounted],
-    over: Sequence[commands.Accounted],
-    silent: Sequence[str],
-) -> None:
-    """Keep the answers for others.
+def _keep(root: Path, new: _Cache) -> None:
+    """Keep new answers for others.
 
     Answers about jobs that have ended are kept for good.
     """
-    known = {item.job.partition("_")[0] for item in queued}
-    last = {item.job: item.state for item in accounted}
+    known = {item.job.partition("_")[0] for item in new.queued}
+    last = {item.job: item.state for item in new.accounted}
     live = known | {unit.partition("_")[0] for unit, state in last.items() if state in commands.LIVE}
-    ended = [asdict(item) for item in accounted if item.job.partition("_")[0] not in live]
-    values = {
-        "accounted": [asdict(item) for item in accounted if item.job.partition("_")[0] in live],
-        "asked": time.time(),
-        "jobs": list(jobs),
-        "over": [asdict(item) for item in over] + ended,
-        "queued": [asdict(item) for item in queued],
-        "silent": list(silent),
-    }
+    ended = [item for item in new.accounted if item.job.partition("_")[0] not in live]
+    left = [item for item in new.accounted if item.job.partition("_")[0] in live]
     with contextlib.suppress(StorageError):  # a full disk, or a root of another account
-        write_json(root / "slurm" / ANSWERS_FILE, values)
+        write_json(root / "slurm" / ANSWERS_FILE, asdict(replace(new, accounted=left, over=new.over + ended)))

@@ -114,10 +114,8 @@ def _refuse_other_names(*paths: Path) -> None:
 
 def _refuse_unmeasured(run: LoadedRun, engine: str) -> None:
     """Refuse a Ray cluster, which has no meters, under an energy budget."""
-    budget, elsewhere = (
-        run.policy.energy_budget,
-        engine == "ray" or (engine == "daft" and os.environ.get(ADDRESS_VARIABLE)),
-    )
+    budget = run.policy.energy_budget
+    elsewhere = engine == "ray" or (engine == "daft" and os.environ.get(ADDRESS_VARIABLE))
     if elsewhere and budget is not None and budget.scope == "root" and budget.unknown == "refuse":
         raise ConfigError(
             f"--engine {engine}: the policy's energy_budget bounds data stages, and no meter runs on the nodes of a "

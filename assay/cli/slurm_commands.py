@@ -389,12 +389,8 @@ def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tu
 
 def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:
     """Write the scripts; fail early if the cluster would refuse them."""
-    loaded, config, root, folders = (
-        submission.loaded,
-        submission.config,
-        submission.runtime.root,
-        submission.sources.folders,
-    )
+    loaded, config, root = submission.loaded, submission.config, submission.runtime.root
+    folders = submission.sources.folders
     make_key(loaded)
     jobs = [order.job for order in requests]
     file = submission.arguments.config.absolute()

@@ -33,7 +33,7 @@ def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, s
         csv.Error: the rows are damaged.
     """
     csv.field_size_limit(MAX_RECORD_BYTES)  # of characters, for the whole process; documents are longer than its 128 Ki
-    text, encoding = _decoded(_head(file))
+    text, encoding = _decoded(head_of(file, _HEAD_BYTES))
     usual = _USUAL[kind]
     shares = {delimiter: _regular(text, delimiter) for delimiter in _DELIMITERS}
     best = max(shares, key=lambda delimiter: shares[delimiter])
@@ -44,12 +44,13 @@ def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, s
     return [dict(row) for row in itertools.islice(rows, _ROWS)], form
 
 
-def _head(file: Path) -> bytes:
+def head_of(file: Path, size: int) -> bytes:
+    """The beginning of a file, unpacked: at least `size` bytes, where it has them."""
     head = b""
     with contextlib.suppress(TornStream):
-        for piece in blocks(file):
+        for piece in blocks(file):  # the first ones of a packed file may be empty
             head += piece
-            if len(head) >= _HEAD_BYTES:
+            if len(head) >= size:
                 break
     return head
 

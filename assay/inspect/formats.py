@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.inspect.data_set_files import licence_of, stated_licences, without_rows
-from assay.inspect.delimited_form import first_rows
+from assay.inspect.delimited_form import first_rows, head_of
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
@@ -160,15 +160,7 @@ def _is_of(kind: str, file: Path) -> bool:
     """Return whether a file is what an ambiguous ending says."""
     if kind == "megatron":
         return file.with_suffix(".bin").is_file()
-    if kind != "mediawiki":
-        return True
-    head = b""
-    with contextlib.suppress(TornStream):
-        for piece in blocks(file):  # the first ones of a packed file may be empty
-            head += piece
-            if len(head) >= _HEAD_BYTES:
-                break
-    return b"<mediawiki" in head[:_HEAD_BYTES]
+    return kind != "mediawiki" or b"<mediawiki" in head_of(file, _HEAD_BYTES)[:_HEAD_BYTES]
 
 
 def _walk(path: Path, about: dict[Path, str]) -> Iterator[Path]:

@@ -131,7 +131,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) ->
         "step": identity.step,
         "builds_on": _builds_on(manifest),
         "journal": _line_of(made, journal),
-        "filters": " ".join(_filters(tokens, root)),
+        "filters": " ".join([made.stage for made in _corpora(tokens, root)][::-1]),
         "removed": taken_down if place is not None else next(_removals(request, tokens, root), ""),
     }
     if near:
@@ -282,10 +282,6 @@ def _corpora(tokens: Manifest, root: Path) -> Iterator[Manifest]:
             found = read_manifest(root / found.inputs[0].path) if found.stage != "ingest" and found.inputs else None
         except MissingInput:
             return
-
-
-def _filters(tokens: Manifest, root: Path) -> list[str]:
-    return [made.stage for made in _corpora(tokens, root)][::-1]
 
 
 def _removals(request: ReceiptRequest, tokens: Manifest, root: Path) -> Iterator[str]:

@@ -94,7 +94,7 @@ def development(roots: Sequence[Path], final: Path | None = None) -> Development
     for root in places:
         if not files_of(root / FILE_NAME):
             raise MissingInput(f"{root}: no {FILE_NAME} here. Name folders that runs wrote, as with --root")
-    known = {root: _trainings(root) for root in places}
+    known = {root: [*map(read_manifest, sorted(root.glob(f"{TRAIN}/*/{MANIFEST}")))] for root in places}
     root, name = _last(known) if final is None else _named(final, places)
     intervals, copied = _once(
         {place: read_ledger(place / FILE_NAME) for place in sorted(places, key=lambda p: p != root)}
@@ -118,10 +118,6 @@ def _kind(piece: EnergyPiece, at_home: bool, final: str, line: Mapping[str, Trai
     if piece.stage == TRAIN:
         return OTHERS
     return DATA if any(piece.artifact in training.data for training in line.values()) else REST
-
-
-def _trainings(root: Path) -> list[Manifest]:
-    return [read_manifest(path) for path in sorted(root.glob(f"{TRAIN}/*/{MANIFEST}"))]
 
 
 def _last(known: Mapping[Path, Sequence[Manifest]]) -> tuple[Path, str]:

@@ -37,11 +37,8 @@ def weights_of(checkpoint: Manifest) -> dict[str, str]:
 
 def state_replay(journal: Journal, facts: dict[str, Any], materials: Iterable[Input]) -> None:
     """State a replay in the journal, unless it is already stated."""
-    journal.state(KIND, {_subject(facts): sha256_bytes(canonical_json(facts))}, materials, replay=facts)
-
-
-def _subject(facts: dict[str, Any]) -> str:
-    return f"{KIND}/{Path(facts['replayed']['path']).parent.name}"
+    subject = f"{KIND}/{Path(facts['replayed']['path']).parent.name}"
+    journal.state(KIND, {subject: sha256_bytes(canonical_json(facts))}, materials, replay=facts)
 
 
 def replays(entries: Sequence[JournalEntry]) -> Iterator[dict[str, Any]]:

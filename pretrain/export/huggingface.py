@@ -220,11 +220,8 @@ def _special_tokens(tokenizer: ExportVocabulary, identity: CheckpointIdentity) -
 
 def _begin_processor(text: str, index: int) -> dict[str, Any]:
     """Post-processor that puts a token before each text."""
-    token, first, second = (
-        {"SpecialToken": {"id": text, "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 0}},
-    )
+    token = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
     return {
         "type": "TemplateProcessing",
         "single": [token, first],

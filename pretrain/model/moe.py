@@ -43,11 +43,8 @@ class Experts(nn.Module):
         super().__init__()
         self.gate = Router(config.hidden_size, moe.num_local_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(moe.num_local_experts))
-        self.num_experts, self.used, self.normalised = (
-            moe.num_local_experts,
-            moe.num_experts_per_tok,
-            moe.norm_topk_prob,
-        )
+        self.num_experts, self.used = moe.num_local_experts, moe.num_experts_per_tok
+        self.normalised = moe.norm_topk_prob
         self.bias: torch.Tensor | None = None
         """Added to the probabilities for the selection, fp32 [experts]; see `expert_bias.py`."""
         self.group: Any = None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from slurm.attempt.job_attempt import JobAttempt, say, times_blamed
+from slurm.attempt.job_attempt import JobAttempt, events, say
 
 _CONTROLLER_WAIT_SECONDS = 3600
 """Seconds that a job waits for a controller that is down."""
@@ -167,4 +167,5 @@ def exclude(attempt: JobAttempt, job: str, shown: str) -> None:
 
 def most_blamed(attempt: JobAttempt) -> str:
     """The node to exclude that this job's attempts blamed most often."""
-    return max(attempt.left_out, key=lambda node: times_blamed(attempt, node))
+    blamed = [line.get("blamed", "") for line in events(attempt)]
+    return max(attempt.left_out, key=lambda node: sum(f",{node}," in nodes for nodes in blamed))

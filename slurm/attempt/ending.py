@@ -86,7 +86,7 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     if nodes:
         without = f" without {','.join(attempt.left_out)}" if attempt.left_out else ""
         cause = f"{cause}; tried again in the allocation{without}, on {','.join(nodes)}"
-    # `times_blamed` searches the record for ",node,".
+    # `most_blamed` searches the record for ",node,".
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
     if verdict is not None:

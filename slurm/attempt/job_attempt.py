@@ -185,11 +185,6 @@ def failures(attempt: JobAttempt) -> int:
     return sum(line.get("outcome") == "failed" and line.get("progress") == attempt.progress for line in lines)
 
 
-def times_blamed(attempt: JobAttempt, node: str) -> int:
-    """Number of attempts of this job that blamed a node."""
-    return sum(f",{node}," in line.get("blamed", "") for line in events(attempt))
-
-
 def jobs(attempt: JobAttempt) -> list[dict[str, Any]]:
     """The lines of jobs.jsonl."""
     try:

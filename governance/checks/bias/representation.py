@@ -147,11 +147,8 @@ def _largest(cells: Cells, most: int) -> dict[str, Integers]:
 def concentration(cells: Cells, known: Flags) -> Estimates:
     """Concentration over the known values, [values] of booleans; one row."""
     rows_here = known[cells.places]
-    places, buckets, numbers = (
-        cells.places[rows_here],
-        cells.buckets[rows_here],
-        cells.numbers[rows_here].astype(np.float64),
-    )
+    places, buckets = cells.places[rows_here], cells.buckets[rows_here]
+    numbers = cells.numbers[rows_here].astype(np.float64)
     totals = np.bincount(places, numbers, minlength=len(known))
     # the sum of (total - part)^2 over values, for each bucket, from the cells that are not 0
     change = np.bincount(buckets, numbers**2 - 2 * totals[places] * numbers, minlength=BUCKETS)

@@ -168,10 +168,8 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
     elif counted is not None and len(columns_of(gate)) == 1 and counted != rows:
         status, detail = "error", f"{counted} of {rows} rows were evaluated"
     elif min(rows, values) < gate.min_rows:
-        status, detail = (
-            "inconclusive",
-            f"{min(rows, values)} of {rows} rows could be judged, at least {gate.min_rows} must be; {detail}",
-        )
+        status = "inconclusive"
+        detail = f"{min(rows, values)} of {rows} rows could be judged, at least {gate.min_rows} must be; {detail}"
     elif status == "pass" and rows and 1 - values / rows > gate.max_missing:
         status = "inconclusive"
         most = bound_text(gate.max_missing)
