@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,9 +175,8 @@ def _number(value: Any, digits: int) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else str(value)
 
 
-def _attempts(rows: Sequence[JobRow]) -> list[str]:
+def _attempts(rows: Sequence[JobRow]) -> Iterator[str]:
     """Causes of earlier attempts' ends, most frequent first."""
-    lines = []
     for row in rows:
         causes: dict[str, int] = {}
         for part in row.parts:
@@ -185,22 +184,17 @@ def _attempts(rows: Sequence[JobRow]) -> list[str]:
             for attempt in part.attempts[:-1] if decided else part.attempts:
                 if attempt.outcome not in ("", "done"):
                     causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
-        ordered = sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]
-        lines += [
-            f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}" for cause, count in ordered
-        ]
-    return lines
+        for cause, count in sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]:
+            yield f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}"
 
 
-def _reasons(rows: Sequence[JobRow]) -> list[str]:
+def _reasons(rows: Sequence[JobRow]) -> Iterator[str]:
     """Failures in full."""
-    lines = []
     for row in rows:
         for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
             if not part.cause.startswith("because "):
                 name = row.name if part.number is None else f"{row.name}[{part.number}]"
-                lines.append(f"{name} ({part.state}): {ended(part)}")
-    return lines
+                yield f"{name} ({part.state}): {ended(part)}"
 
 
 _EXPLAINED = (2, 65, 66, 76, 78)

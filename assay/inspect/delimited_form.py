@@ -45,7 +45,7 @@ def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, s
 
 
 def head_of(file: Path, size: int) -> bytes:
-    """The beginning of a file, unpacked: at least `size` bytes, where it has them."""
+    """The beginning of a file, unpacked: at least `size` bytes of it."""
     head = b""
     with contextlib.suppress(TornStream):
         for piece in blocks(file):  # the first ones of a packed file may be empty

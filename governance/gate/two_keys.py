@@ -64,7 +64,7 @@ def signer(envelope: Any, demand: TwoKeys, place: str) -> Signer:
     return Signer(key, tuple(sorted(names | {person for person, own in demand.people.items() if own == key})))
 
 
-def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, str], root: Path) -> list[str]:
+def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, str], root: Path) -> Iterator[str]:
     """Faults of a two-key verdict's envelopes.
 
     Args:
@@ -73,13 +73,11 @@ def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, s
         audit: path and digest of the audit's manifest.
         root: the folder of the journal.
     """
-    faults: list[str] = []
     for demand in demands:
         try:
-            faults += _faults(demand, verdict, audit, root)
+            yield from _faults(demand, verdict, audit, root)
         except ManifestError as error:
-            faults.append(str(error))
-    return faults
+            yield str(error)
 
 
 def _faults(demand: TwoKeys, verdict: Any, audit: tuple[str, str], root: Path) -> Iterator[str]:

@@ -71,7 +71,7 @@ def open_record(
     Raises:
         ConfigError: TensorBoard or MLflow is requested and not installed.
     """
-    mirrors_of = _mirrors(folder, config, identity)
+    mirrors_of = list(_mirrors(folder, config, identity))
     if not writes:
         yield lambda event, step, **values: None, 0
         return
@@ -151,7 +151,7 @@ def require_mirrors(config: TrackingConfig) -> None:
             )
 
 
-def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> list[tuple[str, Callable[[], Mirror]]]:
+def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> Iterator[tuple[str, Callable[[], Mirror]]]:
     """Names of the requested mirrors, and how each is opened.
 
     Raises:
@@ -161,16 +161,14 @@ def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> lis
     from pretrain.metrics.wandb import mode_of, open_wandb
 
     require_mirrors(config)
-    found: list[tuple[str, Callable[[], Mirror]]] = []
     if mode_of(config) != "disabled":
-        found.append(("W&B", lambda: open_wandb(folder, config, identity)))
+        yield "W&B", lambda: open_wandb(folder, config, identity)
     if config.tensorboard:
-        found.append(("TensorBoard", lambda: TensorboardMirror(folder / FOLDER)))
+        yield "TensorBoard", lambda: TensorboardMirror(folder / FOLDER)
     if config.mlflow:
-        found.append(("MLflow", lambda: MlflowMirror(folder, config, identity)))
+        yield "MLflow", lambda: MlflowMirror(folder, config, identity)
     if config.prometheus:
-        found.append(("Prometheus", lambda: open_prometheus(Path(config.prometheus), identity.key[:8])))
-    return found
+        yield "Prometheus", lambda: open_prometheus(Path(config.prometheus), identity.key[:8])
 
 
 def _finite(value: Any) -> Any:

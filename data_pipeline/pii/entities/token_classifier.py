@@ -7,7 +7,7 @@ windows of like length, on a GPU where there is one, with one thread on a CPU: s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ def _marks(
     special: Sequence[int],
     kinds: Sequence[str],
     least: float,
-) -> list[Detection]:
-    marks = []
+) -> Iterator[Detection]:
     for row, (start, end), skipped in zip(chances, spans, special, strict=True):
         if skipped or start == end:
             continue
@@ -82,8 +81,7 @@ def _marks(
                 "fetch the model again, or use another."
             )
         if row[best] >= least and row[best] > 0:
-            marks.append(Detection(start, end, kinds[best]))
-    return marks
+            yield Detection(start, end, kinds[best])
 
 
 def _probabilities(model: Any, batch: Any) -> Any:

@@ -171,7 +171,7 @@ def _differences(facts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
     return {suite: rows for suite, rows in tested.items() if rows}
 
 
-def uncovered(facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def uncovered(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Documents without lists: clause, unmeasured quantity, coverage row.
 
     Identity terms come first. Lists of the audit without the same languages are one sentence; a run's own lists and
@@ -182,17 +182,15 @@ def uncovered(facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
     for name in _LISTS:
         if name in rows and rows[name]["note"]:
             by_note.setdefault(str(rows[name]["note"]).partition(": ")[2], []).append(name)
-    gaps = []
     mentions = rows.get(None)
     if mentions is not None and mentions["note"]:
         by_note.pop(str(mentions["note"]).partition(": ")[2], None)  # without these terms nothing else is counted
-        gaps.append((str(mentions["note"]), "the groups they mention were not measured", mentions))
+        yield str(mentions["note"]), "the groups they mention were not measured", mentions
     for languages, names in by_note.items():
         row = rows[names[0]]
         share_of = str(row["note"]).partition(" are in languages")[0]
         what = f"{share_of} are in languages without a list for {_and(names)}: {languages}"
-        gaps.append((what, f"their {_and([_LISTS[name] for name in names])} were not measured", row))
-    return gaps
+        yield what, f"their {_and([_LISTS[name] for name in names])} were not measured", row
 
 
 def _and(names: Sequence[str]) -> str:
