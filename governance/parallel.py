@@ -319,14 +319,28 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
                 add_compile_seconds(future.result()[2] / _width(pool, runtime))
                 yield future.result()
     except BrokenProcessPool as error:
+        workers = list(getattr(pool, "_processes", {}).values())
         close_pool()
-        raise PipelineError(
-            "a worker process was killed, most likely for lack of memory. Finished shards are kept; "
-            "run the same command again with fewer --data-workers."
-        ) from error
+        raise PipelineError(_broken([worker.exitcode for worker in workers])) from error
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _broken(statuses: Sequence[int | None]) -> str:
+    """Words on a pool that lost a worker."""
+    # The pool ends the others by SIGTERM.
+    left = [status for status in statuses if status is not None and status >= 0]
+    if left:
+        return (
+            f"a worker process left with status {max(left)}, without an exception: a library, or a filter or reader of "
+            "the run's own, called os._exit or the like. Finished shards are kept; correct that code and run the same "
+            "command again."
+        )
+    return (
+        "a worker process was killed, most likely for lack of memory. Finished shards are kept; run the same command "
+        "again with fewer --data-workers."
+    )
 
 
 def _width(pool: ProcessPoolExecutor | RayPool, runtime: Runtime) -> int:

@@ -195,6 +195,11 @@ def deadly(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leaving(path):
+    """A reader that ends its process without an exception."""
+    os._exit(3)
+
+
 def broken(path):
     """A reader that has a defect."""
     raise ValueError(f"cannot make sense of {path}")
@@ -227,8 +232,9 @@ def test_a_worker_process_that_is_killed_ends_the_audit_and_the_next_one_goes_on
     alone = audit(encoded(other), policy(*TOKENS), AuditConfig(), Runtime(other), TokenReaders(sound, decoder))
     monkeypatch.setattr(by_shard, "SHARDS_PER_WORKER", 1)
     artifacts, runtime = encoded(tmp_path), Runtime(tmp_path, workers=2)
-    with pytest.raises(PipelineError, match="a worker process was killed"):
-        audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(deadly, decoder))
+    for reader, words in ((leaving, "left with status 3, without an exception"), (deadly, "was killed")):
+        with pytest.raises(PipelineError, match=f"a worker process {words}"):
+            audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(reader, decoder))
     assert list(tmp_path.glob("audit/*/manifest.json")) == []
     checked = audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(sound, decoder))
     assert bad(checked, tmp_path) == {}
