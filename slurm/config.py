@@ -55,7 +55,10 @@ def _checked(values: tuple[str, ...], ours: Mapping[str, str], where: str) -> tu
     for value in values:
         found = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n\r\"\\]*)?", value)
         if found is None:
-            raise ValueError(f'{value!r}: write an option by its long name, as "--name" or "--name=value"')
+            raise ValueError(
+                f'{value!r}: write an option by its long name, as "--name" or "--name=value", without double '
+                "quotes, backslashes and line breaks"
+            )
         for option, field in ours.items():
             if option.startswith(found[1]):  # getopt takes parts of a name
                 fix = f"set slurm.{field} instead" if field else f"the program sets --{option} itself"
@@ -206,7 +209,8 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
 
     A field that the run's file, in `folder`, sets wins.
 
-    The paths of the script that is sourced, and of an image that is a file, are absolute afterwards.
+    The paths of the script that is sourced, of an image that is a file, and of a site's cluster file are absolute
+    afterwards.
 
     Raises:
         ConfigError: the site's file is wrong, or `$ASSAY_SLURM_SITE` names none; or an image has no runtime.
@@ -221,6 +225,9 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
         if named:
             base = folder if field in ours else path.parent
             merged = merged.model_copy(update={field: str((base / Path(named).expanduser()).absolute())})
+    beside = path.parent / Path(merged.cluster).expanduser()
+    if "cluster" not in ours and beside.is_file():  # else a shipped one's name
+        merged = merged.model_copy(update={"cluster": str(beside.absolute())})
     if bool(merged.container) != (merged.container_runtime != "none"):
         raise ConfigError(
             f"slurm.container = {merged.container!r} with container_runtime = {merged.container_runtime!r}: "

@@ -288,6 +288,10 @@ def test_the_runs_file_wins_over_the_sites(tmp_path, monkeypatch):
     assert (merged.partition, merged.account, merged.retries, merged.nodes) == ("big", "lab", 7, 1)
     assert merged.environment == str(tmp_path / "site" / "modules.sh")
     assert with_site(SlurmConfig(environment="my.sh"), tmp_path).environment == str(tmp_path / "my.sh")
+    site.write_text('cluster = "ours.toml"\n')
+    (site.parent / "ours.toml").touch()
+    assert with_site(SlurmConfig(), tmp_path).cluster == str(site.parent / "ours.toml")
+    assert with_site(SlurmConfig(cluster="h100"), tmp_path).cluster == "h100"
     site.write_text('partitions = "gpu"\n')
     with pytest.raises(ConfigError, match="did you mean 'partition'"):
         with_site(SlurmConfig(), tmp_path)
