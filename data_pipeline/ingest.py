@@ -311,7 +311,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
 
     def make(folder: Path) -> Made:
         recipe = Recipe("ingest", VERSION, Section())  # a shard depends on its own source only: its inputs name it
-        readings = _readings_of(listing.files, config.shard_bytes, recipe, folder, runtime)
+        readings = list(_readings_of(listing.files, config.shard_bytes, recipe, folder, runtime))
         lost = [
             (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
             for name, missed in unread.items()
@@ -350,19 +350,17 @@ def _list_sources(sources: tuple[Source, ...], config_folder: Path, runtime: Run
 
 def _readings_of(
     listed: Sequence[SourceFiles], shard_bytes: int, recipe: Recipe, folder: Path, runtime: Runtime
-) -> list[Reading]:
+) -> Iterator[Reading]:
     """Work of each shard: whole files, or a part of one."""
     chosen = [
         archive_items(files.source, files.items[0]) if isinstance(files.source, PackageSource) else files.items
         for files in listed
     ]
     cut = cut_files([files.source for files in listed], chosen, shard_bytes, recipe, folder, runtime)
-    readings: list[Reading] = []
     for files, parts in zip(listed, cut, strict=True):
         whole = is_stream(files.source, files.items[0])
         planned = plan(files.source, parts, shard_bytes, files.beside, whole=whole)
-        readings += map(with_near_licence_files, planned) if isinstance(files.source, CodeSource) else planned
-    return readings
+        yield from map(with_near_licence_files, planned) if isinstance(files.source, CodeSource) else planned
 
 
 def _artifacts_with(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:
@@ -457,7 +455,7 @@ def _sum_by_source(stats: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any
 
 def _without_repeats(
     parts: Sequence[tuple[Shard, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
-) -> list[Shard]:
+) -> Iterator[Shard]:
     """Give one source's shards their final names, repeated ids removed.
 
     Shards stay under their first names too, for another process that makes the same artifact and for a later artifact
@@ -483,10 +481,8 @@ def _without_repeats(
 
         once(runtime, path, decide)
         repeated = json.loads(path.read_bytes())
-    work = []
     for (name, output, quarantine), path, rows in zip(found, paths, repeated, strict=True):
         inputs = ("finish", output.sha256, quarantine.sha256 if quarantine else "", *map(str, rows))
         beside = runtime.root / quarantine.path if quarantine else None
         reads = (output, quarantine) if quarantine else (output,)
-        work.append(Shard(name, inputs, (path, beside, frozenset(rows)), reads))
-    return work
+        yield Shard(name, inputs, (path, beside, frozenset(rows)), reads)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -100,29 +100,25 @@ def _sought(items: _Items, config: PassageConfig) -> PassageIndex:
 
 def _hit_rows(
     table: pa.Table, row: int, hits: Sequence[Hit], sought: PassageIndex, config: PassageConfig, action: str
-) -> list[tuple[Any, ...]]:
+) -> Iterator[tuple[Any, ...]]:
     """The rows of HIT_SCHEMA of one document."""
     at = character_offsets(table["text"][row].as_py())
-    rows = []
     for hit in hits:
         size = int(sought.sizes[hit.passage])
-        rows.append(
-            (
-                table["id"][row].as_py(),
-                table["source"][row].as_py(),
-                *sought.names[hit.passage],
-                int(at[hit.start]),
-                int(at[hit.end]),
-                hit.start,
-                hit.end,
-                hit.words,
-                size,
-                hit.words / size,
-                sought.rule(hit, config),
-                action,
-            )
+        yield (
+            table["id"][row].as_py(),
+            table["source"][row].as_py(),
+            *sought.names[hit.passage],
+            int(at[hit.start]),
+            int(at[hit.end]),
+            hit.start,
+            hit.end,
+            hit.words,
+            size,
+            hit.words / size,
+            sought.rule(hit, config),
+            action,
         )
-    return rows
 
 
 def _judge(
@@ -137,7 +133,7 @@ def _judge(
         if config.action == "drop_span":
             left = cut_spans(texts[row].as_buffer().to_pybytes(), [(hit.start, hit.end) for hit in hits]).decode()
         removed = not any(character.isalnum() for character in left)
-        here = _hit_rows(table, row, hits, sought, config, "drop_document" if removed else "drop_span")
+        here = list(_hit_rows(table, row, hits, sought, config, "drop_document" if removed else "drop_span"))
         rows += here
         if removed:
             _, _, name, item, part, start, end, *_ = max(here, key=lambda row: (row[9], -row[5]))

@@ -202,7 +202,7 @@ def _texts(
         yield mapped, np.concatenate(offsets), pa.concat_arrays(ids)
 
 
-def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int, int, int, int]]:
+def spans_of(repeats: Integers, text: Bytes, bridge: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Spans to cut of one text, ascending, without overlap.
 
     A span is (kind, start, end, earlier text, its start). `repeats` are (start, end, earlier text, its start), by
@@ -214,7 +214,6 @@ def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int
             runs[-1][1] = max(runs[-1][1], end)
         else:
             runs.append([start, end])
-    spans: list[tuple[int, int, int, int, int]] = []
     first = 0
     for run_start, run_end in runs:
         at, high = _whole_words(text, run_start, run_end)
@@ -225,13 +224,12 @@ def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int
             best = int(np.argmax(here[:, 1])) if len(here) else -1
             if best >= 0 and here[best, 1] > at:
                 start, end, other, other_start = here[best].tolist()
-                spans.append((_REPEAT, at, min(end, high), other, other_start + at - start))
+                yield _REPEAT, at, min(end, high), other, other_start + at - start
             else:
                 end = int(repeats[last, 0])
-                spans.append((_GAP, at, min(end, high), -1, -1))
+                yield _GAP, at, min(end, high), -1, -1
             at = end
         first = int(np.searchsorted(repeats[:, 0], run_end, side="right"))
-    return spans
 
 
 def _whole_words(text: Bytes, start: int, end: int) -> tuple[int, int]:

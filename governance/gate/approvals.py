@@ -266,9 +266,10 @@ def links(policy: Policy) -> Iterator[tuple[Policy, Policy]]:
         policy = policy.parent
 
 
-def unapproved(policy: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]) -> list[Unapproved]:
+def unapproved(
+    policy: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]
+) -> Iterator[Unapproved]:
     """Loosened gates that lack approvals, along the chain."""
-    found = []
     for child, parent in links(policy):
         loosened: dict[str, list[Difference]] = {}
         for difference in policy_differences(child, parent):
@@ -281,9 +282,8 @@ def unapproved(policy: Policy, statements: Sequence[SignedStatement], submitters
             if lacking := _lacking(differences, approvers):
                 words = "; ".join(difference.words for difference in differences)
                 owner = next((item.owner for item in parent.gate if item.id == gate), "every owner")
-                faults_and_words = [f"looser than {parent.name}: {words}", lacking, *faults]
-                found.append(Unapproved(gate, owner, "; ".join(faults_and_words)))
-    return found
+                words = "; ".join([f"looser than {parent.name}: {words}", lacking, *faults])
+                yield Unapproved(gate, owner, words)
 
 
 def approvers(policy: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def _as_report(path: Path) -> str:
     return sha256_bytes(data.replace(f'href="{TO_ROOT_FROM_LATEST}'.encode(), f'href="{TO_ROOT}'.encode()))
 
 
-def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> list[str]:
+def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> Iterator[str]:
     """Notes and model signatures that nothing vouches for.
 
     A record counts if it is listed or signed.
@@ -137,7 +137,6 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
         root: the artifacts' root.
         signer: decides which notes count.
     """
-    found: list[str] = []
     listed: dict[str, list[Output]] = {}
     for manifest in manifests:
         for item in manifest.beside:
@@ -147,11 +146,10 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
     for name in sorted({*there, *listed}):
         items = listed.get(name, ())
         if name not in there and (root / name).parent.is_dir():
-            found.append(f"{name}: is missing, and an artifact was made with it")
+            yield f"{name}: is missing, and an artifact was made with it"
         as_listed = None in [output_fault(item, root) for item in items]
         if name in there and not as_listed and not _is_signed(root / name, name, signer):
-            found.append(f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it")
-    return found
+            yield f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it"
 
 
 def _content(path: Path, name: str, signer: NoteSigner) -> Any:

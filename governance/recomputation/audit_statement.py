@@ -40,14 +40,14 @@ def draws(entries: Sequence[JournalEntry], training: str) -> list[dict[str, Any]
     return [facts for facts in found if facts["training"] == training]
 
 
-def audit_faults(entries: Sequence[JournalEntry], root: Path) -> list[str]:
+def audit_faults(entries: Sequence[JournalEntry], root: Path) -> Iterator[str]:
     """Faults of draws and audits, and those that audits found."""
-    faults, known = [], {}
+    known = {}
     for entry in entries:
         if entry.kind == KIND:
             facts = entry.statement["predicate"]["draw"]
             known[facts["value"]] = facts
-            faults += [f"journal.jsonl: line {entry.index}: {fault}" for fault in _draw_faults(entry, entries)]
+            yield from (f"journal.jsonl: line {entry.index}: {fault}" for fault in _draw_faults(entry, entries))
     for path in sorted(root.glob(f"{STAGE}/*/{FILE_NAME}")):
         try:
             made = read_manifest(path)
@@ -56,16 +56,15 @@ def audit_faults(entries: Sequence[JournalEntry], root: Path) -> list[str]:
             continue  # reported under its own name
         facts, repeated = known.get(audit["value"]), [one["number"] for one in audit["repeated"]]
         if facts is None:
-            faults.append(f"{made.path}: no line of the journal states its draw")
+            yield f"{made.path}: no line of the journal states its draw"
         elif repeated != drawn(facts["value"], len(facts["checkpoints"]), facts["amount"]):
-            faults.append(f"{made.path}: it did not repeat the stretches that were drawn")
-        faults += [
+            yield f"{made.path}: it did not repeat the stretches that were drawn"
+        yield from (
             f"{one['end']['path']}: an audit ({made.path}) repeated steps {one['first_step']} to "
             f"{one['last_step']} and got other weights"
             for one in audit["repeated"]
             if one["result"] == FALSIFIED
-        ]
-    return faults
+        )
 
 
 def _draw_faults(entry: JournalEntry, entries: Sequence[JournalEntry]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,32 +190,29 @@ def _closes(following: JournalEntry, line: bytes) -> bool:
 
 def _faults(
     line: bytes, entry: JournalEntry | None, expected: tuple[int, str, bool], trusted: Sequence[PublicKey]
-) -> list[str]:
+) -> Iterator[str]:
     """Faults of a line against its expected number and predecessor."""
     if entry is None:
-        return ["is torn or altered: no statement can be read"]
+        yield "is torn or altered: no statement can be read"
+        return
     index, previous, torn = expected
     values = json.loads(line)
-    faults = []
     if not is_canonical(values, line) or set(values) != _FIELDS:
-        faults.append("its bytes are not canonical: it was altered")
+        yield "its bytes are not canonical: it was altered"
     try:
         verify_envelope(values["envelope"], trusted, "its envelope")
     except ManifestError as error:
-        faults.append(str(error))
+        yield str(error)
     block = {**entry.statement["predicate"].get("journal", {})}
     said_torn, _ = block.pop("torn", False), block.pop(GROWN, None)
     if block != {name: value for name, value in values.items() if name != "envelope"}:
-        faults.append("its fields differ from the signed ones")
+        yield "its fields differ from the signed ones"
     if block.get("index") != index:
-        faults.append(f"was signed as line {block.get('index')}: lines were dropped, repeated or moved")
+        yield f"was signed as line {block.get('index')}: lines were dropped, repeated or moved"
     if block.get("previous") != previous:
-        faults.append("does not follow the line before it")
+        yield "does not follow the line before it"
     if said_torn != torn:
-        faults.append(
-            "states that the line before it was torn" if said_torn else "follows a torn line without stating it"
-        )
-    return faults
+        yield "states that the line before it was torn" if said_torn else "follows a torn line without stating it"
 
 
 def stamp(moment: datetime.datetime) -> str:

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,24 +209,19 @@ def save_bytes(recipe: TrainRecipe, vocabulary_size: int, world_size: int) -> in
     return base_bytes(recipe, vocabulary_size) + copies * checkpoint_bytes(recipe, vocabulary_size)
 
 
-def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeFinding]:
+def extension(engine: EngineConfig, hardware: Hardware, node: str) -> Iterator[NodeFinding]:
     """Build the extensions that the engine needs, for training to find."""
     from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build, extension_folder
 
-    found = []
     if engine.shared_memory_collectives:
         built = build(extension_folder(), engine.extension_build_seconds)
         result = "built" if built else "cannot be built; training runs without it, slower"
-        found.append(NodeFinding("extension", f"{SHARED_MEMORY_OP}: {result}"))
+        yield NodeFinding("extension", f"{SHARED_MEMORY_OP}: {result}")
     if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
-        built = build(
-            extension_folder(), engine.extension_build_seconds, ASYNC_IO_OP, "cuda" if hardware.gpus else "cpu"
-        )
+        device = "cuda" if hardware.gpus else "cpu"
+        built = build(extension_folder(), engine.extension_build_seconds, ASYNC_IO_OP, device)
         result = "built" if built else "cannot be built; install libaio with its headers and a C++ compiler"
-        found.append(
-            NodeFinding("extension", f"{ASYNC_IO_OP}: {result}", bad=not built, nodes=() if built else (node,))
-        )
-    return found
+        yield NodeFinding("extension", f"{ASYNC_IO_OP}: {result}", bad=not built, nodes=() if built else (node,))
 
 
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding], list[str] | None]:

@@ -147,7 +147,7 @@ def test_spans_ascend_and_tear_no_character(text, places, bridge):
     data = text.encode()
     repeats = sorted({(a, min(a + n, len(data)), 0, 0) for a, n in places}, key=lambda r: (r[0], -r[1]))
     array = np.array(repeats, np.int64).reshape(-1, 4)
-    spans = spans_of(array, np.frombuffer(data, np.uint8), bridge)
+    spans = list(spans_of(array, np.frombuffer(data, np.uint8), bridge))
     assert all(a[2] <= b[1] for a, b in itertools.pairwise(spans))
     cut_spans(data, [(start, end) for _, start, end, _, _ in spans]).decode()
     inside = {i for start, end, _, _ in repeats for i in range(start, end)}

@@ -293,8 +293,8 @@ def test_every_field_of_a_policy_can_be_loosened_with_approval_only(section, fie
         named = {EnergyBudget: {"energy_budget": {**budget, field: looser}}, Licences: {"licences": {field: looser}}}
         parent, child = make(**own), make(**own | named.get(section, {field: looser}))
     closed = unapproved(child.model_copy(update={"parent": parent}), (), ())
-    assert closed, f"{field}: {all_differences(child.model_copy(update={'parent': parent}))}"
-    assert unapproved(parent.model_copy(update={"parent": parent}), (), ()) == []
+    assert any(closed), f"{field}: {all_differences(child.model_copy(update={'parent': parent}))}"
+    assert not any(unapproved(parent.model_copy(update={"parent": parent}), (), ()))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def approve(desk, name, policy=None, key=None):
 
 def lacking(desk, *submitters):
     folder, _, child = desk
-    return unapproved(child, read_statements(folder, APPROVALS), submitters)
+    return list(unapproved(child, read_statements(folder, APPROVALS), submitters))
 
 
 def test_two_people_one_an_owner_open_a_loosened_gate(desk):

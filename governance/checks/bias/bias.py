@@ -282,11 +282,8 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
 
 
 def _shards(manifest: Manifest, role: str, task_of: Callable[[Path], CountTask], root: Path) -> list[Shard]:
-    shards = []
-    for of in manifest.listed(role):
-        task = task_of(root / of.path)
-        shards.append(Shard(f"{task.stage}-{Path(of.path).stem}", (task.stage, of.sha256), task, (of,)))
-    return shards
+    tasks = [(task_of(root / of.path), of) for of in manifest.listed(role)]
+    return [Shard(f"{task.stage}-{Path(of.path).stem}", (task.stage, of.sha256), task, (of,)) for task, of in tasks]
 
 
 def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, object]:

@@ -13,7 +13,7 @@ Arrays are [rows, sources, buckets], or [rows, sources, replicates]; a row is a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def units_within(
         return np.asarray(weight.sum(axis=1) ** 2 / spread)
 
 
-def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) -> list[str]:
+def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) -> Iterator[str]:
     """Notes of each row on its sources.
 
     Args:
@@ -102,7 +102,6 @@ def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) ->
     """
     several = ((own + others).sum(axis=-1) > 0).sum(axis=1) > 1
     mine, all_ = (own * comparable(own, others)).sum(axis=(1, 2)), own.sum(axis=(1, 2))
-    notes = []
     for row, value in enumerate(within.tolist()):
         parts = []
         if not mine[row]:
@@ -111,5 +110,4 @@ def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) ->
             parts.append(f"{mine[row]:,} of {all_[row]:,} sentences are in a source with both sides")
         if several[row] and np.isfinite(pooled[row]) and value != pooled[row]:
             parts.append(f"{pooled[row]:.3g} with sources pooled")
-        notes.append("; ".join(parts))
-    return notes
+        yield "; ".join(parts)

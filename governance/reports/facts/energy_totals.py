@@ -218,16 +218,14 @@ def _checkpoints(
     own = by_checkpoint(pieces, artifact)
     steps = [row["step"] or 0 for row in own]
     lines = cumulative_by_step(surviving(pieces), ancestry.trainings, artifact, steps, BY_TOKENS, ancestry.recorded)
-    rows = []
-    for row, line in zip(own, lines, strict=True):
-        rows.append(
-            {
-                "step": row["step"],
-                "marginal": joules_of(row["marginal_millijoules"]),
-                "cumulative": joules_of(row["cumulative_millijoules"]),
-                "with_ancestors": joules_of(line.sum.measured),
-                "with_ancestors_high": joules_of(line.sum.high),
-                **priced(joules_of(line.sum.low), joules_of(line.sum.measured), joules_of(line.sum.high), footing),
-            }
-        )
-    return rows
+    return [
+        {
+            "step": row["step"],
+            "marginal": joules_of(row["marginal_millijoules"]),
+            "cumulative": joules_of(row["cumulative_millijoules"]),
+            "with_ancestors": joules_of(line.sum.measured),
+            "with_ancestors_high": joules_of(line.sum.high),
+            **priced(joules_of(line.sum.low), joules_of(line.sum.measured), joules_of(line.sum.high), footing),
+        }
+        for row, line in zip(own, lines, strict=True)
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from governance.lineage.svg import Box, draw_boxes
@@ -41,8 +41,7 @@ def _strip(facts: Mapping[str, Any], citation: Html) -> Html | None:
     return tag("figure", title, tag("ol", chips, class_="strip"), class_="chart")
 
 
-def _in_words(facts: Mapping[str, Any]) -> list[Html]:
-    items = []
+def _in_words(facts: Mapping[str, Any]) -> Iterator[Html]:
     for row in facts["lineage"]:
         shown = [
             tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
@@ -53,12 +52,11 @@ def _in_words(facts: Mapping[str, Any]) -> list[Html]:
             shown.append(tag("li", f"and {rest:,} more inputs, see the manifest"))
         about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
         made = tag("li", f"{row['path']}: {about}")
-        items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
+        yield tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown]))
     last = (facts["training"] or {}).get("stats", {}).get("checkpoint")
     if last:
         path = tag("ul", tag("li", str(last.get("path"))))
-        items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
-    return items
+        yield tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path)
 
 
 def _drawing(facts: Mapping[str, Any]) -> Html | None:
