@@ -253,7 +253,7 @@ def give_verdict(
         )
     valid = (
         bool(current)
-        and not any(two_key_faults(demands, envelope, (audit.path, audit.digest), root))
+        and not [*two_key_faults(demands, envelope, (audit.path, audit.digest), root)]
         and current["expires"] > stamp(today)
         and not replay_fault(path, digest, root, journal)
     )
