@@ -267,7 +267,7 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     try:
         return table.select(wanted.names).cast(wanted)
-    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ManifestError(f"{path}: does not have the columns {wanted.names}: {error}") from error
 
 

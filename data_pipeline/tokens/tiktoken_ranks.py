@@ -10,7 +10,6 @@ token into two tokens is a merge here, in the order of the ranks; and a pre-toke
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Sequence
@@ -134,7 +133,7 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
             try:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
-            except (ValueError, binascii.Error) as error:
+            except ValueError as error:
                 raise ValueError(f"its line {number} is not a token in base64 and its rank ({error})") from error
     if len(set(ranks.values())) < len(ranks) or min(ranks.values(), default=0) < 0:
         raise ValueError("a rank occurs twice, or is negative")

@@ -16,7 +16,6 @@ statement, but not a journal line (`journal.py`), which is between others.
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,5 +88,5 @@ def read_certificate(statement: Mapping[str, Any]) -> Certificate | None:
             not_before=datetime.datetime.strptime(predicate["not_before"], _FORM),
             not_after=datetime.datetime.strptime(predicate["not_after"], _FORM),
         )
-    except (KeyError, TypeError, ValueError, binascii.Error):
+    except (KeyError, TypeError, ValueError):
         return None

@@ -17,7 +17,6 @@ job's role and no more.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import datetime
 import json
@@ -364,7 +363,7 @@ def _parts(envelope: Any, place: str) -> tuple[bytes, list[Signature]]:
             (_decode(item["sig"]), str(item["keyid"]), item.get("certificate")) for item in envelope["signatures"]
         ]
         json.loads(body)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{place}: is not a signed envelope ({type(error).__name__}: {error})") from error
     if kind != PAYLOAD_TYPE:
         raise ManifestError(f"{place}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
