@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,19 +81,16 @@ def _data(view: View, progress: Progress) -> list[str]:
     """Shards made by each stage while its array exists."""
     if not progress.shards or view.row(progress.steps[0] if progress.steps else "") is None:
         return []
-    stages: dict[str, int] = {}
-    for step in progress.steps:
-        stage = re.sub(r"-\d+$", "", step)
-        stages[stage] = stages.get(stage, 0) + progress.shards
+    steps = Counter(re.sub(r"-\d+$", "", step) for step in progress.steps)
     made_all = any(row.kind == "data" and row.done for row in view.rows)
     lines = []
-    for stage, expected in stages.items():
+    for stage, count in steps.items():
         made = _records(progress.root / stage / "records", view.first)
         rows = [row for row in view.rows if stage_of(row) == stage]
         if made and (made_all or all(row.done for row in rows)):
             lines.append(f"{stage} all {made:,}")
         elif made:
-            lines.append(f"{stage} {made:,} of about {max(expected, made):,}")
+            lines.append(f"{stage} {made:,} of about {max(count * progress.shards, made):,}")
     return [f"shards made since the first submission: {', '.join(lines)}"] if lines else []
 
 
@@ -178,13 +176,12 @@ def _number(value: Any, digits: int) -> str:
 def _attempts(rows: Sequence[JobRow]) -> Iterator[str]:
     """Causes of earlier attempts' ends, most frequent first."""
     for row in rows:
-        causes: dict[str, int] = {}
+        causes: Counter[str] = Counter()
         for part in row.parts:
             decided = part.kind in ("failed", "lost")  # its last attempt decided, which `_reasons` names
-            for attempt in part.attempts[:-1] if decided else part.attempts:
-                if attempt.outcome not in ("", "done"):
-                    causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
-        for cause, count in sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]:
+            attempts = part.attempts[:-1] if decided else part.attempts
+            causes.update(attempt.cause for attempt in attempts if attempt.outcome not in ("", "done"))
+        for cause, count in causes.most_common(_SHOWN_CAUSES):
             yield f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}"
 
 
@@ -345,9 +342,7 @@ def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
     left = [part for part in parts if part.kind != "done"] or list(parts)
     if any(part.kind not in ("done", "waiting") for part in parts):  # parts that only wait for these are omitted
         left = [part for part in left if part.reason != "Dependency"] or left
-    states: dict[str, int] = {}
-    for part in sorted(left, key=lambda part: _ORDER.index(part.kind)):
-        states[part.state] = states.get(part.state, 0) + 1
+    states = Counter(part.state for part in sorted(left, key=lambda part: _ORDER.index(part.kind)))
     if len(states) == 1:
         return next(iter(states))
     return ", ".join(f"{count} {state}" for state, count in states.items())
