@@ -1,8 +1,6 @@
 """Linear classifiers learn a real difference, refuse a missing one, and remove with score and name."""
 
-import gzip
 import json
-import os
 import random
 import struct
 from pathlib import Path
@@ -33,6 +31,7 @@ from tests.data_pipeline import test_fasttext_scores as fasttext_models
 from tests.data_pipeline.document_artifacts import documents_of, rows_of
 from tests.data_pipeline.test_fasttext_scores import model_bytes
 from tests.data_pipeline.tokenizer_kinds import KINDS
+from tests.given_data import given_data, given_rows
 
 KIND = ["garden", "morning", "letter", "river", "bread", "teacher", "window", "gentle", "music", "harvest"]
 RUDE = ["idiot", "stupid", "garbage", "loser", "trash", "moron", "fool", "worthless", "pathetic", "clown"]
@@ -171,15 +170,11 @@ def test_a_score_does_not_depend_on_the_neighbours(text):
 
 
 def test_real_labels(tmp_path):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no labelled texts here")
-    with gzip.open(Path(folder) / "evals" / "hatecheck.jsonl.gz", "rt", encoding="utf-8") as file:
-        first = json.loads(file.readline())
+    first = next(given_rows("evals/hatecheck"))
     label = next(name for name in ("label_gold", "label", "gold") if name in first)
     text = "test_case" if "test_case" in first else "text"
     hate = config(
-        paths=(str(Path(folder) / "evals" / "hatecheck.jsonl.gz"),), text_field=text, label_field=label,
+        paths=(str(given_data("evals/hatecheck.jsonl.gz")),), text_field=text, label_field=label,
         positive=("hateful", "1", "true"),
     )  # fmt: skip
     assert train_classifier(hate, tmp_path, Runtime(tmp_path / "root")).stats["auc"] > 0.7

@@ -1,11 +1,9 @@
 """Deduplication: planted truth, the promise about what is removed, and the laws of a stage."""
 
-import gzip
 import json
 import os
 import random
 import re
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +26,7 @@ from governance.files import sha256_bytes
 from governance.manifest import describe
 from governance.stage import Runtime
 from tests.data_pipeline.document_artifacts import documents_of, rows_of
+from tests.given_data import given_rows
 from tests.governance.attacked import flip
 
 GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
@@ -409,17 +408,9 @@ def test_a_shard_that_loses_nothing_is_not_written_again(tmp_path):
 
 
 def test_recall_and_precision_against_planted_truth(tmp_path):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set")
-
-    def lines(name):
-        with gzip.open(Path(folder) / "dups" / name, "rt", encoding="utf-8") as opened:
-            return [json.loads(line) for line in opened]
-
-    documents = [(row["id"], row["text"]) for row in lines("docs.jsonl.gz")]
+    documents = [(row["id"], row["text"]) for row in given_rows("dups/docs")]
     found = removed_of(made(tmp_path, {"0": documents[::2], "1": documents[1::2]}), tmp_path)
-    truth = {frozenset((row["a"], row["b"])): row for row in lines("truth_pairs.jsonl.gz")}
+    truth = {frozenset((row["a"], row["b"])): row for row in given_rows("dups/truth_pairs")}
     duplicates = [row for row in truth.values() if row["label"] == "dup"]
     recalled = sum(row["a"] in found or row["b"] in found for row in duplicates)
     assert recalled / len(duplicates) >= 0.99

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.kernels.folding import fold, fold_words, folding, most_words, word_hashes
 from governance.kernels.buffers import UNSPACED_RANGES, text_buffers
+from tests.data_pipeline.test_kernels_minhash import hash_of
 
 MASK = (1 << 64) - 1
 APOSTROPHES = "'`´ʻʼˈ‘’‛′＇\u055a\ua78c"
@@ -89,17 +90,6 @@ def words_of(text):
             word[0], word[2] = word[0] + value, end
             word[4] += len(value) if len(value) > 1 else unicodedata.category(value)[0] != "N"
     return words + ([tuple(word)] if word else [])
-
-
-def hash_of(word):
-    h = 0xCBF29CE484222325
-    for character in word:
-        h = (h ^ ord(character)) * 0x100000001B3 & MASK
-    h ^= h >> 33
-    h = h * 0xFF51AFD7ED558CCD & MASK
-    h ^= h >> 33
-    h = h * 0xC4CEB9FE1A85EC53 & MASK
-    return h ^ h >> 33
 
 
 @settings(max_examples=400)

@@ -1,11 +1,8 @@
 """Language identification: known texts, the floor of confidence, and a clear error when the model is absent."""
 
-import gzip
 import importlib.util
-import json
-import os
+import itertools
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +15,7 @@ from data_pipeline.filters.language import MIXED_SHARE, WHOLE_CHARACTERS, Langua
 from data_pipeline.kernels.fasttext import huffman, load_model
 from data_pipeline.kernels.text_windows import spread_windows
 from governance.errors import ManifestError, MissingInput
+from tests.given_data import given_rows
 
 SENTENCES = {
     "en": "All human beings are born free and equal in dignity and rights, and should act in a spirit of brotherhood.",
@@ -60,12 +58,8 @@ def assert_equal(library, texts):
 
 
 def test_the_kernel_gives_what_the_library_gives(library):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no real corpora here")
     for name in ("udhr", "multilingual", "code"):
-        with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-            assert_equal(library, [json.loads(line)["text"] for line, _ in zip(file, range(600), strict=False)])
+        assert_equal(library, [row["text"] for row in itertools.islice(given_rows(f"corpora/{name}"), 600)])
 
 
 @settings(max_examples=200)

@@ -1,10 +1,7 @@
 """Laws of packing: every prediction once, rows full, the same bytes for any number of workers, torn files refused."""
 
-import gzip
 import hashlib
 import itertools
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from data_pipeline.tokens.token_shards import NO_TARGET, EncodedDocument, TokenS
 from governance.errors import AlteredFile, ManifestError, MissingInput, PipelineError
 from governance.manifest import describe, write_manifest
 from governance.stage import Runtime
+from tests.given_data import given_data, given_rows
 from tests.manifests import manifest_of
 
 END = 0
@@ -279,13 +277,9 @@ def test_an_index_of_other_shards_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def real_tokens():
     """Approximate tokens of real documents that a row can predict."""
-    if "ASSAY_TEST_DATA" not in os.environ:
-        pytest.skip("ASSAY_TEST_DATA is not set: no real documents")
-    sizes = []
-    for path in sorted(Path(os.environ["ASSAY_TEST_DATA"], "corpora").glob("*.jsonl.gz")):
-        with gzip.open(path) as lines:
-            sizes += [len(json.loads(line)["text"].encode()) // 4 + 1 for line in lines]
-    return np.array(sizes, np.int64)
+    names = sorted(path.name.removesuffix(".jsonl.gz") for path in given_data("corpora").glob("*.jsonl.gz"))
+    rows = itertools.chain.from_iterable(given_rows(f"corpora/{name}") for name in names)
+    return np.array([len(row["text"].encode()) // 4 + 1 for row in rows], np.int64)
 
 
 @pytest.mark.parametrize("length", [512, 2048, 8192])

@@ -1,9 +1,6 @@
 """Repeated paragraphs and lines: a plain reference, which copies stay and go, and the laws of a stage."""
 
-import gzip
-import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +14,7 @@ from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from tests.data_pipeline.document_artifacts import documents_of, rows_of
+from tests.given_data import given_rows
 
 GOLDEN = "aade157ca57e7bb2eedea555fd41f7bb8be0a95c78d07d9b551c8c7ab238d046"
 BLANKS = " \t\n\v\f\r"
@@ -191,13 +189,7 @@ def test_daft_gives_the_same_bytes(tmp_path):
 
 
 def test_planted_reuse(tmp_path):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no planted duplicates here")
-    with gzip.open(Path(folder) / "dups" / "docs.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    with gzip.open(Path(folder) / "dups" / "truth_spans.jsonl.gz", "rt", encoding="utf-8") as file:
-        spans = [json.loads(line) for line in file]
+    rows, spans = (list(given_rows(f"dups/{name}")) for name in ("docs", "truth_spans"))
     made = drop_paragraphs(corpus(tmp_path, [row["text"] for row in rows], 500), ParagraphsConfig(), Runtime(tmp_path))
     number = {row["id"]: i for i, row in enumerate(rows)}
     cut_in = {int(row["id"].partition("#")[2]) for row in rows_of(made, "cuts", tmp_path)}

@@ -1,10 +1,7 @@
 """The rules: bounds of each preset, the documents that each bound holds for, and real text of many scripts."""
 
 import dataclasses
-import gzip
 import itertools
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +30,7 @@ from data_pipeline.filters.quality_rules import (
 from data_pipeline.kernels.quality import FEATURES
 from data_pipeline.kernels.stop_words import STOP_WORDS
 from data_pipeline.normalised_text import normalise
+from tests.given_data import given_rows
 
 OPENING = (
     "The ferry crossed the river before dawn, and nobody on the far shore was awake to see it arrive.",
@@ -269,11 +267,7 @@ def test_text_without_spaces_is_still_judged(language):
 
 
 def corpus(name):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set")
-    with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return list(given_rows(f"corpora/{name}"))
 
 
 def removal_rates(rows, config):

@@ -1,12 +1,8 @@
 """Repeated substrings: a plain reference, planted repeats, edges, and the laws of a stage."""
 
 import contextlib
-import gzip
 import itertools
-import json
-import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +20,7 @@ from governance.kernels.buffers import text_buffers
 from governance.parallel import map_shards
 from governance.stage import Runtime
 from tests.data_pipeline.test_paragraphs import corpus, rows_of
+from tests.given_data import given_rows
 
 GOLDEN = "c1b41e05b477afebb9c8747ab2339c7f7822bb3bebe167f1fcb574a060dbccac"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -248,16 +245,7 @@ def test_windows_of_too_many_surroundings_are_counted(tmp_path):
 
 def test_planted_reuse(tmp_path):
     """Passages of 500 bytes or more that occur in two documents of the planted set are cut from one, whole."""
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no planted duplicates here")
-    rows, spans = (
-        [
-            json.loads(line)
-            for line in gzip.decompress((Path(folder) / "dups" / f"{name}.jsonl.gz").read_bytes()).splitlines()
-        ]
-        for name in ("docs", "truth_spans")
-    )
+    rows, spans = (list(given_rows(f"dups/{name}")) for name in ("docs", "truth_spans"))
     made = drop_substrings(corpus(tmp_path, [row["text"] for row in rows], 500), SubstringsConfig(), Runtime(tmp_path))
     number = {row["id"]: i for i, row in enumerate(rows)}
     text_of = {row["id"]: row["text"] for row in rows}

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import unicodedata
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +15,7 @@ from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import count_texts
 from governance.kernels.word_lookup import joined
+from tests.given_data import given_rows
 
 LEXICONS = load_lexicons(WordListsConfig())
 SENTENCES = [
@@ -118,14 +115,10 @@ PREAMBLE, MARRIAGE, CHILDHOOD = 6, 47, 75
 
 def declarations():
     """Language -> the paragraphs of the Declaration, a version of a standard language each."""
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no Declaration here")
-    with gzip.open(Path(folder) / "corpora" / "udhr.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            name = row["id"].removeprefix("udhr:")
-            if row["lang"] in DECLARATION and not name.startswith(REGIONAL) and not name.isdigit():
-                yield name, DECLARATION[row["lang"]], [line for line in row["text"].split("\n") if line.strip()]
+    for row in given_rows("corpora/udhr"):
+        name = row["id"].removeprefix("udhr:")
+        if row["lang"] in DECLARATION and not name.startswith(REGIONAL) and not name.isdigit():
+            yield name, DECLARATION[row["lang"]], [line for line in row["text"].split("\n") if line.strip()]
 
 
 def test_the_declaration_mentions_women_men_and_children_at_the_same_places():
@@ -144,13 +137,9 @@ def test_the_declaration_mentions_women_men_and_children_at_the_same_places():
 
 def test_help_pages_that_mention_nobody_are_found_to_mention_nobody():
     """Parallel pages about a desktop, in which hardly any names people, in any language."""
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no help pages here")
     texts = {}
-    with gzip.open(Path(folder) / "corpora" / "multilingual.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            texts.setdefault(row["lang"].partition("_")[0], []).append(row["text"])
+    for row in given_rows("corpora/multilingual"):
+        texts.setdefault(row["lang"].partition("_")[0], []).append(row["text"])
     for code in sorted(set(texts) & {"hi", "ja", "ko", "pl", "ru", "tr", "zh", "de"}):
         mentions = sum(found(code, texts[code]), Counter())
         assert len(texts[code]) > 130

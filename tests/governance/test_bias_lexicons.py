@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 import unicodedata
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from governance.checks.bias.word_lists import lexicons as x
 from governance.errors import ConfigError
 from governance.kernels.word_lookup import split_words
+from tests.given_data import given_data
 
 SCORED = {"de", "en", "es", "fr", "it", "nl", "pt"}
 LANGUAGES = SCORED | {"ar", "hi", "ja", "ko", "pl", "ru", "tr", "zh"}
@@ -155,9 +155,6 @@ def test_lists_of_others_by_path(tmp_path, caplog):
 
 
 def test_the_lists_of_others_as_they_are_given_out():
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no lists of others here")
     config = x.WordListsConfig(
         holistic_descriptors="holisticbias_descriptors.json",
         holistic_nouns="holisticbias_nouns.json",
@@ -166,7 +163,7 @@ def test_the_lists_of_others_as_they_are_given_out():
         winobias_male="winobias_male_occupations.txt",
         winogender="winogender_occupations_stats.tsv",
     )
-    english = x.load_lexicons(config, Path(folder) / "lexicons").languages["en"]
+    english = x.load_lexicons(config, given_data("lexicons")).languages["en"]
     assert {axis for axis in english.axes if axis.startswith("holistic.")} > {"holistic.ability", "holistic.religion"}
     assert ("holistic.religion", "amish") in english.groups
     assert {name for family, name in english.categories if family in {"winobias", "winogender"}} == {"female", "male"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import multiprocessing
-import os
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -29,6 +27,7 @@ from governance.kernels.mentions import count_texts, no_sums
 from governance.manifest import Manifest, describe, verify
 from governance.stage import Runtime
 from governance.workers import take_turns
+from tests.given_data import given_rows
 
 GOLDEN = "a81784555bd9e343702dee73e219fa442cae5b811135a03d0f7ffb90ad31f402"
 SENTENCES = (
@@ -241,13 +240,8 @@ OURS = {
 
 def planted(name: str) -> tuple[dict[str, str], dict[str, list[dict[str, object]]]]:
     """The documents of a planted corpus, and the mentions planted into each."""
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no planted mentions here")
-    with gzip.open(Path(folder) / "bias" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        texts = {row["id"]: row["text"] for row in map(json.loads, lines)}
-    with gzip.open(Path(folder) / "bias" / f"{name}.truth.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return texts, {row["id"]: row["mentions"] for row in map(json.loads, lines)}
+    texts = {row["id"]: row["text"] for row in given_rows(f"bias/{name}")}
+    return texts, {row["id"]: row["mentions"] for row in given_rows(f"bias/{name}.truth")}
 
 
 @pytest.mark.parametrize("name", ["skewed", "control"])

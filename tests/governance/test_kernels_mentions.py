@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import os
 import unicodedata
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +15,7 @@ from hypothesis import strategies as st
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT, count_texts, no_sums, pack
 from governance.kernels.word_lookup import split_words as words_of_lists
+from tests.given_data import given_rows
 from tests.governance.bias_reference import count, sentence_spans, split_words
 
 IDENTITY = {
@@ -230,11 +227,7 @@ def test_sentences(text, number):
 
 @pytest.mark.parametrize("name", ["multilingual", "udhr"])
 def test_equals_the_reference_on_real_texts(name):
-    folder = os.environ.get("ASSAY_TEST_DATA")
-    if not folder:
-        pytest.skip("ASSAY_TEST_DATA is not set: no real texts here")
-    with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"][:1500] for line in itertools.islice(lines, 0, 600, 6)]
+    texts = [row["text"][:1500] for row in itertools.islice(given_rows(f"corpora/{name}"), 0, 600, 6)]
     found, _ = found_by_the_kernel(texts)
     expected = [count(text, IDENTITY, OTHERS, 2) for text in texts]
     assert found.words.tolist() == [len(split_words(text)) for text in texts]

@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import math
-import os
 import random
 from pathlib import Path
 
@@ -31,8 +30,7 @@ from pretrain.evaluation.model_bias import (
     template_rows,
     wilson,
 )
-
-DATA = os.environ.get("ASSAY_TEST_DATA")
+from tests.given_data import given_data
 
 
 def scorer(lean, noise=0.3, seed=0):
@@ -219,11 +217,10 @@ def test_a_file_of_another_kind_is_refused_with_its_name(tmp_path, name, rows):
         read_set(name, [tmp_path / "absent.jsonl"])
 
 
-@pytest.mark.skipif(not DATA, reason="ASSAY_TEST_DATA is not set")
 def test_the_real_sets_are_read_whole():
     counts = {"crows_pairs": 1508, "stereoset": 4229, "winobias": 1584, "bbq": 2400}
     for name, count in counts.items():
-        path = Path(DATA) / "evals" / f"{name}.jsonl.gz"
+        path = given_data(f"evals/{name}.jsonl.gz")
         with gzip.open(path, "rt") as file:
             lines = sum(1 for _ in file)
         assert len(read_set(name, [path])) == count == (lines // 2 if name == "winobias" else lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from governance.errors import AlteredFile, ConfigError, MissingInput
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 from pretrain.evaluation.tasks import open_tasks, pin
+from tests.given_data import given_data
 
 
 def write(path: Path, records: list[dict]) -> Path:
@@ -208,7 +208,6 @@ def test_wrong_files_are_named(tmp_path):
         EvaluationConfig(tasks=(TaskConfig(name="a", format="arc"),) * 2)
 
 
-@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="needs ASSAY_TEST_DATA with evals/")
 @pytest.mark.parametrize(
     ("file", "kind", "count", "choices"),
     [
@@ -223,7 +222,7 @@ def test_wrong_files_are_named(tmp_path):
     ],
 )
 def test_real_sets_are_read(file, kind, count, choices):
-    path = Path(os.environ["ASSAY_TEST_DATA"]) / "evals" / f"{file}.jsonl.gz"
+    path = given_data(f"evals/{file}.jsonl.gz")
     if not path.exists():
         pytest.skip(f"no {path}")
     questions = opened(path, kind)
@@ -233,9 +232,8 @@ def test_real_sets_are_read(file, kind, count, choices):
     assert kind == "blimp" or {question.answer for question in usual} == set(range(choices))
 
 
-@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="needs ASSAY_TEST_DATA with evals/")
 def test_a_set_without_answers_is_refused():
-    path = Path(os.environ["ASSAY_TEST_DATA"]) / "evals" / "hellaswag.jsonl.gz"
+    path = given_data("evals/hellaswag.jsonl.gz")
     if not path.exists():
         pytest.skip(f"no {path}")
     with pytest.raises(ConfigError, match="answerKey or answer"):
