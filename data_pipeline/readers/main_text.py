@@ -33,6 +33,7 @@ import numpy.typing as npt
 from resiliparse.extract.html2text import extract_plain_text
 
 from data_pipeline.readers.line_model import LINE_KINDS, main_layout_texts, main_lines, read_layout_lines, tag_weight
+from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels.page_lines import NO_WEIGHT, PLACE
 from data_pipeline.readers.pages.kernels.page_marks import (
     BARE,
@@ -70,6 +71,8 @@ They are those of Bootstrap, HTML5 Boilerplate, WordPress, Drupal and Foundation
 _FIGURE = re.compile(rb"<(/?)figure(?=[\s>])")
 _CAPTION = re.compile(rb"<(/?)figcaption(?=[\s>])", re.IGNORECASE)
 _BLOCK_OF_FIGURE = re.compile(rb"<(?:table|pre|blockquote)(?=[\s>])", re.IGNORECASE)
+_LINK_SIGN = re.compile(f"{MARK}L[ \xa0]*[#¶§🔗◆\uf0c1][ \xa0]*{MARK}{_UNLINK}")
+"""A link with nothing but a sign, as Sphinx, rustdoc, Doxygen and PostgreSQL set one beside each heading."""
 _LIST_TAG = re.compile(r"<(/?)(ul|ol|menu|dir|li)(?=[\s/>])", re.IGNORECASE)
 _ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
 _NEVER_NAMES = re.compile(
@@ -116,7 +119,7 @@ def _laid_out(marked: str, bits: int) -> str:
         closed = _closed_items(marked)
         if closed != marked:
             layout = str(extract_plain_text(closed, alt_texts=False, skip_elements=selectors))
-    return layout
+    return _LINK_SIGN.sub("", layout)
 
 
 def _closed_items(page: str) -> str:

@@ -69,7 +69,7 @@ for _point, _letter in enumerate(map(chr, range(256))):
         _DIGIT * ("0" <= _letter <= "9") + _UPPER * (_lower != _point) + _COMMA * (_letter == ",")
         + _STOP * (_letter in ".!?") + _MARKED * (_letter in "|©@»")
     )  # fmt: skip
-_NEVER, _MAYBE, _MAIN_LETTER, _CELL, _CODE = map(ord, "NYMCR")
+_NEVER, _MAYBE, _MAIN_LETTER, _CELL, CODE = map(ord, "NYMCR")
 _FAR = 40
 TITLE, _HEADING = 3, 4
 
@@ -178,7 +178,7 @@ def in_scope(lines, boxes, dead):  # type: ignore[no-untyped-def]
     for box in range(scope + 1, len(boxes)):
         up, letter = boxes[box, PARENT], boxes[box, MARK_LETTER]
         inside[box] = inside[up] and not dead[box]
-        blocks[box] = inside[box] and (blocks[up] or letter in (_CELL, _CODE))
+        blocks[box] = inside[box] and (blocks[up] or letter in (_CELL, CODE))
     return inside, blocks
 
 

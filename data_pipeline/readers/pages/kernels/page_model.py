@@ -16,6 +16,7 @@ import numpy as np
 from numba import float32, float64, int64, uint8, uint32
 
 from data_pipeline.readers.pages.kernels.page_features import (
+    CODE,
     FEATURES,
     INSIDE,
     SET,
@@ -31,6 +32,7 @@ from data_pipeline.readers.pages.kernels.page_lines import (
     BULLET,
     KIND,
     LINKS,
+    MARK_LETTER,
     PARENT,
     PROSE,
     SIZE,
@@ -207,7 +209,7 @@ def choose_lines(text, lines, boxes, words, first, second):  # type: ignore[no-u
     second_scores = score_lines(columns, count, second)
     for i in range(count):
         keeps[i] = second_scores[i] > (SURE if lines[i, SIZE] < LONG else LIKELY)
-    if _settle(keeps, lines, found.T):
+    if _settle(keeps, lines, boxes, found.T):
         _trim(keeps, text, lines, words[1])
     return keeps
 
@@ -225,7 +227,26 @@ def _trim(keeps, text, lines, lower):  # type: ignore[no-untyped-def]
 
 
 @part
-def _settle(keeps, lines, found):  # type: ignore[no-untyped-def]
+def _keep_code(keeps, lines, boxes, found):  # type: ignore[no-untyped-def]
+    """Keep all lines of code among the text.
+
+    Names in it may be links, on some lines nearly all characters; a list of links has them on all its lines.
+    """
+    code, sizes, links = np.zeros(len(boxes), int64), np.zeros(len(boxes), int64), np.zeros(len(boxes), int64)
+    for box in range(1, len(boxes)):
+        outer = code[boxes[box, PARENT]]
+        code[box] = outer if outer else box if boxes[box, MARK_LETTER] == CODE else 0
+    for line in lines:
+        sizes[code[line[BOX]]] += line[SIZE]
+        links[code[line[BOX]]] += line[LINKS]
+    for i in range(len(lines)):
+        block = code[lines[i, BOX]]
+        if block and found[i, SET] and links[block] * 2 <= sizes[block]:
+            keeps[i] = True
+
+
+@part
+def _settle(keeps, lines, boxes, found):  # type: ignore[no-untyped-def]
     """Correct the model's choice by rules.
 
     What the rules keep stays where the model keeps no prose; titles, code and tables among the text stay; lines between
@@ -243,6 +264,7 @@ def _settle(keeps, lines, found):  # type: ignore[no-untyped-def]
         own = found[i, SET] or (lines[i, KIND] == TITLE and found[i, INSIDE])
         if own and lines[i, LINKS] * 3 <= lines[i, SIZE]:
             keeps[i] = True
+    _keep_code(keeps, lines, boxes, found)
     for i in range(1, len(lines)):  # lines between breaks
         line = lines[i]
         if not line[BLANK] and line[BOX] == lines[i - 1, BOX] and line[LINKS] * 3 <= line[SIZE]:
