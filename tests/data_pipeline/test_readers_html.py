@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections import Counter
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from data_pipeline.readers import main_text as main_text_module
 from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.main_text import choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
-from data_pipeline.readers.pages.extraction import MARK, Extraction
+from data_pipeline.readers.pages.extraction import MARK
 from data_pipeline.readers.pages.kernels import page_lines as of
 from data_pipeline.readers.record import Record, RecordFault
 from governance.config import canonical_json
@@ -238,33 +237,6 @@ def test_lines_of_code_stay_together():
     lines = own_lines(f"<body><div><h1>Title</h1>{PARAGRAPHS}{code}<p>{PROSE[0]}</p></div></body>")
     assert "first = 1" in lines
     assert [line.strip() for line in lines[lines.index("first = 1") + 1 :][:2]] == ["x", "y = 2"]
-
-
-@pytest.mark.parametrize("structure", ["plain", "markdown"])
-def test_code_with_links_stays_whole_and_a_listing_of_links_goes(structure):
-    """Names in generated references are links, on some lines nearly all characters."""
-    names = "".join(f"    fn <a href=a>{name}</a>(&self) -> <a href=b>Option&lt;{name}&gt;</a>;\n" for name in "abc")
-    where = "where\n    <a href=x>Allocator</a>,\n{\n    // Required methods of the type"
-    code = f"<pre>pub trait Sum\n{where}\n{names}}}\n</pre>"
-    listing = f"<pre>{''.join(f'<a href={n}>backup-{n}.tar.gz</a>  {n} k' + chr(10) for n in range(9))}</pre>"
-    page = f"<body><div><h1>Sum</h1>{PARAGRAPHS}{code}<p>{PROSE[0]}</p>{listing}<p>{PROSE[1]}</p></div></body>"
-    text = extract(page.encode(), way=Extraction(structure=structure)).text
-    begin, end = text.index("pub trait"), text.index("\n}")
-    lines = [line.strip() for line in text[begin:end].split("\n")]
-    assert lines[1:5] == ["where", "Allocator,", "{", "// Required methods of the type"]
-    assert lines[5:] == [f"fn {name}(&self) -> Option<{name}>;" for name in "abc"]
-    assert "backup" not in text
-
-
-@pytest.mark.parametrize("structure", ["plain", "markdown"])
-@pytest.mark.parametrize("sign", ["#", "¶", "§", "&para;", "&#182;", "🔗", "&#9670;&#160;"])
-def test_signs_of_links_to_headings_go(structure, sign):
-    link = f'<a class="headerlink" href="#one">{sign}</a>'
-    heads = f"<h2>{link}One</h2><p>{PROSE[0]}</p><h2>Two{link}</h2><p>{PROSE[1]} See C# and § 5 {sign}.</p>"
-    text = extract(f"<body><div>{heads}</div></body>".encode(), way=Extraction(structure=structure)).text
-    assert [line.lstrip("# ") for line in text.split("\n") if len(line) < 20 and line] == ["One", "Two"]
-    assert "See C# and § 5" in text
-    assert f"§ 5 {unescape(sign)}".strip() in text
 
 
 FIGURES = {

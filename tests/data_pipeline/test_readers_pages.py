@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from html import unescape
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numba import njit
 
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import line_model, page_process
-from data_pipeline.readers.html import decode_html
+from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.main_text import main_text
 from data_pipeline.readers.page_process import read_page, read_pages
@@ -45,6 +46,48 @@ def written(inner):
 
 
 # --- Markdown
+
+
+STORY = "Sentence {} of a story that goes on for long enough to be taken for prose, with a comma and a full stop."
+STORIES = [STORY.format(number) for number in range(6)]
+BOTH = pytest.mark.parametrize("structure", ["plain", "markdown"])
+
+
+def lines_of(body, structure):
+    text = extract(f"<html><body>{body}</body></html>".encode(), way=Extraction(structure=structure)).text
+    return [line.strip() for line in text.split("\n") if line.strip() and "```" not in line]
+
+
+@BOTH
+def test_code_with_links_stays_whole_and_a_listing_of_links_goes(structure):
+    """Names in generated references are links, on some lines nearly all characters."""
+    names = "".join(f"    fn <a href=a>{name}</a>(&self) -> <a href=b>Option&lt;{name}&gt;</a>;\n" for name in "abc")
+    where = "where\n    <a href=x>Allocator</a>,\n{\n    // Required methods of the type"
+    code = f"<pre>pub trait Sum\n{where}\n{names}}}\n</pre>"
+    listing = f"<pre>{''.join(f'<a href={n}>backup-{n}.tar.gz</a>  {n} k' + chr(10) for n in range(9))}</pre>"
+    stories = "".join(f"<p>{story}</p>" for story in STORIES)
+    found = lines_of(f"<div>{stories}{code}<p>{STORIES[0]}</p>{listing}<p>{STORIES[1]}</p></div>", structure)
+    kept = ["pub trait Sum", "where", "Allocator,", "{", "// Required methods of the type"]
+    assert found == [*STORIES, *kept, *(f"fn {n}(&self) -> Option<{n}>;" for n in "abc"), "}", *STORIES[:2]]
+
+
+@BOTH
+@pytest.mark.parametrize("sign", ["#", "¶", "§", "&para;", "&#182;", "🔗", "&#9670;&#160;"])
+def test_signs_of_links_to_headings_go(structure, sign):
+    link = f'<a class="headerlink" href="#one">{sign}</a>'
+    body = f"<h2>{link}One</h2><p>{STORIES[0]}</p><h2>Two{link}</h2><p>{STORIES[1]} See C# and § 5 {sign}</p>"
+    found = [line.lstrip("# ") for line in lines_of(f"<div>{body}</div>", structure)]
+    assert found == ["One", STORIES[0], "Two", f"{STORIES[1]} See C# and § 5 {unescape(sign)}".strip()]
+
+
+@BOTH
+def test_a_title_that_links_to_itself_stays_and_titles_of_other_stories_go(structure):
+    others = "".join(f"<h2><a href=/{number}>Another story {number}</a></h2>" for number in range(3))
+    stories = "".join(f"<p>{story}</p>" for story in STORIES)
+    for level in (1, 2):
+        title = f'<h{level} id="own"><a class="header" href="#own">A title of its own</a></h{level}>'
+        found = lines_of(f"<main>{title}{stories}</main><div>{others}</div>", structure)
+        assert [line.lstrip("# ") for line in found] == ["A title of its own", *STORIES]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ for _point, _letter in enumerate(map(chr, range(256))):
     )  # fmt: skip
 _NEVER, _MAYBE, _MAIN_LETTER, _CELL, CODE = map(ord, "NYMCR")
 _FAR = 40
-TITLE, _HEADING = 3, 4
+TITLE, HEADING = 3, 4
 
 
 @part
@@ -304,7 +304,7 @@ def describe(text, lines, boxes, model):  # type: ignore[no-untyped-def]
         row[15] = 1 - (prose + line[SIZE] * line[PROSE]) / whole
         row[16], row[17] = size_before / sums[0, 0], since
         row[18] = -1 if title < 0 else min(max(i - title, -_FAR), _FAR)
-        heading = 0 if line[KIND] == _HEADING or line[KIND] == TITLE else min(heading + 1, _FAR)
+        heading = 0 if line[KIND] == HEADING or line[KIND] == TITLE else min(heading + 1, _FAR)
         row[19] = heading
         row[20], row[INSIDE], row[22], row[SET] = dead[line[BOX]], inside[line[BOX]], line[PROSE], blocks[line[BOX]]
         row[23], row[24], row[25], row[26] = count, sums[0, 2], sums[0, 1] / sums[0, 0], prose_lines

@@ -18,6 +18,7 @@ from numba import float32, float64, int64, uint8, uint32
 from data_pipeline.readers.pages.kernels.page_features import (
     CODE,
     FEATURES,
+    HEADING,
     INSIDE,
     SET,
     TITLE,
@@ -210,20 +211,20 @@ def choose_lines(text, lines, boxes, words, first, second):  # type: ignore[no-u
     for i in range(count):
         keeps[i] = second_scores[i] > (SURE if lines[i, SIZE] < LONG else LIKELY)
     if _settle(keeps, lines, boxes, found.T):
-        _trim(keeps, text, lines, words[1])
+        _trim(keeps, text, lines, found.T, words[1])
     return keeps
 
 
 @part
-def _trim(keeps, text, lines, lower):  # type: ignore[no-untyped-def]
-    """Take links and notices off both ends of the kept lines."""
+def _trim(keeps, text, lines, found, lower):  # type: ignore[no-untyped-def]
+    """Take links and notices off both ends of the kept lines; a title may link to itself."""
     for end in range(2):
         for i in range(len(lines)):
             place = len(lines) - 1 - i if end else i
             line = lines[place]
             if keeps[place] and line[LINKS] * 3 <= line[SIZE] and not is_notice(text, line, lower):
                 break
-            keeps[place] = False
+            keeps[place] &= not end and TITLE <= line[KIND] <= HEADING and found[place, INSIDE] > 0
 
 
 @part
