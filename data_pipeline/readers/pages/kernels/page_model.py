@@ -217,7 +217,7 @@ def choose_lines(text, lines, boxes, words, first, second):  # type: ignore[no-u
 
 @part
 def _trim(keeps, text, lines, found, lower):  # type: ignore[no-untyped-def]
-    """Take links and notices off both ends of the kept lines; a title may link to itself."""
+    """Take links and notices off both ends, but not a first heading."""
     for end in range(2):
         for i in range(len(lines)):
             place = len(lines) - 1 - i if end else i
