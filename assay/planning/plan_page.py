@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from assay.planning.cluster import ClusterFigure
 from assay.planning.layouts import fastest
@@ -22,7 +22,12 @@ _HEAD = (
     "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "time", "USD", "note",
 )  # fmt: skip
 _STYLES = ("a", "b", "c", "d")
-_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+_TIME = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+_KWH = ((1e3, "MWh"), (1, "kWh"), (1e-3, "Wh"))
+_CO2E = ((1e3, "t CO2e"), (1, "kg CO2e"), (1e-3, "g CO2e"))
+_WATER = ((1e3, "m3 of water"), (1, "litres of water"))
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
+"""Units of a figure, from the largest, by their size in that of the plan."""
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -50,7 +55,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"step        {decimal(step.seconds)} s: {parts}"
     yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
     yield (
-        f"duration    {_time(plan.wall)} for {_counted_tokens(plan.tokens)} in "
+        f"duration    {_in_units(plan.wall, _TIME)} for {_counted_tokens(plan.tokens)} in "
         f"{plan.steps:,} steps" + f" after the {plan.begun:,} of train.continue_from" * bool(plan.begun)
     )
     every = found.interval / step.seconds
@@ -67,14 +72,14 @@ def lines(plan: Plan) -> Iterator[str]:
     spare = f", {plan.spare_nodes} spare node(s) included" * bool(plan.spare_nodes)
     yield f"money       USD {_band(costs['usd'])} for {_band(costs['device_hours'])} device hours{spare}"
     yield (
-        f"energy      {_band(costs['kwh'], 1e-3)} MWh at the nodes, {_band(costs['kwh_building'], 1e-3)} of the "
-        f"building; {_band(costs['kg_co2e'], 1e-3)} t CO2e; {_band(costs['litres'], 1e-3)} m3 of water"
+        f"energy      {_in_units(costs['kwh'], _KWH)} at the nodes, {_in_units(costs['kwh_building'], _KWH)} of the "
+        f"building; {_in_units(costs['kg_co2e'], _CO2E)}; {_in_units(costs['litres'], _WATER)}"
         + "; without the draw of the idle spare nodes"
         * bool(plan.spare_nodes)
     )
     without = f"; not included, as not measured: {', '.join(plan.data.unmeasured)}" if plan.data.unmeasured else ""
-    disk = _band(plan.data.disk_bytes, 1e-12)
-    yield f"data        {_band(plan.data.core_hours)} core hours, {disk} TB on disk{without}"
+    disk = _in_units(plan.data.disk_bytes, _BYTES)
+    yield f"data        {_band(plan.data.core_hours)} core hours, {disk} on disk{without}"
     words = plan.correction.words or "published and measured runs (docs/planning.md); correct it with --from RUN"
     yield f"calibrated  by {words}"
     if plan.unlike:
@@ -84,10 +89,10 @@ def lines(plan: Plan) -> Iterator[str]:
 def summary(plan: Plan) -> str:
     """The plan in a line, for a submission."""
     return (
-        f"plan: {_time(plan.wall)} on {plan.step.nodes} node(s)"
+        f"plan: {_in_units(plan.wall, _TIME)} on {plan.step.nodes} node(s)"
         + f" and {plan.spare_nodes} spare" * bool(plan.spare_nodes)
         + f", MFU {100 * plan.step.mfu:.0f} %, USD "
-        f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh" + f" ({plan.unlike})" * bool(plan.unlike)
+        f"{_band(plan.costs['usd'])}, {_in_units(plan.costs['kwh'], _KWH)}" + f" ({plan.unlike})" * bool(plan.unlike)
     )
 
 
@@ -104,8 +109,8 @@ def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
             (
                 str(one.nodes), str(one.engine.zero_stage), str(one.engine.micro_batch_size),
                 _gib(one.memory.device_bytes), decimal(one.seconds), f"{one.tokens_per_rank:,.0f}",
-                f"{100 * one.mfu:.1f}", _time(Band(seconds, seconds, seconds)),
-                f"{seconds / 3600 * one.ranks * price:,.0f}",
+                f"{100 * one.mfu:.1f}", _in_units(Band(seconds, seconds, seconds), _TIME),
+                _number(seconds / 3600 * one.ranks * price),
                 ", ".join(filter(None, ("this stage and these nodes" if same else "", note))),
             )
         )  # fmt: skip
@@ -196,10 +201,10 @@ def _number(value: float) -> str:
     return "endless" if value == math.inf else f"{value:.2e}" if value >= 1e12 else decimal(value)
 
 
-def _time(wall: Band) -> str:
-    """Time and its bounds in the largest unit that fits."""
-    length, unit = next((row for row in _UNITS if row[0] <= (wall.value or 0)), _UNITS[-1])
-    return f"{_band(wall, 1 / length)} {unit}"
+def _in_units(figure: Band, units: Sequence[tuple[float, str]]) -> str:
+    """A figure and its bounds in the largest unit that fits."""
+    size_of, unit = next((row for row in units if row[0] <= (figure.value or 0)), units[-1])
+    return f"{_band(figure, 1 / size_of)} {unit}"
 
 
 def _bounded(figure: ClusterFigure) -> str:

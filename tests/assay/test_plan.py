@@ -445,20 +445,21 @@ def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "unit", "tokens"),
+    ("steps", "unit", "tokens", "energy"),
     [
-        (10**2, "seconds", "204,800 tokens"),
-        (10**5, "minutes", "205 million tokens"),
-        (10**7, "hours", "20.5 billion tokens"),
-        (10**8, "days", "205 billion tokens"),
+        (10**2, "seconds", "204,800 tokens", "Wh"),
+        (10**5, "minutes", "205 million tokens", "Wh"),
+        (10**7, "hours", "20.5 billion tokens", "kWh"),
+        (10**8, "days", "205 billion tokens", "kWh"),
     ],
 )
-def test_times_and_tokens_are_written_in_the_unit_that_fits_them(tmp_path, capsys, steps, unit, tokens):
+def test_figures_are_written_in_the_unit_that_fits_them(tmp_path, capsys, steps, unit, tokens, energy):
     words = ["plan", str(CONFIGS / "quickstart.toml"), "--root", str(tmp_path / "root"), "--cluster", "cpu"]
     assert main([*words, "--set", "engine.micro_batch_size=8", "--set", f"train.steps={steps}"]) == 0
     shown = capsys.readouterr().out
     assert re.search(rf"duration    [\d.]+ \([\d.]+ to [\d.,]+\) {unit} for {tokens} in ", shown), shown
     assert f" {unit} " in shown.partition("rows per pass")[2]
+    assert re.search(rf"energy      [\d.]+ \([\d.]+ to [\d.]+\) {energy} at the nodes", shown), shown
 
 
 def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):

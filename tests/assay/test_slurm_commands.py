@@ -441,7 +441,7 @@ def test_a_submission_prints_its_plan_and_warns_of_the_budget(cluster, capsys, l
     assert main(["slurm", "submit", str(path), f"--root={cluster / 'root'}"]) == 0
     said = capsys.readouterr()
     assert re.search(
-        r"plan: [\d.]+ \([\d.]+ to [\d.]+\) (hours|minutes|seconds) on 1 node\(s\), MFU \d+ %, USD .* MWh", said.out
+        r"plan: [\d.]+ \([\d.]+ to [\d.]+\) (hours|minutes|seconds) on 1 node\(s\), MFU \d+ %, USD .* [Mk]?Wh", said.out
     )
     assert ("so it would be stopped before its end" in said.err) == (limit < 1)
     assert "the start would end with" not in said.err
