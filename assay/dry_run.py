@@ -83,7 +83,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     """
     require_site_rules(run)
     recipe, engine = run.config.recipe, run.config.engine
-    vocabulary, source, document_tokens = corpus_figures(run, runtime)
+    vocabulary, source, document_tokens, _ = corpus_figures(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
     refuse_missing_packages(run.config.tracking)

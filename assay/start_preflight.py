@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from assay.config import LoadedRun
 from assay.inspect.formats import InputFiles, first_records
@@ -244,15 +244,26 @@ def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
     return corpus_figures(run, runtime)[:2]
 
 
-def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, str, float | None]:
-    """Ids of the tokens, their source, and mean tokens of a document.
+class CorpusFigures(NamedTuple):
+    """Figures of the corpus, or of its settings before it is made."""
 
-    The mean is over training documents, and None while there are no token shards.
-    """
+    vocabulary: int
+    """Ids of the tokens."""
+    source: str
+    """Source of that number, in words."""
+    document_tokens: float | None
+    """Mean over training documents; None: there are no shards."""
+    digest: str
+    """Digest of the token shards; "" without them."""
+
+
+def corpus_figures(run: LoadedRun, runtime: Runtime) -> CorpusFigures:
+    """Figures of the corpus that a training would read."""
     artifacts = _look_up(run, runtime)
     stats = artifacts["encode"].stats if artifacts else {}
     documents = stats.get("train_documents")
-    return *_size(run, artifacts), stats["train_tokens"] / documents if documents else None
+    mean = stats["train_tokens"] / documents if documents else None
+    return CorpusFigures(*_size(run, artifacts), mean, artifacts["encode"].digest if artifacts else "")
 
 
 def _size(run: LoadedRun, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:

@@ -41,7 +41,7 @@ def plan(arguments: Arguments) -> None:
     cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
     if not arguments.cluster:
         cluster = cluster.with_ranks(section.tasks_per_node)
-    vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
+    vocabulary, _, document_tokens, tokens = corpus_figures(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:
         teacher, words = online_teacher_of(loaded, runtime, vocabulary)
@@ -54,8 +54,9 @@ def plan(arguments: Arguments) -> None:
     found = make_plan(loaded, inputs)
     for line in lines(found):
         say(line, plan=[line])
-    if loss := expected_loss(loaded, vocabulary, runtime.root):
+    if loss := expected_loss(loaded, vocabulary, runtime.root, tokens):
         about = f"{loss['loss']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) nats per token, by {loss['law']}"
+        about += ", which was fitted on another corpus" * loss["other_corpus"]
         say(f"loss        {about}", loss=loss)
     around = layouts(loaded, inputs)
     rows = layout_rows(found, around)

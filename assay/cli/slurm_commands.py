@@ -158,7 +158,7 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     from assay.planning.plan_budget import submission_lines
     from assay.start_preflight import corpus_figures
 
-    vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
+    vocabulary, _, document_tokens, _ = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = online_teacher_of(loaded, runtime, vocabulary)[0] if distils else None
     begun = steps_before(loaded, runtime.root)

@@ -215,8 +215,10 @@ def _warnings(
     return found
 
 
-def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str, Any] | None:
+def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path, tokens: str = "") -> dict[str, Any] | None:
     """Loss of a run by the newest scaling law of its root.
+
+    `tokens` is the digest of the run's token shards, "" without them; a law that was fitted on others says so.
 
     None where there is none of this size of vocabulary, or the run does not train a decoder from random weights.
 
@@ -238,5 +240,9 @@ def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str,
             continue  # losses per token of two tokenizers do not compare
         law, *draws = (ScalingLaw(*values) for values in (found["fitted"], *found["draws"]))
         fit = Fit(law, found["noise"], tuple(draws), found["resamples"]["drawn"])
-        return {**_predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe)), "law": made.folder}
+        predicted = _predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe))
+        read = read_manifest(root / made.inputs[0].path).inputs  # of a rung: token shards, or the rows packed of them
+        read += tuple(of for one in read if one.stage == "pack" for of in read_manifest(root / one.path).inputs)
+        other = bool(tokens) and all(one.digest != tokens for one in read)
+        return {**predicted, "law": made.folder, "other_corpus": other}
     return None

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from assay.cli.main import main
-from assay.experiments.scaling_experiment import _best_at_an_edge
+from assay.config import load_run
+from assay.experiments.scaling_experiment import _best_at_an_edge, expected_loss
 from pretrain.experiments.scaling.scaling_law import Trained
 from tests.conftest import write_project
 
@@ -78,6 +79,10 @@ def test_a_ladder_predicts_the_run_and_its_plan_says_so(ladder, capsys, caplog):
     assert main(plan) == 0
     loss = json.loads(capsys.readouterr().out)["loss"]
     assert {name: loss[name] for name in report["target"]} == report["target"]
+    assert not loss["other_corpus"]
+    run, vocabulary = load_run(ladder / "larger.toml", [], needs="model"), report["vocabulary_size"]
+    for tokens, other in (("", False), ("0" * 64, True)):
+        assert expected_loss(run, vocabulary, ladder / "root", tokens)["other_corpus"] == other
     assert main([*plan, "--set", "data.tokenizer.vocabulary_size=600"]) == 0
     assert "loss" not in json.loads(capsys.readouterr().out)  # losses per token of two tokenizers do not compare
     altered = next(folder.glob("*/scaling.json"))

@@ -251,7 +251,7 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
 
 def assert_the_mean_document_counts(run, runtime, stats):
     """The dry run on GPUs and the line of a submission count it, as the plan does."""
-    vocabulary, _, tokens = corpus_figures(run, runtime)
+    vocabulary, _, tokens, _ = corpus_figures(run, runtime)
     assert tokens == stats["train_tokens"] / stats["train_documents"]
     recipe, engine, ranks = run.config.recipe, run.config.engine, ranks_of(1)
     found = forecast(recipe, engine, vocabulary, ranks, document_tokens=tokens)
