@@ -293,6 +293,8 @@ def report_run(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], M
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
     begun = ""
+    if not run.source.has_model:
+        return artifacts, make_report(run, artifacts, verdict, begun, runtime)
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)

@@ -62,6 +62,11 @@ class RunFile:
     """Dotted name of a value -> file, "--set" or the reason of a default."""
     files: list[Path] = field(default_factory=list)
 
+    @property
+    def has_model(self) -> bool:
+        """True if a file names a model."""
+        return self.origins.get("model.hidden_size") != _NOT_USED
+
 
 def read_run_file(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunFile:
     """Merge files from left to right, then overrides.

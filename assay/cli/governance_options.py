@@ -15,13 +15,11 @@ Config = Callable[[Parser], Parser]
 """Gives a command the options of a run's file."""
 
 
-def add_commands(add: Add, config: Config) -> None:
-    """Add each `assay governance ...`."""
+def add_commands(add: Add, config: Config, corpus: Config) -> None:
+    """Add each `assay governance ...`.
 
-    def corpus(command: Parser) -> Parser:
-        command.set_defaults(needs="data and policy")
-        return config(command)
-
+    `corpus` is `config` for a run's file that may be of a corpus alone.
+    """
     command = corpus(add("check", "check", "audit the corpus and sign the verdict"))
     engine(command)
     path(

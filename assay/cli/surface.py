@@ -32,6 +32,7 @@ _EXAMPLES = (
     "transformer-base", "transformer-big", "policy", "policy-strict",
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
+_JUDGED = "data and policy"
 _WITHOUT_JSON = ("completion", "schema")
 """Functions that print a script or a schema."""
 Commands = argparse._SubParsersAction
@@ -74,7 +75,8 @@ def parser() -> Parser:
     _inspect(commands)
     _data(commands)
     about = "audit a corpus, and sign, verify and trace artifacts"
-    add_governance(_group(commands, "governance", about), _config)
+    judged = functools.partial(_corpus, needs=_JUDGED)
+    add_governance(_group(commands, "governance", about), _config, judged)
     _training(commands)
     _plan(commands)
     _classify(commands)
@@ -134,8 +136,7 @@ def _setup(commands: Commands[Parser]) -> None:
 
 def _data(commands: Commands[Parser]) -> None:
     add = _group(commands, "data", "prepare a corpus, look at it, convert it")
-    command = _config(add("prepare", "prepare", "make every artifact of the corpus; finished parts are reused"))
-    command.set_defaults(needs="data")
+    command = _corpus(add("prepare", "prepare", "make every artifact of the corpus; finished parts are reused"))
     part = command.add_mutually_exclusive_group()
     text = "do what is left of task I (from 0) of N in the next data step, then exit (default: make everything)"
     option(part, "--task", task, "I/N", text)
@@ -144,28 +145,28 @@ def _data(commands: Commands[Parser]) -> None:
     flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
     engine(command)
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
-    _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
-    command.set_defaults(needs="data")
+    _corpus(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     text = "list the corpus artifacts that neither this run nor any verdict, checkpoint or report needs"
-    command = _config(add("clean-up", "clean_up", text))
-    command.set_defaults(needs="data")
+    command = _corpus(add("clean-up", "clean_up", text))
     flag(command, "--execute", "remove them; without it nothing is changed")
     flag(command, "--incomplete", "with --execute: remove them although this run is not made up to its last stage")
     text = "also keep this artifact, such as the last one of another run, and all it depends on (repeatable)"
     path(command, "--keep", "ARTIFACT", text, action="append", default=[])
     text = "index the corpus's texts, so that `assay trace-text` finds what is verbatim in them"
-    command = _config(add("index", "index", text))
+    command = _corpus(add("index", "index", text), needs=_JUDGED)
     text = "text of a shard of the index (default: 1GiB); making one takes five times its text in memory"
     option(command, "--shard-size", size, "SIZE", text, default=1 << 30)
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
     option(command, "offset", natural, "OFFSET", "position of the token in the shard, from 0")
     text = "train the classifiers of [[data.classifiers]] and print their accuracy"
-    _config(add("train-classifier", "train_classifiers", text))
-    command = _config(add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx"))
+    _corpus(add("train-classifier", "train_classifiers", text))
+    command = _corpus(
+        add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx"), needs=_JUDGED
+    )
     option(command, "prefix", prefix, "PREFIX", "path and first part of the files' names")
     text = "upload the documents that the gate admitted, with their card, to the Hugging Face hub"
-    command = _config(add("push", "push", text))
+    command = _corpus(add("push", "push", text), needs=_JUDGED)
     option(command, "repository", str, "OWNER/NAME", "data set of the hub; created if it does not exist")
     flag(command, "--public", "create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
@@ -334,7 +335,7 @@ def _experiment(commands: Commands[Parser]) -> None:
 def _report(commands: Commands[Parser]) -> None:
     about = 'write, verify, compare or list reports; "assay report CONFIG" writes one'
     add = _group(commands, "report", about)
-    command = _config(add("write", "write", "write report.html and report.json of a run"))
+    command = _corpus(add("write", "write", "write report.html and report.json of a run"), needs=_JUDGED)
     flag(command, "--documents", "also write the model card, the datasheet, bills of materials and regulatory forms")
     flag(command, "--open", "open the report in a browser")
     run = "CONFIG|ROOT|REPORT"
@@ -435,6 +436,12 @@ def _config(
     text = "override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)"
     option(command, "--set", str, "FIELD=VALUE", text, dest="overrides", action="append", default=[])
     return command
+
+
+def _corpus(command: Parser, *words: str, needs: str = "data") -> Parser:
+    """Add a run's file that may have no model."""
+    command.set_defaults(needs=needs)
+    return _config(command, *words)
 
 
 def _data_workers(command: argparse.ArgumentParser) -> None:

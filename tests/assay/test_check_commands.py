@@ -58,13 +58,19 @@ WRONG = [
 REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
 
 
-def test_a_run_file_for_data_alone_is_checked(project, typed):
+def test_a_run_file_for_data_alone_is_checked_reported_and_passed_on(project, typed, hub):
     parts = re.split(r"(?m)^(?=\[)", (project / "run.toml").read_text())
     write_text(project / "run.toml", "".join(part for part in parts if re.match(r"\[+(data|governance|audit)\b", part)))
     assert typed("data prepare")[0] == 0
     status, said = typed("governance check")
     assert status == 0, said
     assert typed("governance freeze", project / "reference.json")[0] == 0
+    for words in (["report write", "--documents"], ["data export", project / "tokens"], ["data index"]):
+        status, said = typed(*words)
+        assert (status, "no training" in said) == (0, False), said
+    assert (project / "tokens_train.bin").exists()
+    assert main(["report", "verify", str(project / "root"), "--key", str(project / "key.pem.pub")]) == 0
+    assert (typed("data push", "lab/tales")[0], [*hub.repositories]) == (0, ["lab/tales"])
     assert typed("train")[0] == 78
 
 
