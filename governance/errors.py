@@ -149,6 +149,7 @@ _STORAGE_ERRNOS = {
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
     errno.EEXIST: "a part of its path is a file, or a link to a folder that does not exist",
     errno.EIO: "the device reports an input/output error",
     errno.ENOENT: "no folder can be made there",
@@ -159,6 +160,7 @@ _STORAGE_FIXES = {
     errno.ENOSPC: "Make room, or name a folder on another disk",
     errno.EDQUOT: "Make room, or name a folder on another disk",
     errno.EROFS: "Name a folder that can be written",
+    errno.EISDIR: "Name a file in it",
     errno.EACCES: "Let this account write there, or name another folder",
     errno.EPERM: "Let this account write there, or name another folder",
 }
@@ -226,8 +228,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number is None and "No space left on device" in str(error):
             number = errno.ENOSPC
-        if number == errno.ENOENT and path.parent.is_dir():  # a file that was to be read is missing
-            raise
+        if (number == errno.ENOENT and path.parent.is_dir()) or (number == errno.EISDIR and not path.is_dir()):
+            raise  # of a file that was to be read
         if number not in _STORAGE_ERRNOS:
             raise
         raise StorageError(

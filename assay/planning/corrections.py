@@ -156,7 +156,7 @@ def read_record(folder: Path) -> MeasuredRun:
     for line in read_lines(folder / METRICS_FILE):
         if line.get("event") == "start":
             start, lines = line, []
-        elif line.get("event") != "step" or line.get("seconds"):
+        elif line.get("event") != "step" or (line.get("seconds") and line.get("tokens_per_second")):
             lines.append(line)
     places = [place for place, line in enumerate(lines) if line.get("event") == "step"][_WARM_UP:]
     steps = [lines[place] for place in places]

@@ -428,6 +428,9 @@ def test_the_power_of_a_record_is_that_of_its_whole_time(tmp_path):
 def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
     plan = plan_of("1b", 1)
     record(tmp_path / "short", plan, 1.0, steps=4)
+    record(tmp_path / "speedless", plan, 1.0)
+    lines = (tmp_path / "speedless" / "metrics.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "speedless" / "metrics.jsonl").write_text(re.sub('second": [0-9.]+', 'second": null', lines))
     record(tmp_path / "cpu", plan, 1.0, device="cpu")
     record(tmp_path / "fp32", plan, 1.0)
     recipe = the_run("1b", "train.precision='fp32'").config.recipe.model_dump(mode="json")
@@ -437,6 +440,7 @@ def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
     for folder, status, said in (
         ("none", 66, "no metrics.jsonl there or in a train folder below"),
         ("short", 78, "too few to correct a plan"),
+        ("speedless", 78, "too few to correct a plan"),
         ("cpu", 78, "that run computed on cpu"),
         ("fp32", 78, "that run computed in fp32, and this one is to in bf16"),
     ):

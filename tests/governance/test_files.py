@@ -181,9 +181,11 @@ def test_a_link_to_nowhere_on_the_way_is_a_storage_error(tmp_path):
         write_bytes(tmp_path / "runs" / "a" / "b.json", b"{}")
 
 
-def test_a_place_that_takes_no_folders_is_a_storage_error():
+def test_a_place_that_takes_no_folders_or_is_one_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"no folder can be made there\. .*Name another folder"):
         write_bytes(Path("/proc/runs/mine/journal.json"), b"{}")
+    with pytest.raises(StorageError, match=r"it is a folder\. .*Name a file in it"):
+        write_bytes(tmp_path, b"{}")
     with pytest.raises(FileNotFoundError), storage_errors(Path("/proc/version")):
         Path("/proc/nothing").read_bytes()
 
