@@ -15,6 +15,7 @@ from pathlib import Path
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks
 
 _HEAD_BYTES = 1 << 18
+_FIRST_BYTES = 1 << 12
 _ROWS = 50
 _DELIMITERS = (",", ";", "\t", "|")
 _USUAL = {"csv": ",", "tsv": "\t"}
@@ -57,8 +58,12 @@ def head_of(file: Path, size: int) -> bytes:
 
 def _decoded(head: bytes) -> tuple[str, str]:
     """The whole lines of a head, and its encoding."""
+    start = head[:_FIRST_BYTES]
+    zeros = [4 * start[place::2].count(0) > len(start) for place in (0, 1)]
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding, reader = "utf-16", "utf-16"
+    elif any(zeros):  # UTF-16 without its mark: every other byte of Latin letters is zero
+        encoding = reader = "utf-16-be" if zeros[0] else "utf-16-le"
     else:
         encoding, reader = "utf-8", "utf-8-sig"
         with contextlib.suppress(UnicodeDecodeError):

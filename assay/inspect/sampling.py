@@ -258,8 +258,8 @@ def _whole_rows(file: Path, size: int) -> Iterator[bytes]:
     """About the first `size` bytes of a table, in whole rows."""
     quotes, rest = 0, b""
     for number, line in enumerate(lines(_sound(file))):
-        if not number and line.startswith(codecs.BOM_UTF16_LE):
-            rest = b"\0"  # a line end has two bytes
+        if not number and (line.startswith(codecs.BOM_UTF16_LE) or line[1:2] == b"\0"):
+            rest = b"\0"  # UTF-16-LE, in which a line end has two bytes
         yield line + b"\n"
         size -= len(line) + 1
         quotes += line.count(b'"')

@@ -32,6 +32,8 @@ from tests.assay.inspected import prose
         ("a.csv", ",", "utf-8", {}),
         ("a.csv", ";", "utf-8-sig", {"delimiter": ";"}),
         ("a.csv", "\t", "utf-16", {"delimiter": "\t", "encoding": "utf-16"}),
+        ("a.tsv.gz", "\t", "utf-16-le", {"encoding": "utf-16-le"}),
+        ("a.csv", ",", "utf-16-be", {"encoding": "utf-16-be"}),
         ("a.csv.gz", ";", "windows-1252", {"delimiter": ";", "encoding": "windows-1252"}),
         ("a.tsv", "\t", "utf-8", {}),
         ("a.tsv", "|", "utf-8", {"delimiter": "|"}),
@@ -200,7 +202,7 @@ def test_a_pipe_is_refused_and_a_line_break_in_a_name_is_written_out(tmp_path):
     assert r"two\nlines.txt#0" in as_text(inspect_path(tmp_path / "two\nlines.txt"))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
 def test_a_sample_of_a_table_ends_with_a_whole_row(tmp_path, monkeypatch, encoding):
     monkeypatch.setattr(sampling, "_WHOLE_BYTES", 10_000)
     monkeypatch.setattr(sampling, "_STRETCH_BYTES", 1_000)
