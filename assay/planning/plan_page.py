@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from assay.planning.cluster import ClusterFigure
 from assay.planning.layouts import fastest
@@ -39,18 +39,13 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{engine.micro_batch_size} row(s) per pass, tensor {engine.tensor_parallel_size}, sequence "
         f"{engine.sequence_parallel_size}"
     )
+    memory = step.memory
     yield (
-        f"memory      {_gib(step.memory.device_bytes)} of {plan.cluster.memory_gib.value:g} GiB per rank: "
-        + ", ".join(
-            f"{name} {_gib(count)}"
-            for name, count in sorted(step.memory.device.items(), key=lambda item: -item[1])
-            if count
-        )
+        f"memory      {_gib(memory.device_bytes)} of {plan.cluster.memory_gib.value:g} GiB per rank: "
+        + _largest(memory.device)
     )
-    if step.memory.host:
-        yield f"host        {_gib(step.memory.host_bytes)} GiB per rank: " + ", ".join(
-            f"{name} {_gib(count)}" for name, count in step.memory.host.items()
-        )
+    if memory.host:
+        yield f"host        {_gib(memory.host_bytes)} GiB per rank: {_largest(memory.host)}"
     parts = ", ".join(f"{name} {decimal(part)}" for name, part in step.parts.items() if part > 0.002 * step.seconds)
     yield f"step        {decimal(step.seconds)} s: {parts}"
     yield f"speed       {step.tokens_per_rank:,.0f} tokens/s per rank, MFU {100 * step.mfu:.1f} %"
@@ -215,3 +210,9 @@ def _bounded(figure: ClusterFigure) -> str:
 
 def _gib(count: float) -> str:
     return f"{count / 2**30:,.1f}"
+
+
+def _largest(parts: Mapping[str, float]) -> str:
+    """Parts of the memory that are not rounded to 0.0 GiB."""
+    shown = [f"{name} {_gib(count)}" for name, count in sorted(parts.items(), key=lambda part: -part[1])]
+    return ", ".join(words for words in shown if not words.endswith(" 0.0")) or "each part is below 0.1"
