@@ -17,6 +17,7 @@ from pretrain.distributed import launcher
 from pretrain.distributed.watchdog import HangReports, Heartbeat, culprit, watch_hangs
 from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain.planted_faults import launch_two
+from tests.pretrain.rank_runs import run_ranks
 
 
 def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
@@ -101,35 +102,43 @@ with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineC
     assert "File" in done.stderr
 
 
-@pytest.mark.parametrize("inside", ["time.sleep(0.05)", "ctypes.CDLL(None).usleep(50_000)"])
-def test_a_pause_beyond_every_limit_is_no_hang(tmp_path, inside):
+def test_a_pause_beyond_every_limit_is_no_hang(tmp_path):
     """Ctrl-Z, and `fg` later than the limit and the timer in C allow; also where the main thread is inside C code."""
+    insides = {"python": "time.sleep(0.05)", "c": "ctypes.CDLL(None).usleep(50_000)"}
+    jobs = {name: start_watched(tmp_path / name, inside) for name, inside in insides.items()}
+    for name, job in jobs.items():
+        while not (tmp_path / name / "begun").exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTSTP)
+        assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+    time.sleep(6)
+    for name, job in jobs.items():
+        (tmp_path / name / "end").touch()
+        job.send_signal(signal.SIGCONT)
+        assert (job.communicate(timeout=300)[1], job.returncode) == ("", 0), name
+
+
+def start_watched(folder, inside):
+    """A process that its watchdog watches until the folder has a file "end"."""
+    folder.mkdir()
     code = f"""
 import ctypes, time
 from pathlib import Path
 from pretrain.distributed import watchdog
 from pretrain.config.training import EngineConfig
 watchdog._STUCK_SECONDS = 0.5
-folder = Path({str(tmp_path)!r})
-config = EngineConfig(first_step_timeout_seconds=3, step_timeout_seconds=3)
+folder = Path({str(folder)!r})
+config = EngineConfig(first_step_timeout_seconds=4, step_timeout_seconds=4)
 with watchdog.watch_hangs(watchdog.HangReports(folder), config) as heart:
     while not (folder / "end").exists():
         heart.stepped(1, 0.0)
         time.sleep(1.2)  # the thread has looked, and set the timer
         (folder / "begun").touch()
         {inside}
+    time.sleep(1.3)  # the thread looks again, and finds no beat since before the pause
 """
-    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, process_group=0)
-    while not (tmp_path / "begun").exists():
-        assert job.poll() is None
-        time.sleep(0.05)
-    job.send_signal(signal.SIGTSTP)
-    assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
-    time.sleep(5)
-    (tmp_path / "end").touch()
-    job.send_signal(signal.SIGCONT)
-    assert job.communicate(timeout=300)[1] == ""
-    assert job.returncode == 0
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, process_group=0)
 
 
 def test_a_pause_that_others_made_is_not_made_again(tmp_path):
@@ -212,7 +221,7 @@ def test_the_flight_recorder_is_written_where_it_is_on(tmp_path):
     """The collectives that a rank was in, as torch's own reader expects them."""
     code = f"""
 import os, pickle
-os.environ.update(TORCH_FR_BUFFER_SIZE="50", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+os.environ["TORCH_FR_BUFFER_SIZE"] = "50"
 from pathlib import Path
 import torch
 from torch import distributed
@@ -221,6 +230,6 @@ distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, wo
 distributed.all_reduce(torch.ones(3))
 [entry] = pickle.loads(_write_flight_recorder(Path({str(tmp_path / "rank-00000.fr")!r})).read_bytes())["entries"]
 assert entry["profiling_name"] == "gloo:all_reduce", entry
-os._exit(0)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    well, output = run_ranks(tmp_path, ["-c", code], 1)
+    assert well, output
