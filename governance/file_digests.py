@@ -14,6 +14,7 @@ from governance.log import get_logger
 from governance.manifest import Input
 from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime, ShareDone
+from governance.verified_files import file_state
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
 _UNSETTLED = -1  # after the facts of such a file
@@ -152,8 +153,5 @@ def _changed(path: Path) -> MissingInput:
 
 
 def _facts(path: Path) -> list[int]:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    _, number, *size_and_times = file_state(path)
+    return [*size_and_times, number]
