@@ -333,7 +333,7 @@ def test_help_lists_the_exit_codes(words, capsys):
 
 def test_wrong_words_explain_themselves():
     done = subprocess.run(
-        [sys.executable, "-m", "pretrain", "run", "x.toml", "--data-workers", "0"],
+        [sys.executable, "-m", "assay", "run", "x.toml", "--data-workers", "0"],
         capture_output=True,
         text=True,
         check=False,
