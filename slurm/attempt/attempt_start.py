@@ -187,7 +187,7 @@ def run_data_step(attempt: JobAttempt) -> NoReturn:
     if attempt.shares:
         command += ["--task", f"{os.environ['SLURM_ARRAY_TASK_ID']}/{attempt.shares}"]
     launcher = ["srun", "--ntasks=1", f"--cpus-per-task={cores}", *attempt.srun_options] if attempt.srun_options else []
-    say(f"assay: {' '.join(command)}")
+    say(f"assay: {shlex.join(command)}")
     signalled: list[int] = []
 
     def leave(running: subprocess.Popen[bytes], number: int) -> bool:

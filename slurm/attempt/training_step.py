@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -66,7 +67,7 @@ def _train(attempt: JobAttempt) -> NoReturn:
     of_rank = [f"--cpus-per-task={cores}"] * bool(cores)  # srun does not inherit it
     _check_nodes(attempt, of_rank)
     before = attempt.progress
-    say(f"assay: {' '.join(attempt.command)}")
+    say(f"assay: {shlex.join(attempt.command)}")
     # When the first rank fails, the others have a minute to save or to report; then they are ended.
     words = _placed(attempt, int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))) if attempt.node_counts else []
     words += ["--kill-on-bad-exit=0", "--wait=60", *of_rank, *attempt.rank_options, *_log_of_rank(attempt)]

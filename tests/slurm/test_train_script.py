@@ -50,6 +50,13 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     assert "train node4:20007" in node.log
 
 
+def test_the_log_has_the_command_as_a_person_would_type_it(node):
+    node.file = node.file.with_name("my run.toml")
+    node.file.touch()
+    assert train(node).returncode == 0
+    assert f"assay: {shlex.join(['assay', 'train', str(node.file), '--root', str(node.root)])}\n" in node.log
+
+
 @pytest.mark.parametrize(("answer", "address"), [(":", "node4"), ("exit 1", socket.gethostname())])
 def test_a_message_of_scontrol_is_not_an_address(node, answer, address):
     """Where it fails, the ranks meet at this host, the first of the job."""
