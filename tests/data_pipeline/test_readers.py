@@ -209,14 +209,6 @@ def test_lines_mean_what_json_says(row, plain, drawn):
         assert repr(quick) == repr([jsonl(line, each) for each in fields])
 
 
-def test_a_document_of_fifty_megabytes():
-    long = "a" * (50 << 20)
-    data = json.dumps({"text": long}).encode() + b"\n" + b'{"text": "next"}\n'
-    first, second = read_jsonl(in_pieces(data, 1 << 18), "f", FIELDS)
-    assert first.text == long
-    assert (second.text, second.position) == ("next", 1)
-
-
 @given(st.lists(st.one_of(st.binary(max_size=30), st.builds(lambda t: json.dumps({"text": t}).encode(), st.text()))))
 def test_every_line_that_is_not_blank_is_a_record_or_a_fault(rows):
     data = b"\n".join(rows)
@@ -331,13 +323,6 @@ def test_a_page_without_main_text_gives_all_its_text_and_says_so():
     record = read_html(page("<nav><ul><li>first entry</li></ul></nav>"), "f.html")
     assert record.fallback
     assert "first entry" in record.text
-
-
-@given(st.binary(max_size=300))
-def test_no_bytes_break_the_html_reader(data):
-    piece = read_html(b"<p>" + data, "f.html")
-    assert isinstance(piece, Record | RecordFault)
-    (piece.text if isinstance(piece, Record) else piece.sample).encode("utf-8")
 
 
 def test_language_of_the_path_fills_what_the_record_leaves_open():
