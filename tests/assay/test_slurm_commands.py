@@ -287,11 +287,7 @@ def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster
         ['slurm.memory="64G"'],
         ['slurm.memory="0"'],
         ["slurm.gpus_per_node=2", "engine.micro_batch_size=8", 'train.precision="fp16"'],
-        [
-            'engine.device="cuda"',
-            "slurm.gpus_per_node=1",
-            'train.precision="fp8"',
-        ],  # only the node knows its kind
+        ['engine.device="cuda"', "slurm.gpus_per_node=1", 'train.precision="fp8"'],  # only the node knows its kind
         ["model.num_hidden_layers=400", "slurm.gpus_per_node=1"],  # and its memory
     ],
 )

@@ -23,14 +23,7 @@ from assay.planning.cluster import read_cluster
 from assay.planning.plan import Correction, PlanInputs, make_plan
 from assay.planning.plan_budget import submission_lines
 from assay.planning.plan_page import summary
-from assay.start_preflight import (
-    LARGEST_GPU,
-    corpus_figures,
-    local_hardware,
-    on_nodes,
-    refuse_start,
-    vocabulary_of,
-)
+from assay.start_preflight import LARGEST_GPU, corpus_figures, local_hardware, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import pinned, training_folder
 from governance.checks import expectations
 from governance.errors import ConfigError, PipelineError

@@ -264,10 +264,7 @@ def test_blocked_domains_and_urls(tmp_path):
     urls = ["https://sub.bad.example/x", "https://ok.example/spam/1?a", "https://ok.example/ham", "", "nonsense"]
     manifest = made(tmp_path, {"00000": [(GOOD, {"url": url}) for url in urls]}, lists=lists)
     removed = {row["url"]: (row["reason"], row["evidence"]) for row in rows_of(manifest, "removed", tmp_path)}
-    assert removed == {
-        urls[0]: ("blocked", "domain bad.example"),
-        urls[1]: ("blocked", "url ok.example/spam"),
-    }
+    assert removed == {urls[0]: ("blocked", "domain bad.example"), urls[1]: ("blocked", "url ok.example/spam")}
     assert [item.stage for item in manifest.inputs] == ["ingest", "lists"]
     assert made(tmp_path, {"00000": [(GOOD, {"url": url}) for url in urls]}).stats["removed"] == {}
 

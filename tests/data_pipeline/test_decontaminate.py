@@ -83,10 +83,7 @@ def around(text):
     ("text", "expected"),
     [
         (around(QUESTION), [("0", "q")]),
-        (
-            FILLER + "he asked which gas do Plants take, from the air; when they make sugar? and so on",
-            [("0", "q")],
-        ),
+        (FILLER + "he asked which gas do Plants take, from the air; when they make sugar? and so on", [("0", "q")]),
         (around(QUESTION.replace("sugar", "bread")), [("0", "q")]),
         (around("Q: Which gas do take from the air when they make sugar? A: no"), [("0", "q")]),
         ("It is known which gas do plants take from the air when they make music and so on.", []),
@@ -157,12 +154,7 @@ def test_a_long_run_is_enough_and_says_so(tmp_path):
 
 
 def test_spans_are_cut_exactly(tmp_path):
-    texts = [
-        FILLER,
-        f"ä {QUESTION} middle {ITEMS[7]['q']} end ü",
-        QUESTION + "\n",
-        around(QUESTION) + QUESTION,
-    ]
+    texts = [FILLER, f"ä {QUESTION} middle {ITEMS[7]['q']} end ü", QUESTION + "\n", around(QUESTION) + QUESTION]
     manifest = made(tmp_path, texts, action="drop_span")
     cut = [texts[1].replace(QUESTION[:-1], "").replace(ITEMS[7]["q"][:-1], ""), texts[3].replace(QUESTION[:-1], "")]
     assert [row["text"] for row in rows_of(manifest, "documents", tmp_path)] == [texts[0], *cut]
@@ -212,11 +204,7 @@ def test_half_of_a_question_is_found_where_it_says_enough(tmp_path):
     words = [f"word{k}" for k in range(26)]
     short = "the experienced captain of a merchant ship carries seven lanterns up the stairs"
     common = ["in", "the", "old", "harbour", "town", "a", "sailor", "buys"]
-    items = [
-        {"q": " ".join(words)},
-        {"q": short},
-        *({"q": " ".join([*common, *words[k : k + 7]])} for k in range(3)),
-    ]
+    items = [{"q": " ".join(words)}, {"q": short}, *({"q": " ".join([*common, *words[k : k + 7]])} for k in range(3))]
     half, part = " ".join(words[13:]), short[:42]
 
     def found(text):

@@ -224,10 +224,7 @@ def test_a_chat_becomes_text_in_the_form_of_the_manifest(tmp_path, kind):
             csv.writer(file).writerows([["chat"], [json.dumps(TURNS)], ["[]"], ["no"]])
     for form, text in (
         ("roles", "user: What is a quine?\n\nassistant: A program."),
-        (
-            "chatml",
-            "<|im_start|>user\nWhat is a quine? <|im_end|>\n<|im_start|>assistant\nA program.<|im_end|>\n",
-        ),
+        ("chatml", "<|im_start|>user\nWhat is a quine? <|im_end|>\n<|im_start|>assistant\nA program.<|im_end|>\n"),
     ):
         documents, faults, _ = made(tmp_path, type=kind, paths=[path.name], messages_field="chat", messages_form=form)
         assert [d.text for d in documents] == [text]

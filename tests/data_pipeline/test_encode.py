@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from assay.receipts.corpus_names import read_names
 from data_pipeline.documents import read_table, write_table
-from data_pipeline.tokens.encode import (
-    FEATURES_SCHEMA,
-    SPLITS,
-    EncodeConfig,
-    encode,
-    encode_table,
-    split_of,
-)
+from data_pipeline.tokens.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, encode, encode_table, split_of
 from data_pipeline.tokens.labels import content_digests
 from data_pipeline.tokens.mix import PLAN_SCHEMA
 from data_pipeline.tokens.token_shards import TokenShard, group_name

@@ -164,12 +164,7 @@ def test_a_file_that_is_not_what_was_listed_is_refused(server, tmp_path):
 
 
 REFUSALS = {
-    "gated": (
-        {"gated": True},
-        {},
-        [],
-        "Accept its terms on its page, then set HF_TOKEN",
-    ),
+    "gated": ({"gated": True}, {}, [], "Accept its terms on its page, then set HF_TOKEN"),
     "private": ({"token": "hf_x"}, {}, [], "without a valid token"),
     "revision": ({}, {"revision": "nope"}, [], "there is no such revision"),
     "name": ({}, {"dataset": "lab/nothing"}, [], "not found on the hub|without a valid token"),

@@ -167,10 +167,7 @@ def reference(text, language):
     }
     if language in STOP_WORDS:
         found["stop_words"] = len(set(STOP_WORDS[language]) & set(map(ascii_lower, words)))
-    for name, items, length in (
-        ("line", lines, len),
-        ("paragraph", paragraphs, lambda item: sum(map(len, item))),
-    ):
+    for name, items, length in (("line", lines, len), ("paragraph", paragraphs, lambda item: sum(map(len, item)))):
         count, repeated = repeats(items, length)
         found[f"duplicate_{name}_share"] = share(count, len(items))
         found[f"duplicate_{name}_character_share"] = share(repeated, line_characters)

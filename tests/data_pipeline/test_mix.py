@@ -33,11 +33,7 @@ SOURCES, LANGUAGES = ("books", "web", "wiki"), ("de", "en")
 CELLS = st.dictionaries(
     st.tuples(st.sampled_from(SOURCES), st.sampled_from(LANGUAGES)), st.integers(0, 10**6), min_size=1
 ).filter(lambda sizes: any(sizes.values()))
-QUOTAS = st.builds(
-    Quota,
-    bytes=st.none() | st.integers(1000, 10**6),
-    share=st.sampled_from([0.05, 0.3, 0.5, 0.7, 1.0]),
-)
+QUOTAS = st.builds(Quota, bytes=st.none() | st.integers(1000, 10**6), share=st.sampled_from([0.05, 0.3, 0.5, 0.7, 1.0]))
 CONFIGS = st.builds(
     MixConfig,
     weights=st.just({}) | st.fixed_dictionaries({name: st.floats(0.1, 9) for name in SOURCES}),

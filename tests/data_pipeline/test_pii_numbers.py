@@ -82,8 +82,7 @@ def test_a_strong_check_suffices(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "frame", "value"),
-    [(kind, frame, value) for kind, (frame, values) in NAMED.items() for value in values],
+    ("kind", "frame", "value"), [(kind, frame, value) for kind, (frame, values) in NAMED.items() for value in values]
 )
 def test_a_weak_check_needs_a_word(kind, frame, value):
     text = frame.format(value)

@@ -18,9 +18,7 @@ SET = {"name": "quiz", "paths": ["quiz.jsonl"], "fields": ["question"]}
 MISSING = {
     "a source": {"sources": [SOURCE, {**SOURCE, "name": "more", "paths": ["gone-a.jsonl", "gone-b.jsonl"]}]},
     "opt-out files": {"sources": [{**SOURCE, "type": "warc", "opt_out_paths": ["gone-a.jsonl"]}]},
-    "a local data set": {
-        "sources": [{"type": "hub", "name": "hub", "licence": "CC0-1.0", "dataset": "./gone-a"}],
-    },
+    "a local data set": {"sources": [{"type": "hub", "name": "hub", "licence": "CC0-1.0", "dataset": "./gone-a"}]},
     "lists": {"lists": {"domains": ["gone-a.txt"], "words": {"en": ["gone-b.txt"]}}},
     "labelled files": {"classifiers": [{"name": "quality", "paths": ["gone-a.jsonl"]}]},
     "evaluation sets": {"decontaminate": {"sets": [{**SET, "paths": ["gone-a.jsonl"]}]}},

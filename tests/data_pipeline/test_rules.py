@@ -182,12 +182,7 @@ def test_each_bound_of_a_preset_has_its_rule_and_each_rule_its_setting():
     fields = {rule.field for rule in RULES}
     assert len(fields) == len(RULES) == len({rule.reason for rule in RULES})
     assert fields == set(Thresholds.model_fields)
-    for known in (
-        *PRESETS.values(),
-        *UNSPACED.values(),
-        *LANGUAGES.values(),
-        *UNSPACED_LANGUAGES.values(),
-    ):
+    for known in (*PRESETS.values(), *UNSPACED.values(), *LANGUAGES.values(), *UNSPACED_LANGUAGES.values()):
         assert set(known) <= fields
     assert set().union(*PRESETS.values()) == fields
     assert {rule.feature for rule in RULES} <= {*FEATURES, "listed_words"}

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from assay.trace_text.traced_text import find_index
 from data_pipeline.text_index import index_stage, search
 from data_pipeline.text_index.index_stage import TextIndexConfig, text_index
-from data_pipeline.text_index.search import (
-    find_spans,
-    holders_of,
-    longest_spans,
-    next_middles,
-    open_index,
-    read_listed,
-)
+from data_pipeline.text_index.search import find_spans, holders_of, longest_spans, next_middles, open_index, read_listed
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput

@@ -233,10 +233,7 @@ LAWLESS = {("hi", "ethnicity")}
 
 
 ASYMMETRIC = {
-    "half a pair": (
-        {"gender": {PAIRS: {"a": {"f": "she", "m": "he"}, "b": {"f": "aunt"}}}},
-        "m has no term",
-    ),
+    "half a pair": ({"gender": {PAIRS: {"a": {"f": "she", "m": "he"}, "b": {"f": "aunt"}}}}, "m has no term"),
     "an empty half": ({"gender": {PAIRS: {"a": {"f": "she", "m": " "}}}}, "m has no term"),
     "terms beside the pairs": ({"gender": {PAIRS: {"a": {"f": "she", "m": "he"}}, "f": ["her"]}}, "outside"),
     "no reason": ({"gender": {PAIRS: {"a": {"f": "she", "m": "he"}, "b": {"none": "no"}}}}, "no reason"),

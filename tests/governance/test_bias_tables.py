@@ -21,10 +21,7 @@ from tests.governance.bias_counts import table_of
 from tests.governance.bias_reference import keep_ratio
 
 PLANTED = Planted(
-    association={("a", "crime"): 2.0, ("b", "science"): 0.4},
-    tone={"b": -0.3},
-    abuse={"c": 3.0},
-    keep={"a": 0.7},
+    association={("a", "crime"): 2.0, ("b", "science"): 0.4}, tone={"b": -0.3}, abuse={"c": 3.0}, keep={"a": 0.7}
 )
 STATS = Recorded(
     redact={"findings": {"email": 40, "phone": 10}, "canaries": {"email": {"planted": 4, "found": 3}}},

@@ -134,8 +134,7 @@ def losing(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "status"),
-    [(lambda done: done[:-1], "missing"), (lambda done: [*done, done[-1]], "error")],
+    ("change", "status"), [(lambda done: done[:-1], "missing"), (lambda done: [*done, done[-1]], "error")]
 )
 def test_a_lost_or_doubled_shard_closes(tmp_path, monkeypatch, change, status):
     monkeypatch.setattr(by_shard, "map_shards", losing(change))

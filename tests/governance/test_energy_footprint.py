@@ -141,10 +141,7 @@ def test_energy_is_weighed_by_its_hours(tmp_path):
 
 def test_energy_outside_the_rows_is_weighed_with_the_mean_or_unknown(tmp_path):
     (tmp_path / "grid.csv").write_text(CSV)
-    ran = [
-        interval("a", "n1", ("02:00", 0), ("03:00", 3000)),
-        interval("b", "n1", ("04:00", 0), ("05:00", 1000)),
-    ]
+    ran = [interval("a", "n1", ("02:00", 0), ("03:00", 3000)), interval("b", "n1", ("04:00", 0), ("05:00", 1000))]
     span = (datetime.fromisoformat("2026-01-01T02:00Z"), datetime.fromisoformat("2026-01-01T05:00Z"))
     factors = resolve(FactorsConfig(by_hour={"path": "grid.csv", **SAID}, defaults=False), tmp_path, span)
     grid = intensity_of(ran, factors)

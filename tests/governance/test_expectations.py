@@ -258,13 +258,7 @@ def test_the_detail_names_the_offending_row():
     assert one(of_types, gate("between", max=0.5)).detail.endswith("for example place: 0.7")
 
 
-VALUES = st.one_of(
-    st.none(),
-    st.floats(),
-    st.integers(-(10**6), 10**6),
-    st.text(max_size=3),
-    st.booleans(),
-)
+VALUES = st.one_of(st.none(), st.floats(), st.integers(-(10**6), 10**6), st.text(max_size=3), st.booleans())
 RULES = [
     gate("between", min=0.0, max=5.0),
     gate("between", "absent", max=1.0),
@@ -280,10 +274,7 @@ RULES = [
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    column=st.lists(VALUES, max_size=6),
-    rules=st.lists(st.sampled_from(RULES), max_size=6),
-)
+@given(column=st.lists(VALUES, max_size=6), rules=st.lists(st.sampled_from(RULES), max_size=6))
 def test_exactly_one_result_for_each_rule(column, rules):
     table = pd.DataFrame({"x": pd.Series(column, dtype=object)})
     results = run_suite(table, rules, "t")

@@ -237,10 +237,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         ),
         ("of the energy was wasted", lambda f: f["energy"]["total"].update(joules=1000.0, wasted=51.0)),
         ("1 failure waived", lambda f: f["verdict"]["waivers"].append({"gate": "g"})),
-        (
-            "1 critical check did",
-            lambda f: next(r for r in f["checks"] if "parity" in r["gate"]).update(status="fail"),
-        ),
+        ("1 critical check did", lambda f: next(r for r in f["checks"] if "parity" in r["gate"]).update(status="fail")),
         ("The gate is closed: ERROR", lambda f: f["summary"].update(verdict="ERROR")),
     ]
     for count, (words, plant) in enumerate(plants, 1):

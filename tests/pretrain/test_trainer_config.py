@@ -13,13 +13,7 @@ from governance.config import validate
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.optim import OptimConfig
-from pretrain.config.training import (
-    EngineConfig,
-    Settings,
-    TrainConfig,
-    TrainRecipe,
-    gradient_accumulation_steps,
-)
+from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.preflight.compatibility import check_together
 
 MODEL = {

@@ -92,8 +92,7 @@ def test_a_file_is_byte_for_byte_what_safetensors_writes(tmp_path_factory, shape
             lambda n: n != "__metadata__"
         ),
         st.tuples(
-            st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-            st.lists(st.integers(0, 4), max_size=3),
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.integers(0, 4), max_size=3)
         ),
         min_size=1,
         max_size=6,

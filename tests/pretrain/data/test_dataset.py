@@ -8,14 +8,7 @@ from data_pipeline.tokens.pack import PackConfig, pack
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import remove_tree
 from governance.stage import Runtime
-from pretrain.data.dataset import (
-    altered_shards,
-    micro_batches,
-    open_rows,
-    refuse_altered,
-    refuse_small,
-    spread,
-)
+from pretrain.data.dataset import altered_shards, micro_batches, open_rows, refuse_altered, refuse_small, spread
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))

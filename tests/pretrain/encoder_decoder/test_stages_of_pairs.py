@@ -22,10 +22,7 @@ from tests.pretrain.engine.repeated_modules import CASES, STEPS, Case, Masters, 
 from tests.pretrain.rank_runs import found_by_ranks
 
 ROWS, MICRO, TOKENS = 8, 2, 64
-MODELS = {
-    "fp32": small(dropout=0.1, label_smoothing=0.1),
-    "bf16": small(dropout=0.1, label_smoothing=0.1, bias=False),
-}
+MODELS = {"fp32": small(dropout=0.1, label_smoothing=0.1), "bf16": small(dropout=0.1, label_smoothing=0.1, bias=False)}
 """In bf16 without biases: DeepSpeed's linear map of stage 3 rounds before it adds them, torch's afterwards."""
 FAST = (("bf16", 2, "none"), ("fp32", 1, "none"), ("fp32", 3, "none"))
 AGREE = 2e-5

@@ -56,9 +56,7 @@ class Noting(dict):
         self.read.add((*self.path, key))
         return super().get(key, default)
 
-    def __iter__(
-        self,
-    ):  # else `**values` would bypass __getitem__; pydantic, which gets them so, refuses unknown keys
+    def __iter__(self):  # else `**values` would bypass __getitem__; pydantic, which gets them so, refuses unknown keys
         return super().__iter__()
 
 

@@ -127,11 +127,7 @@ def bare(stage: int) -> list[float]:
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": 16,
-            "bf16": {"enabled": True},
-            "zero_optimization": {"stage": stage},
-        },
+        config={"train_micro_batch_size_per_gpu": 16, "bf16": {"enabled": True}, "zero_optimization": {"stage": stage}},
     )
     losses = []
     for _ in range(8):

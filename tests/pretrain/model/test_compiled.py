@@ -14,11 +14,7 @@ import pytest
 
 from tests.pretrain.rank_runs import SHORT, found_by_ranks, load_conftest
 
-CASES = {
-    "1b": (1, "none"),
-    "second": (2, "selective"),
-    "70b": (3, "full"),
-}
+CASES = {"1b": (1, "none"), "second": (2, "selective"), "70b": (3, "full")}
 """Stage and checkpointing, of presets and of the stage that none has."""
 ROUNDED = 1e-3
 """Nats in four steps: compiled code rounds to bf16 elsewhere. With AMX 6e-5, and 2e-4 with two blocks on one rank."""

@@ -59,13 +59,7 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_key_value_heads": 4},
-        {"num_key_value_heads": 1},
-        {"tie_word_embeddings": True},
-    ],
+    "changes", [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"tie_word_embeddings": True}]
 )
 def test_logits_are_those_of_a_plain_reference(changes):
     settings = config(**changes)

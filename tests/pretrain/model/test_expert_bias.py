@@ -164,10 +164,7 @@ def test_biases_follow_the_weights_to_their_device(monkeypatch):
     monkeypatch.setattr(loaded_model, "lone_device", lambda engine: device)
     recipe = SimpleNamespace(train=SimpleNamespace(sequence_length=8))
     monkeypatch.setattr(loaded_model, "identity_of", lambda manifest: SimpleNamespace(recipe=recipe, vocabulary_size=9))
-    for moved in (
-        loaded_model.load_classifier(None, None, None).decoder,
-        placed(copy.deepcopy(model), "bf16", device),
-    ):
+    for moved in (loaded_model.load_classifier(None, None, None).decoder, placed(copy.deepcopy(model), "bf16", device)):
         held = moved.expert_bias
         parts = (held.values, held.loads, held.greatest, *(layer.mlp.bias for layer in moved.model.layers))
         assert {part.device for part in parts} == {moved.device} == {device}

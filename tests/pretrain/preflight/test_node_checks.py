@@ -142,10 +142,7 @@ def test_a_slow_network_is_no_wrong_clock():
     assert "+8.000 s (within 4.000 s) from n0's, 2 of 2" in found.figures
 
 
-@given(
-    ahead=st.floats(-1e3, 1e3),
-    trips=st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=5, max_size=5),
-)
+@given(ahead=st.floats(-1e3, 1e3), trips=st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=5, max_size=5))
 def test_the_error_of_an_exchange_is_within_its_bound(ahead, trips):
     """A clock that is `ahead`, with questions and answers of any duration: the law of the method."""
     moment = [1e6]  # of true time

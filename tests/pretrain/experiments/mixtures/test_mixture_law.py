@@ -12,9 +12,7 @@ from pretrain.experiments.mixtures.mixture_runs import spread_mixtures, within
 
 LAWS = st.integers(2, 5).flatmap(
     lambda count: st.builds(
-        MixtureLaw,
-        st.tuples(*[st.floats(2, 4)] * count),
-        st.tuples(*[st.floats(0.05, 1.5)] * count),
+        MixtureLaw, st.tuples(*[st.floats(2, 4)] * count), st.tuples(*[st.floats(0.05, 1.5)] * count)
     )
 )
 

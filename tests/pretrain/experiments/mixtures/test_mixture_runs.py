@@ -40,11 +40,7 @@ def test_a_training_is_the_run_with_its_settings():
     assert len({rung.weights for rung in plan.rungs}) == 9
     assert sum(rung.budget for rung in plan.rungs) == pytest.approx(0.2, rel=0.02)
     for rung in plan.rungs:
-        smaller = load_run(
-            CONFIGS / "10m.toml",
-            [*SMALL, *rung.settings],
-            needs="model",
-        ).config
+        smaller = load_run(CONFIGS / "10m.toml", [*SMALL, *rung.settings], needs="model").config
         assert smaller.model == run.model
         assert tokens_of(smaller.recipe) == rung.tokens
         assert tuple(smaller.train.mixture[0].weights.values()) == rung.weights
