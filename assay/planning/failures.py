@@ -26,6 +26,8 @@ class Failures:
     """Seconds from a failure to the state before it was saved, without repeated steps."""
     interval: float
     """Seconds of training between checkpoints."""
+    stall: float
+    """Seconds that training waits for a checkpoint."""
     best: float
     """The interval that loses least."""
     wall: float
@@ -67,10 +69,11 @@ def expected(
 ) -> Failures:
     """Failures of a run of `work` seconds on this many nodes.
 
-    `write` is the time until a save is durable.
+    `write` is the time until a save is durable; the next one waits for it.
     """
     mtbf = node_mtbf / nodes
     costs = restart + write
-    wall = wall_seconds(work, interval, stall, costs, mtbf)
     best = min(work, best_interval(stall, mtbf, write))
-    return Failures(mtbf, wall / mtbf, costs, min(interval, work), best, wall, work)
+    stall += max(0.0, write - min(interval, work))
+    wall = wall_seconds(work, interval, stall, costs, mtbf)
+    return Failures(mtbf, wall / mtbf, costs, min(interval, work), stall, best, wall, work)

@@ -270,10 +270,11 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
         for (share, nodes), hours, minutes in zip(cases, reversed(mtbf), restart, strict=True)
     ]
     wall = Band(*(one.wall for one in found))
+    saves = _checkpoint(recipe, settings, inputs, step) | {"stall_seconds": found[1].stall}
     spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts, inputs.spare_nodes)
     return Plan(
         cluster, step, begun, train.steps - begun, tokens, wall,
-        _checkpoint(recipe, settings, inputs, step), found[1], spent, data_plan(run.config.data, whole, vocabulary),
+        saves, found[1], spent, data_plan(run.config.data, whole, vocabulary),
         correction, train.precision, inputs.spare_nodes,
     )  # fmt: skip
 

@@ -180,10 +180,8 @@ def _drawings(plan: Plan, found: list[StepPlan]) -> Iterator[Html]:
 
 
 def _band(band: Band, scale: float = 1.0) -> str:
-    low, value, high = (None if part is None else _number(part * scale) for part in band)
-    if value is None:
-        return "an unknown amount"
-    return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
+    low, value, high = ("unknown" if part is None else _number(part * scale) for part in band)
+    return value if low == value == high else f"{value} ({low} to {high})"
 
 
 def _counted_tokens(count: int) -> str:
@@ -199,6 +197,8 @@ def _number(value: float) -> str:
 def _in_units(figure: Band, units: Sequence[tuple[float, str]]) -> str:
     """A figure and its bounds in the largest unit that fits."""
     size_of, unit = next((row for row in units if row[0] <= (figure.value or 0)), units[-1])
+    if figure.value is None:
+        return f"an unknown amount of {unit.rpartition(' ')[2]}"
     return f"{_band(figure, 1 / size_of)} {unit}"
 
 

@@ -15,7 +15,7 @@ from assay.config import load_run
 from assay.planning.cluster import FOLDER, Cluster, ClusterFigure, read_cluster, shipped_clusters
 from assay.planning.corrections import read_record
 from assay.planning.costs import costs
-from assay.planning.failures import best_interval, wall_seconds
+from assay.planning.failures import best_interval, expected, wall_seconds
 from assay.planning.layouts import fastest, layouts
 from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan, step_plan
 from assay.planning.plan_budget import over_budget
@@ -293,6 +293,16 @@ def test_factors_of_the_run_go_first():
     settings = ['energy.factors.pue={value=1.05, source="our own", year=2026}']
     plan = plan_of(settings=settings)
     assert plan.costs["kwh_building"].value == pytest.approx(1.05 * plan.costs["kwh"].value)
+    assert "; an unknown amount of CO2e; " in "\n".join(lines(plan_of(settings=["energy.factors.defaults=false"])))
+
+
+@pytest.mark.parametrize(("interval", "stall"), [(10.0, 7.0), (16.0, 1.0), (100.0, 1.0)])
+def test_a_save_waits_until_the_one_before_is_durable(interval, stall):
+    """With a save every 10 s that takes 16 to write, a run lost as little as without the wait."""
+    found = expected(1e6, interval, 1.0, 16.0, 600.0, 1e12, 1)
+    assert found.stall == stall
+    assert found.wall == pytest.approx(1e6 * (1 + stall / interval), rel=1e-3)
+    assert found.best >= 16.0
 
 
 def test_a_layout_that_fits_goes_before_one_that_does_not():
