@@ -12,12 +12,8 @@ from assay.cli.main import main
 from data_pipeline.tokens.token_shards import TokenShard
 from data_pipeline.trace import trace
 from governance.manifest import read_manifest, write_manifest
+from tests.assay.test_data_commands import only
 from tests.conftest import with_every_stage, write_project
-
-
-def only(root, stage):
-    [path] = root.glob(f"{stage}/*/manifest.json")
-    return read_manifest(path)
 
 
 def test_every_stage_and_then_training(copied, capsys):

@@ -14,15 +14,10 @@ from assay.cli.main import main
 from benchmarks.measures.small_run import SMALL_RUN
 from data_pipeline.tokens.chat_template import CHATML
 from data_pipeline.tokens.token_shards import TokenShard
-from governance.manifest import read_manifest
+from tests.assay.test_classification import newest
 from tests.conftest import tale, write_project
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
-
-
-def newest(root: Path, stage: str):
-    paths = sorted(root.glob(f"{stage}/*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    return read_manifest(paths[-1])
 
 
 SMALLER = (

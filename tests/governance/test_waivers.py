@@ -18,17 +18,11 @@ from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
+from tests.governance.test_gate import rule
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 LATER = str(TODAY + datetime.timedelta(days=20))
 BEFORE = str(TODAY - datetime.timedelta(days=1))
-
-
-def rule(name, **fields):
-    return {
-        "id": name, "suite": "sources", "expectation": "between", "column": "x", "max": 1, "owner": "data",
-        "why": "because it matters", **fields,
-    }  # fmt: skip
 
 
 @pytest.fixture

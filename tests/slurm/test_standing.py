@@ -19,6 +19,7 @@ from slurm.status import Progress, describe, next_command, settled
 from slurm.submit import JobRequest, keep_scripts, ranges, submit, submitted
 
 CONFIG = SlurmConfig(throttle=2)
+JOBS = ["sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit", "train", "evaluate", "report"]
 
 
 class Cluster:
@@ -58,6 +59,12 @@ class Cluster:
             raise ClusterError("sacct: error: Problem talking to the database: Connection refused")
         return [item for items in self.accounts.values() for item in items if item.job.split("_")[0] in jobs]
 
+    def put(self, jobs):
+        """Submit jobs, all of which wait."""
+        for line in submit([JobRequest(job) for job in jobs], self.root, CONFIG):
+            for unit in self.units(line.name):
+                self.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
+
     def ended(self, unit, state="COMPLETED", status=0, joules=None, comment=""):
         self.queued.pop(unit, None)
         self.accounts[unit] = [commands.Accounted(unit, state, status, 0, 60, "node1", 120, joules, comment)]
@@ -88,10 +95,7 @@ def cluster(monkeypatch, tmp_path):
 @pytest.fixture
 def queued(cluster):
     """A submitted run, all of it waiting."""
-    submit([JobRequest(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
-    for line in submitted(cluster.root):
-        for unit in cluster.units(line.name):
-            cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
+    cluster.put(jobs_of(cluster.root))
     return cluster
 
 
@@ -107,18 +111,7 @@ def progress(cluster):
 
 def test_a_submission_is_held_until_it_is_complete(queued):
     lines = {line.name: line for line in submitted(queued.root)}
-    assert list(lines) == [
-        "sources",
-        "ingest",
-        "ingest-join",
-        "clean",
-        "clean-join",
-        "data",
-        "audit",
-        "train",
-        "evaluate",
-        "report",
-    ]
+    assert list(lines) == JOBS
     assert lines["ingest"].numbers == tuple(range(6))
     words = {call[1]: call[2:] for call in queued.calls if call[0] == "submit"}
     assert words["sources"] == ("--hold",)

@@ -10,21 +10,15 @@ from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.job_states import WATCH_SECONDS, gather
 from slurm.status import describe, folded, next_command
 from slurm.submit import JobRequest, submit
-from tests.slurm.test_standing import CONFIG, Cluster, finish, jobs_of, progress
+from tests.slurm.test_standing import CONFIG, JOBS, Cluster, finish, jobs_of, progress
 
 
 @pytest.fixture
 def queued(monkeypatch, tmp_path):
     """A submitted run, all of it waiting."""
     cluster = Cluster(monkeypatch, tmp_path)
-    put(cluster, jobs_of(cluster.root))
+    cluster.put(jobs_of(cluster.root))
     return cluster
-
-
-def put(cluster, jobs):
-    for line in submit([JobRequest(job) for job in jobs], cluster.root, CONFIG):
-        for unit in cluster.units(line.name):
-            cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
 
 
 def output(cluster):
@@ -46,21 +40,10 @@ def test_a_held_job_is_to_be_released(queued, reason, words):
 
 
 def test_arrays_that_are_planned_no_more_need_no_retry(queued):
-    for name in (
-        "sources",
-        "ingest",
-        "ingest-join",
-        "clean",
-        "clean-join",
-        "data",
-        "audit",
-        "train",
-        "evaluate",
-        "report",
-    ):
+    for name in JOBS:
         for unit in queued.units(name):
             queued.ended(unit, "CANCELLED")
-    put(queued, jobs_of(queued.root, shards=1))
+    queued.put(jobs_of(queued.root, shards=1))
     queued.queued[queued.units("data")[0]] = ("RUNNING", "None")
     assert next_command(gather(queued.root), progress(queued)) == "assay slurm logs run.toml --job data --follow"
     assert [line.split()[2] for line in output(queued) if line.startswith("ingest")] == ["superseded"]
@@ -170,7 +153,7 @@ def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_requested
     queue, accounts = queries()
     assert not {"101", "102"} & {*queue[1:], *accounts[1:]}
     assert again == first
-    put(queued, jobs_of(queued.root)[-1:])
+    queued.put(jobs_of(queued.root)[-1:])
     queries()
     gather(queued.root, WATCH_SECONDS)
     assert len(queries()) == 2  # another submission makes the answer old
