@@ -76,7 +76,7 @@ from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, s
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import all_intact
 
-VERSION = 26
+VERSION = 27
 _FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 

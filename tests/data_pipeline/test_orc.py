@@ -7,9 +7,13 @@ import pyarrow as pa
 import pyarrow.orc
 import pytest
 
+from data_pipeline.config import DataConfig
+from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.file_types import arrow_files
 from data_pipeline.readers.record import Fields
+from governance.config import validate
 from governance.errors import MissingInput
+from governance.stage import Runtime
 from tests.data_pipeline.test_delimited import made
 
 ROWS = [{"text": f"row {number} größer"} for number in range(300)]
@@ -69,3 +73,21 @@ def test_a_process_that_was_killed_is_not_the_files_fault_and_a_broken_parser_is
         assert [piece.position for piece in kept] == [*range(1, fault.position)]
         assert (fault.reason, len(kept) < 299) == ("unreadable_rows", True)
     assert children[0].poll() == -number
+
+
+@pytest.mark.parametrize("name", ["x.orc", "x.json", "x.json.lz4", "x.parquet", "x.arrow"])
+def test_a_damaged_file_has_one_digest_wherever_it_is(tmp_path, name):
+    """Libraries name the file in their errors, with the folder that it is in today."""
+    broken = b'[{"text": "a"}, {"text": "b"' * 9
+    data = pa.compress(broken, codec="lz4", asbytes=True) if name.endswith(".lz4") else broken
+    kind = name.split(".")[1].replace("json", "hub")
+    digests = set()
+    for folder in (tmp_path / "a", tmp_path / "some" / "other place"):
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / name).write_bytes(data)
+        place = {"dataset": "./files"} if kind == "hub" else {"paths": [f"files/{name}"]}
+        config = validate({"sources": [{"type": kind, "name": "x", "licence": "MIT", **place}]}, DataConfig, "run.toml")
+        found = ingest(config.sources, IngestConfig(), folder, Runtime(folder / "root"))
+        assert found.stats["quarantined"] == 1
+        digests.add(found.digest)
+    assert len(digests) == 1

@@ -71,7 +71,7 @@ def open_orc(path: Path, names: tuple[str, ...] | None = None) -> Iterator[OrcRo
         PipelineError: the process cannot be started.
     """
     child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(path), json.dumps(names), str(os.getpid()), *sys.path],
+        [sys.executable, "-c", _CHILD, str(path.absolute()), json.dumps(names), str(os.getpid()), *sys.path],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert child.stdout is not None, "it is a pipe"
@@ -165,7 +165,8 @@ def _send(path: Path, names: list[str] | None, out: IO[bytes]) -> None:
             stream.write_batch(batch)
             out.flush()  # what precedes the damage is read, however this process ends
         number = fault.errno if isinstance(fault, OSError) else None
-        words = _BEYOND if isinstance(fault, MemoryError) else f"{type(fault).__name__}: {fault}"
+        said = f"{type(fault).__name__}: {fault}".replace(str(path), path.name)  # the folder is not content
+        words = _BEYOND if isinstance(fault, MemoryError) else said
         nothing = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], schema=schema)
         stream.write_batch(nothing, custom_metadata={"fault": json.dumps((number, words))})
 
