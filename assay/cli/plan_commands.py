@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, load
-from assay.planning.cluster import read_cluster, shipped_clusters
+from assay.planning.cluster import cluster_of_job, read_cluster, shipped_clusters
 from assay.training_recipe import steps_before
 from governance.errors import BudgetReached, ConfigError
 from governance.files import write_text
@@ -32,15 +31,12 @@ def plan(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     require_site_rules(loaded)
     section = with_site(loaded.config.slurm, loaded.folder)
-    named = arguments.cluster or section.cluster
-    if not named:
+    if not (arguments.cluster or section.cluster):
         raise ConfigError(
             f"--cluster: name the nodes: {', '.join(shipped_clusters())}, or a file of your own; or set slurm.cluster"
         )
-    folder = Path() if arguments.cluster else loaded.folder
-    cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
-    if not arguments.cluster:
-        cluster = cluster.with_ranks(section.tasks_per_node)
+    cluster = read_cluster(arguments.cluster) if arguments.cluster else cluster_of_job(section, loaded.folder)
+    nodes = arguments.nodes or section.nodes
     vocabulary, _, document_tokens, tokens = corpus_figures(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:

@@ -19,6 +19,7 @@ from governance.config import Section, read_toml, validate
 from governance.energy.band import MOST, Band, Bounded
 from governance.errors import ConfigError
 from pretrain.preflight.forecast import Machine
+from slurm.config import SlurmConfig
 
 FOLDER = CONFIGS / "clusters"
 """The shipped cluster files."""
@@ -191,6 +192,24 @@ def read_cluster(named: str, folder: Path = Path()) -> Cluster:
     if not path.is_file():
         raise ConfigError(f"cluster {named!r}: no such file; the shipped ones are: {', '.join(shipped_clusters())}")
     return validate(read_toml(path), Cluster, str(path))
+
+
+def cluster_of_job(section: SlurmConfig, folder: Path) -> Cluster:
+    """Read `slurm.cluster`, with the ranks of a job on each node.
+
+    Raises:
+        ConfigError: there is none, a figure is wrong, or its nodes have fewer GPUs than the job takes.
+    """
+    cluster = read_cluster(section.cluster, folder)
+    has, takes = cluster.ranks_per_node, section.tasks_per_node
+    if cluster.device == "cpu":
+        has, takes = 0, section.gpus_per_node
+    if takes > has:
+        raise ConfigError(
+            f"slurm.cluster = {section.cluster!r}: a node of {cluster.name} has {has} GPU(s), and the job takes "
+            f"{takes}. Name another cluster, or set fewer of slurm.gpus_per_node and processes_per_node"
+        )
+    return cluster.with_ranks(section.tasks_per_node)
 
 
 def shipped_clusters() -> list[str]:

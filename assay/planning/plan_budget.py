@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from assay.config import LoadedRun
-from assay.planning.cluster import read_cluster
+from assay.planning.cluster import cluster_of_job
 from assay.planning.plan import Correction, Plan, PlanInputs, make_plan
 from assay.planning.plan_page import summary
 from governance.gate.policy import EnergyBudget
@@ -55,9 +55,9 @@ def submission_lines(
     their mean length, and the steps `begun` by another run cost nothing, as in `assay plan`.
 
     Raises:
-        ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
+        ConfigError: the cluster file is wrong, its nodes have too few GPUs, or the batch does not divide.
     """
-    cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
+    cluster = cluster_of_job(section, run.folder)
     correction = Correction(document_tokens=document_tokens)
     inputs = PlanInputs(vocabulary, cluster, section.nodes, teacher, correction, section.spare_nodes, begun)
     found = make_plan(run, inputs)

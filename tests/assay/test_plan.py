@@ -99,6 +99,10 @@ def test_wrong_clusters_are_refused(planned, tmp_path):
         path.write_text("\n".join([*lines, f"{figure} = {written}"]), encoding="utf-8")
         status, _, err = planned("1b", "--cluster", str(path))
         assert (status, said in err) == (78, True), err
+    for cluster, has, takes in (("h100", 8, 16), ("cpu", 0, 8)):
+        requested = ("--set", f"slurm.cluster='{cluster}'", "--set", f"slurm.gpus_per_node={takes}")
+        status, _, err = planned("1b", *requested)
+        assert (status, f"has {has} GPU(s), and the job takes {takes}" in err) == (78, True), err
     status, _, err = planned("1b", "--cluster", "cpu", "--set", 'engine.device="cuda"')
     assert (status, "compute on 'cpu'" in err) == (78, True)
 
