@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.cli.command_words import join_files, whole_words
+from assay.cli.command_words import current_words, in_order, join_files
 from assay.cli.surface import parser
 from assay.config import RunConfig
 from governance.config import validate
@@ -69,13 +69,13 @@ def parses(words):
         WORDS.get(word, word) for word in itertools.takewhile(lambda word: word not in (">>", ">", "|"), words[1:])
     ]
     words = [re.sub(r"\$\w+/\$\w+", "0/2", word) if "/$" in word else re.sub(r"\$\w+", "2", word) for word in words]
-    errors = io.StringIO()
+    errors, old = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            SURFACE.parse_args(join_files(whole_words(words), SURFACE))
+            in_order(SURFACE.parse_args(join_files(current_words(words, SURFACE, old.append), SURFACE)), old.append)
     except SystemExit as leaving:
         return "" if leaving.code == 0 else errors.getvalue().splitlines()[-1]
-    return ""
+    return "; ".join(old)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

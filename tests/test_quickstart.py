@@ -30,7 +30,7 @@ def test_quickstart_from_the_index_to_the_report(tmp_path):
     """The file and the policy are those of `assay init`, unchanged; 40 of the 200 steps."""
     root = tmp_path / "root"
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "home")}
-    assay = [sys.executable, "-m", "assay"]
+    assay = [sys.executable, "-m", "pretrain"]
     subprocess.run([*assay, "init", str(tmp_path / "first")], env=environment, cwd=ROOT, check=True)
     words = [*assay, "run", str(tmp_path / "first" / "quickstart.toml"), "--root", str(root)]
     words += ["--set", "train.steps=40", "--set", "optim.decay_steps=20"]

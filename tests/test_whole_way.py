@@ -32,7 +32,7 @@ def assay(*words, cwd=None, timeout=1200):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RANK": ""}
     environment.pop("RANK")
     return subprocess.run(
-        [sys.executable, "-m", "assay", *map(str, words)],
+        [sys.executable, "-m", "pretrain", *map(str, words)],
         capture_output=True, text=True, timeout=timeout, env=environment, check=False, cwd=cwd,
     )  # fmt: skip
 
@@ -341,7 +341,7 @@ def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_pa
     losses = next((finished / "root" / "train").glob("*/losses.json")).read_bytes()
     project = tmp_path / "killed"
     shutil.copytree(finished, project, ignore=shutil.ignore_patterns("root"))
-    words = [sys.executable, "-m", "assay", "run", str(project / "run.toml"), "--root", str(project / "root")]
+    words = [sys.executable, "-m", "pretrain", "run", str(project / "run.toml"), "--root", str(project / "root")]
     words += ["--data-workers", "1"]  # each start would begin two workers anew
     chance = random.Random(3)
     left = list(_STAGES)
@@ -370,7 +370,7 @@ def untrained(project):
 def test_sigterm_in_training_leaves_with_75_and_goes_on(finished, tmp_path):
     losses = next((finished / "root" / "train").glob("*/losses.json")).read_bytes()
     project = untrained(shutil.copytree(finished, tmp_path / "preempted"))
-    words = [sys.executable, "-m", "assay", "train", str(project / "run.toml"), "--root", str(project / "root")]
+    words = [sys.executable, "-m", "pretrain", "train", str(project / "run.toml"), "--root", str(project / "root")]
     environment = hooked(tmp_path, TEST_SIGNAL="SIGTERM")
     child = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert child.returncode == 75, child.stderr
@@ -384,7 +384,7 @@ def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, 
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.zero_stage=2", "--set", 'train.precision="fp32"']
     environment = hooked(tmp_path, TEST_SIGNAL="SIGUSR1", TEST_SIGNAL_TO_PARENT="yes")
-    command = [sys.executable, "-m", "assay", *words]
+    command = [sys.executable, "-m", "pretrain", *words]
     child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert child.returncode == 75, child.stderr
     done = assay(*words, "--json")
@@ -404,7 +404,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.restarts=0"]
     words += ["--set", "train.steps=100000"]  # so that it is not over before the kill
-    child = subprocess.Popen([sys.executable, "-m", "assay", *words], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)
     for line in child.stderr:
         if "checkpoint: made" in line:
             break

@@ -1,6 +1,7 @@
-"""Nearest words for mistyped ones, and short forms of commands.
+"""Nearest words for mistyped ones, and words of the last release.
 
-`Parser` answers an unknown word with the nearest known one. `whole_words` turns short forms into whole commands.
+`Parser` answers an unknown word with the nearest known one. `current_words` turns the options of the last release
+into those of today, `in_order` its order of positional words; both warn, and go with the next release.
 """
 
 from __future__ import annotations
@@ -9,14 +10,27 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 REPORT_COMMANDS = ("write", "verify", "compare", "index")
+_OLD_OPTIONS = {
+    "--workers": ("--data-workers",),
+    "--processes": ("--nproc",),
+    "--worker": ("--wait", "--task"),
+    "--share": ("--task",),
+    "--join": ("--merge",),
+}
+"""Option of the last release -> the same today; the last word takes the value.
+
+A command that has an option of that name keeps it: `audit-training --share`.
+"""
 _INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs", "policy", "runs", "kpis")
 """Positional words that name something on disk that must exist."""
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
+
+Warn = Callable[[str], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -130,17 +144,37 @@ def _command(words: Sequence[str], top: Parser) -> Parser:
     return command
 
 
-def whole_words(words: Sequence[str]) -> list[str]:
-    """The words with whole commands.
+def current_words(words: Sequence[str], top: Parser, warn: Warn) -> list[str]:
+    """The words as the parser knows them.
 
     `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`; the `last` of
     `assay report CONFIG last` is left out, because a report is always on the last run of its CONFIG.
     """
-    place = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
-    options, command, rest = words[:place], words[place : place + 1], words[place + 1 :]
-    if [*command] == ["help"]:
+    renamed = _renamed(words, _options(_command(words, top)), warn)
+    place = next((index for index, word in enumerate(renamed) if not word.startswith("-")), len(renamed))
+    options, command, rest = renamed[:place], renamed[place : place + 1], renamed[place + 1 :]
+    if command == ["help"]:
         return [*options, *rest, "--help"]
-    return [*options, *command, *(_report_words(rest) if [*command] == ["report"] else rest)]
+    return [*options, *command, *(_report_words(rest) if command == ["report"] else rest)]
+
+
+def _renamed(words: Sequence[str], own: Sequence[str], warn: Warn) -> list[str]:
+    """The words with options of the last release under today's names.
+
+    `own` are the command's options of today.
+    """
+    renamed: list[str] = []
+    old = {name: now for name, now in _OLD_OPTIONS.items() if name not in own}
+    for index, word in enumerate(words):
+        if word == "--":
+            return renamed + list(words[index:])
+        name, equals, value = word.partition("=")
+        *before, last = old.get(name, (name,))
+        renamed += [*before, last + equals + value]
+        if name in old:
+            shown = f"{last} I/N {' '.join(before)}" if before else last
+            warn(f"{name} is now {shown}; the old option will be removed in the next release")
+    return renamed
 
 
 def _report_words(rest: Sequence[str]) -> list[str]:
@@ -185,6 +219,22 @@ def last_without_file(words: Sequence[str]) -> str:
              "governance audit-model": "CONFIG last", "governance audit-memorisation": "CONFIG last",
              }.get(command, "")  # fmt: skip
     return f"'last' is the last run of a run file; name that file: assay {command} {given}" if given else ""
+
+
+def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
+    """Put the last release's order of positional words, CONFIG last, right."""
+    given = [name for name in ("config", "checkpoint", "target") if hasattr(arguments, name)]
+    if len(given) < 2:
+        return
+    values = [getattr(arguments, name) for name in given]
+    if values[-1].suffix == ".toml" and values[0].suffix != ".toml":
+        for name, value in zip(given, (values[-1], *values[:-1]), strict=True):
+            setattr(arguments, name, value)
+        shown = " ".join(str(getattr(arguments, name)) for name in given)
+        warn(
+            f"the run file comes first now: assay {arguments.words} {shown}; "
+            "the old order will be removed in the next release"
+        )
 
 
 def _shipped(path: Path) -> Path:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from importlib import import_module
 
-from assay.cli.command_words import join_files, last_without_file, refuse_missing, whole_words
+from assay.cli.command_words import current_words, in_order, join_files, last_without_file, refuse_missing
 from assay.cli.surface import parser
 
 _INTERRUPTED = "interrupted; finished work is kept, and the same command resumes it"
@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
     # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings: list[str] = []
     top = parser()
-    words = whole_words(sys.argv[1:] if argv is None else argv)
+    words = current_words(sys.argv[1:] if argv is None else argv, top, warnings.append)
     if not words:
         top.print_help(sys.stderr)
         return 2
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = top.parse_args(join_files(words, top))
     if getattr(arguments, "wait", False) and arguments.task is None:
         top.error("--wait requires --task I/N: it waits for the other tasks")
+    in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
     from governance.processes import count_interrupts, end_with_parent, importing
@@ -63,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ranks = read_ranks()
         set_up_logging(ranks.rank, **verbosity)
+        for warning in warnings:
+            get_logger(__name__).warning("%s", warning)
         prints = ranks.first or arguments.command not in ("run", "train")  # tasks of `srun` may prepare, each its own
         printed = _one_object(prints) if getattr(arguments, "json", False) else contextlib.nullcontext()
         with _flushed(), printed, _lost_interrupts():

@@ -130,7 +130,7 @@ def launch(
 
     Args:
         processes: number of ranks.
-        argv: the arguments of `python -m assay`.
+        argv: the arguments of `python -m pretrain`.
         restarts: of crashes; counted again after each newer checkpoint.
         progress_of: reads the run's progress, after a crash.
 
@@ -216,7 +216,7 @@ def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[i
 
 def _command(argv: Sequence[str]) -> list[str]:
     """Command of one rank; tests put another in its place."""
-    return [sys.executable, "-m", "assay", *argv]
+    return [sys.executable, "-m", "pretrain", *argv]
 
 
 def _send(ranks: Sequence[Rank], number: int) -> None:

@@ -1,4 +1,4 @@
-"""The command surface: pinned commands and options, nearest words, short forms."""
+"""The command surface: pinned commands and options, nearest words, words of the last release."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ from assay.cli import (
     trace_commands,
 )
 from assay.cli import run_commands as commands
-from assay.cli.command_words import leaves, whole_words
+from assay.cli.command_words import current_words, in_order, leaves
 from assay.cli.main import main
 from assay.cli.output import say
 from assay.cli.surface import parser
@@ -195,15 +195,44 @@ def test_surface_is_pinned_and_each_command_exists():
     ],
 )  # fmt: skip
 def test_short_forms_are_for_whole_commands(words, current):
-    assert whole_words(words) == (current or words)
+    assert current_words(words, parser(), pytest.fail) == (current or words)
 
 
-def test_workers_share_the_data_by_task():
-    words = ["data", "prepare", "run.toml", "--data-workers=3", "--wait", "--task", "2/3", "--engine", "daft"]
-    waits = parser().parse_args(words)
+def test_options_of_the_last_release_work_and_warn():
+    warned = []
+    words = ["data", "prepare", "run.toml", "--workers=3", "--worker", "2/3", "--engine", "daft"]
+    waits = parser().parse_args(current_words(words, parser(), warned.append))
     assert (waits.task, waits.wait, waits.merge, waits.data_workers, waits.engine) == ((2, 3), True, False, 3, "daft")
+    shares = parser().parse_args(
+        current_words(["data", "prepare", "run.toml", "--share", "0/7"], parser(), warned.append)
+    )
+    assert (shares.task, shares.wait) == ((0, 7), False)
+    merges = parser().parse_args(current_words(["data", "prepare", "run.toml", "--join"], parser(), warned.append))
+    assert (merges.task, merges.merge) == (None, True)
+    assert parser().parse_args(current_words(["run", "x.toml", "--processes", "4"], parser(), warned.append)).nproc == 4
+    assert [line.partition(";")[0] for line in warned] == [
+        "--workers is now --data-workers", "--worker is now --task I/N --wait", "--share is now --task",
+        "--join is now --merge", "--processes is now --nproc",
+    ]  # fmt: skip
     plain = parser().parse_args(["data", "prepare", "run.toml"])
     assert (plain.task, plain.wait, plain.merge, plain.engine) == (None, False, False, "duckdb")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["evaluate", "last", "x.toml", "--json"], ["evaluate", "x.toml", "last", "--json"]),
+        (["export", "c", "f", "x.toml"], ["export", "x.toml", "c", "f"]),
+        (["governance", "audit-model", "c", "x.toml"], ["governance", "audit-model", "x.toml", "c"]),
+    ],
+)
+def test_the_order_of_the_last_release_works_and_warns(old, new):
+    given, warned = [parser().parse_args(words) for words in (old, new)], []
+    for arguments in given:
+        in_order(arguments, warned.append)
+    assert vars(given[0]) == vars(given[1])
+    assert len(warned) == 1
+    assert f"assay {' '.join(word for word in new if word != '--json')};" in warned[0]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +332,7 @@ def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
         (["data", "prepare", "x.toml", "--wait"], "--wait requires --task I/N"),
         *((["data", "prepare", "x.toml", *two], "not allowed with argument")
-          for two in (("--task=0/2", "--merge"), ("-v", "-q"))),
+          for two in (("--task=0/2", "--merge"), ("--join", "--share=0/2"), ("-v", "-q"))),
         (["data", "trace", "x.tokens", "-1"], "OFFSET"),
         (["data", "trace", "x.tokens", "1.5"], "not a whole number of at least 0"),
         (["data", "export", "x.toml", "/"], "does not name a file"),
@@ -333,7 +362,7 @@ def test_help_lists_the_exit_codes(words, capsys):
 
 def test_wrong_words_explain_themselves():
     done = subprocess.run(
-        [sys.executable, "-m", "assay", "run", "x.toml", "--data-workers", "0"],
+        [sys.executable, "-m", "pretrain", "run", "x.toml", "--data-workers", "0"],
         capture_output=True,
         text=True,
         check=False,

@@ -354,7 +354,7 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
     )
 
     def begin(command):
-        words = [sys.executable, "-m", "assay", "slurm", command, str(CONFIG), "--root", str(root)]
+        words = [sys.executable, "-m", "pretrain", "slurm", command, str(CONFIG), "--root", str(root)]
         return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CONFIG.parents[1])})
 
     submission = begin("submit")

@@ -65,7 +65,7 @@ class Bed:
     def assay(self, *words, timeout=720, **more):
         """A command of the product, as typed on the login node."""
         return subprocess.run(
-            [sys.executable, "-m", "assay", *map(str, words)],
+            [sys.executable, "-m", "pretrain", *map(str, words)],
             capture_output=True, text=True, env={**self.environment, **more}, check=False, timeout=timeout,
         )  # fmt: skip
 

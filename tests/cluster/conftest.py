@@ -148,7 +148,7 @@ def local(shared):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]
         done = subprocess.run(
-            [sys.executable, "-m", "assay", *words], capture_output=True, text=True, env=environment, check=False
+            [sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, env=environment, check=False
         )
         assert done.returncode == 0, done.stderr
     return folder

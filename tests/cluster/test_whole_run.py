@@ -71,7 +71,7 @@ def test_the_quick_start_without_the_network(bed, tmp_path):
         ("shards_per_task = 3", "shards_per_task = 100"),
         ("[engine]", '[tracking]\nmode = "disabled"\n\n[engine]'),
     )
-    words = [sys.executable, "-m", "assay", "run", str(folder / "run.toml"), "--root", str(tmp_path / "local")]
+    words = [sys.executable, "-m", "pretrain", "run", str(folder / "run.toml"), "--root", str(tmp_path / "local")]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_a_resubmission_with_more_nodes_in_an_allocation_continues_the_run(bed, 
     assert bed.accounted(first["train"])[-1]["State"].startswith("CANCELLED")
     (prepared / "faults" / "slow").unlink()
     change(prepared, ("nodes = 2", "nodes = 3"))
-    words = ["salloc", "-p", "low", "-N3", "--ntasks-per-node=1", sys.executable, "-m", "assay", "slurm", "submit"]
+    words = ["salloc", "-p", "low", "-N3", "--ntasks-per-node=1", sys.executable, "-m", "pretrain", "slurm", "submit"]
     words += [str(prepared / "run.toml"), "--root", str(root), "--local"]  # the same jobs, in one allocation
     done = subprocess.run(words, capture_output=True, text=True, env=bed.environment, check=False, timeout=1200)
     assert done.returncode == 0, f"{done.stderr}\n{tails(prepared)}"

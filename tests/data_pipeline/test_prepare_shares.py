@@ -202,7 +202,7 @@ def test_shares_at_once_in_processes(project, tales):
     (project / "run.toml").write_text((project / "run.toml").read_text().replace("[data.tokenizer]", size))
     root = project / "shared"
     assert prepare(project, root, "--merge") == 0
-    words = [sys.executable, "-m", "assay", "data", "prepare", str(project / "run.toml"), "--root", str(root)]
+    words = [sys.executable, "-m", "pretrain", "data", "prepare", str(project / "run.toml"), "--root", str(root)]
     tasks = [
         subprocess.Popen([*words, "--data-workers", "1", "--task", f"{i}/2"], stdout=subprocess.PIPE, text=True)
         for i in (0, 1)

@@ -48,7 +48,7 @@ def make_root(folder: Path, documents: int = 400) -> Path:
         write_jsonl(folder / "raw" / f"{number}.jsonl", part)
     write_run(folder, _CONFIG)
     shutil.copy(_HERE / "configs" / "policy.toml", folder / "policy.toml")
-    words = [sys.executable, "-m", "assay", "run", str(folder / "run.toml"), "--root", str(folder / "root")]
+    words = [sys.executable, "-m", "pretrain", "run", str(folder / "run.toml"), "--root", str(folder / "root")]
     environment = {**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(folder)}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

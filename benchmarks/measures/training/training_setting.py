@@ -58,7 +58,7 @@ def assay(*words: object) -> str:
     Raises:
         RuntimeError: it failed; with its messages.
     """
-    command = [sys.executable, "-m", "assay", *map(str, words)]
+    command = [sys.executable, "-m", "pretrain", *map(str, words)]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, preexec_fn=ending_with_this())
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-3000:]}")

@@ -72,7 +72,7 @@ def own_run(path: Path, changes: Sequence[str]) -> tuple[Ended, float]:
     root = path.parent / "root"
     before = set(root.glob("train/*/losses.json"))
     words = ["train", str(path), "--root", str(root), *(word for change in changes for word in ("--set", change))]
-    ended = whole([sys.executable, "-m", "assay", *words])
+    ended = whole([sys.executable, "-m", "pretrain", *words])
     [new] = set(root.glob("train/*/losses.json")) - before
     return ended, float(json.loads(new.read_bytes())["validations"][-1]["loss"])
 
