@@ -93,7 +93,7 @@ def test_the_greatest_power_is_of_whole_seconds():
 
 
 def test_a_clock_that_was_set_back_makes_no_power():
-    """Else the little that it shows between two readings would seem to have taken the energy of much more time."""
+    """Between two readings such a clock shows little time, in which the energy of much more would seem to be spent."""
     steady = [(0, 0), (5, 500_000), (10, 1_000_000), (5.1, 1_500_000), (10.1, 2_000_000), (15.1, 2_500_000)]
     samples = tuple(EnergySample(stamp(second), *[energy] * 3) for second, energy in steady)
     assert unmetered([Interval(**{**vars(interval(0, 10, 2.0)), "samples": samples})]).millijoules == 200_000

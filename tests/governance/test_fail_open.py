@@ -55,7 +55,7 @@ def plain(table, *built):
 
 
 def test_what_is_in_order_does_train(project, monkeypatch):
-    """Without this the tests below would prove nothing; six frames of ours lead from the command to the optimizer."""
+    """The tests below need a sound corpus that trains. Six frames lead from the command to the optimizer."""
     stacks, step = [], torch.optim.AdamW.step
 
     def seen(*given, **named):

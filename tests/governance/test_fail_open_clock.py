@@ -103,7 +103,7 @@ def test_what_runs_out_runs_out_after_a_clock_was_undone(ahead, monkeypatch):
 
 @pytest.mark.parametrize("attack", ["the future", "the past"])
 def test_no_verdict_from_before_comes_back(ahead, monkeypatch, attack):
-    """Neither that of the wrong clock, which would hold for 70 days, nor the one before it."""
+    """The verdict of the wrong clock would hold for 70 days; neither that one nor the one before it opens."""
     future = file_of(ahead).read_bytes()
     accept(ahead)
     ahead.judge(**OWN)

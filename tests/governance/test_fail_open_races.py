@@ -286,7 +286,7 @@ def test_a_line_that_no_training_wrote_is_named_and_nothing_is_stated(project, c
 
 
 def test_a_record_that_was_there_before_the_training_is_refused(project):
-    """Its lines would be stated as they are: the file is announced before its first line."""
+    """The lines of such a record would be stated as they are, since a file is announced before its first line."""
     assert main(["train", *words_of(project)]) == 0
     [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
     lines = read_lines(record)

@@ -234,7 +234,7 @@ def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard
 
 @pytest.mark.parametrize("names", [("policy.toml", "Policy.TOML"), ("site.toml", "SITE.toml")])
 def test_a_site_in_other_letters_lets_nobody_by(yard, monkeypatch, names):
-    """Whoever wrote /etc/assay/Policy.TOML meant it to bind."""
+    """A site's policy that is named /etc/assay/Policy.TOML is meant to bind, too."""
     other = yard.site / "system"
     other.mkdir()
     (other / names[1]).write_text((yard.site / names[0]).read_text())

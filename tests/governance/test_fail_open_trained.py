@@ -301,7 +301,7 @@ def test_draws_altered_while_a_student_reads_them_are_in_no_checkpoint(taught, t
 
 
 def test_a_takedown_is_not_planned_from_other_shards(project, capsys):
-    """Without its identity no shard holds the document: the plan would be that there is nothing to do."""
+    """With its identity altered, no shard holds the document, and a plan would find nothing to do."""
     other_identity("encode/*/train/*stories*", STORY)(project)
     typed = words_of(project)
     assert main(["governance", "takedown", typed[0], STORY, *typed[1:]]) == 77
@@ -309,7 +309,7 @@ def test_a_takedown_is_not_planned_from_other_shards(project, capsys):
 
 
 def test_an_impact_is_not_read_from_other_shards(project, capsys):
-    """Neither where a shard was altered or removed, nor where its manifest was altered, too."""
+    """A shard may be altered or removed, or altered with its manifest."""
     shard, root = only(project, "encode/*/train/*stories*"), project / "root"
     words = ["governance", "impact", STORY, "--root", str(root)]
     assert main(words) == 0
@@ -520,7 +520,7 @@ def test_an_unverified_ancestor_is_found_behind_its_checkpoints_and_exports(proj
 
 @pytest.mark.slow
 def test_a_training_that_began_needs_only_the_manifest_of_its_parent(project, lab, capsys, monkeypatch):
-    """Its origin was decided before its first step; its own signed records have it, and no key or digest does."""
+    """The origin of a training is decided before its first step, and is in its own signed records."""
     other = shutil.copytree(project, project.parent / "other")
     words = continue_from(parent(lab))
     with monkeypatch.context() as killing:

@@ -83,7 +83,7 @@ def test_a_kernel_that_cannot_be_compiled_holds_up_nobody(kernels, name):
 
 
 def test_who_waits_too_long_compiles_too(kernels, monkeypatch):
-    """As for a process that was stopped while it compiled."""
+    """The process that holds the lock may have been stopped while it compiled; it is not waited for again."""
     monkeypatch.setattr(compiled, "_LONGEST_SECONDS", 0.05)
     before = compile_seconds()
     with open(kernels.__file__) as source:

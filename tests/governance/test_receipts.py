@@ -91,7 +91,7 @@ def test_each_tag_is_proven_present_or_absent_and_never_both(crowd):
 
 
 def test_what_stands_beside_a_place_is_blinded():
-    """Without the secret the hash beside a name cannot be made from a guess of the name that is there."""
+    """The hash beside a name includes a secret, so that a guess of the neighbouring name cannot be checked."""
     chance = random.Random(3)
     tags = sorted(chance.randbytes(16) for _ in range(50))
     one, two = tree_of(tags), tree_of(tags, b"another." * 4)

@@ -272,7 +272,7 @@ def test_a_line_that_no_run_wrote_is_named_and_nothing_is_stated(measured):
 
 
 def test_lines_of_a_process_that_was_killed_are_stated_by_the_next(measured):
-    """Its key died with it; a line that the kill tore, and one of a kind from a later release, are nobody's."""
+    """The killed process' key is lost. No process states a torn line, or one of a kind from a later release."""
     root, _, _ = measured
     ledger, dead = root / "energy.jsonl", open_journal(Keyring(CONFIG, root.parent), root)
     signed = dead.line_signer(ledger, "5.1")
@@ -290,7 +290,7 @@ def test_lines_of_a_process_that_was_killed_are_stated_by_the_next(measured):
 
 
 def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(measured):
-    """Its writer needs no key; a run of this root announces its file first, and a kill leaves what it likes of it."""
+    """Anybody may write such a file without a key; a run announces its own, of which a kill may leave any part."""
     root, _, _ = measured
     foreign = root / "energy.node2.jsonl"
     shutil.copy(root / "energy.jsonl", foreign)

@@ -83,7 +83,7 @@ def test_a_certificate_certifies_no_further_one(keys, tmp_path):
 
 
 def test_a_job_that_is_trusted_by_itself_gets_a_jobs_role_and_no_more(keys, tmp_path):
-    """Its holder certifies a key of their own, backdates, and strips the certificate from the envelope."""
+    """The holder of the job's key certifies a key of their own, backdates it, and removes the certificate."""
     root, job = keys
     trusted = [trusted_key(public_path(tmp_path / "job.pem"))]
     assert verify_envelope(sign(said(stamp(1)), job), trusted, "it")[1] == key_id(job.public_key())

@@ -170,7 +170,7 @@ def test_what_no_share_can_see_is_made_by_one_process(tmp_path):
 
 
 def test_a_join_that_another_worker_was_killed_in_is_run_again_by_a_join(tmp_path, monkeypatch):
-    """Otherwise one worker would make everything that the others could share."""
+    """A worker that waited tries its share again first, so that it does not make alone what the others could share."""
     another = held(tmp_path / "join.lock", "another")
     another.__enter__()
     modes = []
