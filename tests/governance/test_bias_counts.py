@@ -167,8 +167,9 @@ def test_tables_are_sorted_and_hold_no_zeros():
         {"id": str(n), "text": text * 2, "source": "s", "url": "", "language": "en", "licence": "MIT", "reason": ""}
         for n, text in enumerate(PHRASES * 3)
     ]
+    tables = counted(rows)
     for name, (keys, fields) in t.TABLES.items():
-        table = counted(rows)[name]
+        table = tables[name]
         own = [tuple(row[key] for key in keys) for row in table.to_pylist()]
         assert own == sorted(set(own))
         assert table.schema == t.schema_of(name)

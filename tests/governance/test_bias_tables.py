@@ -152,7 +152,9 @@ def test_one_bucket_has_no_interval():
     fates = table_of(
         "fates", [(*names, "a", 50), (*names, "", 90), ("clean", *names[1:], "a", 50), ("clean", *names[1:], "", 10)]
     )
-    for one in impact_rows(fates):
+    found = impact_rows(fates)
+    assert found
+    for one in found:
         assert one["value"] == pytest.approx(50 / 100 / 0.9)
         assert one["lower"] is None
         assert one["upper"] is None
@@ -161,7 +163,9 @@ def test_one_bucket_has_no_interval():
         "axes": table_of("axes", [("en", 5, "x", 10)]),
         "groups": table_of("groups", [("en", "web", 5, "x", "a", 10, 12, 11)]),
     }
-    for one in [row for row in bias_tables(counts)["representation"] if row["metric"] != "coverage"]:
+    found = [row for row in bias_tables(counts)["representation"] if row["metric"] != "coverage"]
+    assert found
+    for one in found:
         assert one["value"] is not None
         assert (one["lower"], one["upper"]) == (None, None)
 
