@@ -16,7 +16,7 @@ from assay.config import LoadedRun
 from assay.corpus_gate import require_signed
 from assay.training_recipe import training_rows
 from governance.config import Section
-from governance.errors import ManifestError, PipelineError
+from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.gate.chain import require_chain
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, read_manifest, verify
@@ -241,8 +241,15 @@ def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path, tokens: str 
         law, *draws = (ScalingLaw(*values) for values in (found["fitted"], *found["draws"]))
         fit = Fit(law, found["noise"], tuple(draws), found["resamples"]["drawn"])
         predicted = _predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe))
-        read = read_manifest(root / made.inputs[0].path).inputs  # of a rung: token shards, or the rows packed of them
-        read += tuple(of for one in read if one.stage == "pack" for of in read_manifest(root / one.path).inputs)
-        other = bool(tokens) and all(one.digest != tokens for one in read)
-        return {**predicted, "law": made.folder, "other_corpus": other}
+        return {**predicted, "law": made.folder, "other_corpus": _of_others(made, tokens, root)}
     return None
+
+
+def _of_others(law: Manifest, tokens: str, root: Path) -> bool:
+    """Return whether a law's trainings read other token shards, where known."""
+    try:
+        read = read_manifest(root / law.inputs[0].path).inputs  # token shards, or the rows packed of them
+        read += tuple(of for one in read if one.stage == "pack" for of in read_manifest(root / one.path).inputs)
+    except MissingInput:  # it was removed
+        return False
+    return bool(tokens) and all(one.digest != tokens for one in read)

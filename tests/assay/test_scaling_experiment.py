@@ -93,8 +93,9 @@ def test_a_ladder_predicts_the_run_and_its_plan_says_so(ladder, capsys, caplog):
     altered.write_text(text)
 
     # A rung that is missing is trained again, here in two ranks: the same key, nearly the same loss, the same law.
-    rung = min(report["rungs"], key=lambda row: row["parameters"] * row["tokens"])
+    rung = report["rungs"][0]
     shutil.rmtree(ladder / "root" / rung["training"])
+    assert not expected_loss(run, vocabulary, ladder / "root", "0" * 64)["other_corpus"]  # its corpus is unknown now
     ranks = ["--nproc", "2", "--set", "engine.micro_batch_size=2"]
     assert main(["experiment", "scaling", *words, *ranks, "--json"]) == 0
     in_two = json.loads(capsys.readouterr().out)
