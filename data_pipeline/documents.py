@@ -25,6 +25,7 @@ dictionaries only of the short values that many rows share, no timestamps: the s
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,6 +116,23 @@ def number_of(value: Any) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if -_LARGEST <= value <= _LARGEST else None
+
+
+def date_of(value: str) -> datetime.date | datetime.datetime | None:
+    """The day, or the moment in UTC, of an ISO 8601 text."""
+    if value[4:5] != "-" and "T" not in value:  # digits alone, as seconds since 1970
+        return None
+    try:
+        return datetime.date.fromisoformat(value) if len(value) == 10 else _moment(value)
+    except (ValueError, OverflowError):  # a moment that UTC has no year for
+        return None
+
+
+def _moment(value: str) -> datetime.datetime | None:
+    if len(value) < 12:  # also "20150101", a number before it is a day
+        return None
+    found = datetime.datetime.fromisoformat(value)
+    return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
 
 def with_kept_columns(schema: pa.Schema, shard: pa.Schema) -> pa.Schema:

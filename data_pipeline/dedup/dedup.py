@@ -72,7 +72,7 @@ from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, s
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import all_intact
 
-VERSION = 5
+VERSION = 6
 _OF_EARLIER = ("documents", "signatures", "keys", "kept")
 """Roles of an earlier corpus that the join reads."""
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])

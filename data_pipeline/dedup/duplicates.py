@@ -16,6 +16,7 @@ Its schema's metadata holds the counts as JSON. All workers of an array read the
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import re
@@ -34,7 +35,15 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys
-from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, number_of, read_groups, rows_by_group, write_table
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    KEPT_COLUMNS,
+    date_of,
+    number_of,
+    read_groups,
+    rows_by_group,
+    write_table,
+)
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.files import atomic_path
@@ -48,6 +57,7 @@ MAX_KEPT_PER_BAND = 64  # comparisons of one document within one band
 MAX_TEXTS_PER_ADDRESS = 16  # an address with more texts than this is a collection, not a page
 DECISIONS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
+_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")  # or a year alone
 _REASONS = ("", "exact_duplicate", "url_duplicate", "near_duplicate")
 _OF_EARLIER = "duplicate_of_earlier"
 _TEXT = pa.schema([DOCUMENT_SCHEMA.field("text")])
@@ -186,17 +196,30 @@ class Corpus:
 def _from_the_highest(values: Sequence[Any]) -> Integers:
     """Ranks of values, the highest first.
 
-    Numbers come before texts, and None comes last. A text that is a number counts as one (all values of a CSV file are
-    text) unless other texts are ISO dates, of which it is the year.
+    Numbers come before dates, dates before other texts, and None comes last. A text that is a number counts as one (all
+    values of a CSV file are text) unless other texts are ISO dates, of which it is the year.
     """
-    if not any(isinstance(value, str) and _DATE.match(value) for value in values):
-        values = [
-            number if isinstance(value, str) and (number := number_of(value)) is not None else value for value in values
-        ]
-    numbers = sorted({value for value in values if isinstance(value, (int, float)) and value == value})
-    texts = sorted({value for value in values if isinstance(value, str)})
-    ranks: dict[Any, int] = {value: rank for rank, value in enumerate((*reversed(numbers), *reversed(texts)))}
-    return np.array([ranks.get(value, len(ranks)) if np.isscalar(value) else len(ranks) for value in values], np.int64)
+    dated = any(isinstance(value, str) and _DATE.match(value) for value in values)
+    kinds = [_kind_and_value(value, dated) for value in values]
+    ranks = {kind: rank for rank, kind in enumerate(sorted(set(kinds), reverse=True))}
+    return np.array([ranks[kind] for kind in kinds], np.int64)
+
+
+def _kind_and_value(value: Any, dated: bool) -> tuple[int, Any]:
+    """A value with the rank of its kind; two of one kind compare."""
+    if isinstance(value, int | float) and value == value:
+        return 3, value
+    if not isinstance(value, str):
+        return 0, None
+    if not dated:
+        number = number_of(value)
+        return (1, value) if number is None else (3, number)
+    text = value.strip()
+    found = date_of(f"{text}-01-01"[:10] if _MONTH.fullmatch(text) else text)
+    if found is None:
+        return 1, value
+    day_only = not isinstance(found, datetime.datetime)
+    return 2, datetime.datetime.combine(found, datetime.time(), datetime.UTC) if day_only else found
 
 
 @dataclass(frozen=True)

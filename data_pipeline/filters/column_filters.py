@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from data_pipeline.documents import number_of
+from data_pipeline.documents import date_of, number_of
 from governance.config import Section
 
 Bound = bool | int | float | str
@@ -138,7 +138,7 @@ def _kind(bound: Bound) -> str:
         return "truth value"
     if isinstance(bound, int | float):
         return "number"
-    return "text" if _date(bound) is None else "date"
+    return "text" if date_of(bound) is None else "date"
 
 
 def _as(kind: str, value: Any) -> Any:
@@ -149,21 +149,4 @@ def _as(kind: str, value: Any) -> Any:
         return number_of(value)
     if not isinstance(value, str):
         return None
-    return _date(value.strip()) if kind == "date" else value
-
-
-def _date(value: str) -> datetime.date | datetime.datetime | None:
-    """The day, or the moment in UTC, of an ISO 8601 text."""
-    if value[4:5] != "-" and "T" not in value:  # digits alone, as seconds since 1970
-        return None
-    try:
-        return datetime.date.fromisoformat(value) if len(value) == 10 else _moment(value)
-    except (ValueError, OverflowError):  # a moment that UTC has no year for
-        return None
-
-
-def _moment(value: str) -> datetime.datetime | None:
-    if len(value) < 12:  # also "20150101", a number before it is a day
-        return None
-    found = datetime.datetime.fromisoformat(value)
-    return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    return date_of(value.strip()) if kind == "date" else value

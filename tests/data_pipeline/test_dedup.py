@@ -4,13 +4,17 @@ import json
 import os
 import random
 import re
+from datetime import datetime, timedelta, timezone
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.dedup import DedupConfig, dedup, earlier_corpora
+from data_pipeline.dedup.duplicates import _from_the_highest
 from data_pipeline.dedup.join import spill_folder
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -281,15 +285,17 @@ def test_who_stays_is_a_matter_of_order(tmp_path, prefer, stays):
     assert {"first", "long", "licensed", "addressed"} - set(found) == {stays}
 
 
-KEPT = {"old": {"date": "2023-12-31", "score": 0.9, "ns": 2**63 + 1, "text": "9.5"}, "none": {"date": None, "ns": None},
-        "new": {"date": "2024-01-02", "score": 3, "ns": 1.5, "kept": 10**400, "text": "3", "year": "2023"},
-        "best": {"date": "2024-01-02", "score": 10.5, "ns": 2**63, "text": "10", "year": "2023-05"}}  # fmt: skip
+KEPT = {"old": {"date": "2023-12-31", "score": 0.9, "ns": 2**63 + 1, "text": "9.5", "time": "2024-05-01T00:30+02:00"},
+        "new": {"date": "2024-01-02", "score": 3, "ns": 1.5, "kept": 10**400, "text": "3", "year": "2023",
+                "time": "2024-04-30T23:00Z"},
+        "best": {"date": "2024-01-02", "score": 10.5, "ns": 2**63, "text": "10", "year": "2023-05", "time": "unknown"},
+        "none": {"date": None, "ns": None}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("prefer", "stays"),
     [(("date",), "new"), (("date", "score"), "best"), (("score", "date"), "best"), (("m",), "old"), (("ns",), "old"),
-     (("kept",), "new"), (("text",), "best"), (("year",), "best")],
+     (("kept",), "new"), (("text",), "best"), (("year",), "best"), (("time",), "new")],
 )  # fmt: skip
 def test_the_newest_or_best_copy_stays(tmp_path, prefer, stays):
     """Kept columns and scores of classifiers; a document without a value ranks last."""
@@ -309,6 +315,16 @@ def test_the_newest_or_best_copy_stays(tmp_path, prefer, stays):
     documents = documents.model_copy(update={"outputs": outputs})
     manifest = dedup(documents, DedupConfig(prefer=prefer), Runtime(root=tmp_path))
     assert set(KEPT) - set(removed_of(manifest, tmp_path)) == {stays}
+
+
+@given(
+    st.lists(st.tuples(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), st.integers(-720, 840)), min_size=1)
+)
+def test_times_rank_by_their_moment(times):
+    zoned = [time.replace(tzinfo=timezone(timedelta(minutes=minutes))) for time, minutes in times]
+    ranks = _from_the_highest([*(time.isoformat() for time in zoned), "unknown", None]).tolist()
+    expected = {moment: rank for rank, moment in enumerate(sorted({*zoned}, reverse=True))}
+    assert ranks == [*(expected[time] for time in zoned), len(expected), len(expected) + 1]
 
 
 def test_an_unknown_preference_is_refused():
