@@ -206,7 +206,7 @@ def _from_the_highest(values: Sequence[Any]) -> Integers:
 
 
 def _kind_and_value(value: Any, dated: bool) -> tuple[int, Any]:
-    """A value with the rank of its kind; two of one kind compare."""
+    """A value behind the rank of its kind, for comparisons."""
     if isinstance(value, int | float) and value == value:
         return 3, value
     if not isinstance(value, str):
