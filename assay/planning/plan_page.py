@@ -138,6 +138,8 @@ def as_text(rows: list[tuple[str, ...]]) -> list[str]:
 def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     """A page that needs no network."""
     parts: list[Html] = [tag("p", title, class_="lead")]
+    if plan.step.refusal:
+        parts.append(tag("p", f"A start would be refused: {plan.step.refusal}", class_="lead"))
     predictions = [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines(plan))]
     parts.append(tag("section", table("The run", ("part", "prediction"), predictions, shown=20)))
     named = [(f"{nodes} node{'s' * (nodes != '1')}", *rest) for nodes, *rest in layout_rows(plan, found)]

@@ -148,7 +148,7 @@ def test_a_plan_is_accepted_or_refused_as_a_dry_run_is(planned, tmp_path, capsys
         assert 0 < low < value < high
 
 
-def test_a_model_that_fits_nowhere_is_refused(planned):
+def test_a_model_that_fits_nowhere_is_refused(planned, tmp_path):
     huge = [
         "--set",
         "model.hidden_size=65536",
@@ -157,9 +157,12 @@ def test_a_model_that_fits_nowhere_is_refused(planned):
         "--set",
         "engine.compile=false",
     ]
-    status, _, err = planned("7b", "--cluster", "h100", "--nodes", "1", *huge, "--set", "train.sequence_length=4096")
+    huge += ["--set", "train.sequence_length=4096", "--html", str(tmp_path / "plan.html")]
+    status, _, err = planned("7b", "--cluster", "h100", "--nodes", "1", *huge)
     assert (status, "this model does not fit" in err) == (1, True)
-    assert re.search(r"No setting makes it fit", err)
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    for said in (err, page.partition("A start would be refused: ")[2]):
+        assert re.search(r"No setting makes it fit", said)
 
 
 def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
