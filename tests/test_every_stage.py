@@ -12,6 +12,7 @@ from assay.cli.main import main
 from data_pipeline.tokens.token_shards import TokenShard
 from data_pipeline.trace import trace
 from governance.manifest import read_manifest, write_manifest
+from tests.altered_files import flip
 from tests.assay.test_data_commands import only
 from tests.conftest import with_every_stage, write_project
 
@@ -83,9 +84,7 @@ def test_copies_by_quality_are_shown_traced_and_found_by_a_takedown(copied, caps
 def test_the_trainer_refuses_an_altered_shard_or_index(copied, role, capsys):
     root, words = copied[0] / "made", copied[1]
     victim = only(root, role).files("train", root)[0]
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 1
-    victim.write_bytes(bytes(data))
+    flip(victim)
     assert main(["train", *words]) == 65
     assert victim.name in capsys.readouterr().err
     assert not list(root.glob("train/*/manifest.json"))

@@ -21,6 +21,7 @@ from assay.pipeline import corpus
 from assay.training_recipe import training_folder
 from governance.manifest import describe, read_manifest, write_manifest
 from governance.stage import Runtime
+from tests.altered_files import flip
 from tests.conftest import write_project
 from tests.governance.upload_server import TOKEN, running_hub
 from tests.signal_hook import hooked
@@ -174,9 +175,7 @@ def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy,
     for path in root.glob("checkpoint/*/manifest.json"):
         made = read_manifest(path)
         weights = next(root / output.path for output in made.outputs if "weights" in output.path)
-        data = bytearray(weights.read_bytes())
-        data[-1] ^= 1
-        weights.write_bytes(data)
+        flip(weights, -1)
         outputs = tuple(describe(root / output.path, root) for output in made.outputs)
         write_manifest(made.model_copy(update={"outputs": outputs}), root)
     for command, *more in (["train"], ["evaluate", path.parent], ["export", path.parent, project_copy / "exported"]):

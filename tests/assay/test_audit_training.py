@@ -29,6 +29,7 @@ from pretrain import loop
 from pretrain.data.sampler import RowSampler
 from pretrain.engine.fragments import nudge
 from pretrain.preflight.hardware import arithmetic
+from tests.altered_files import flip
 from tests.conftest import CONFIG, write_run, write_tales
 from tests.pretrain.rank_runs import run_ranks
 
@@ -301,9 +302,7 @@ def test_bad_input_is_refused_in_words(trained, audit, tmp_path, monkeypatch):
     assert "1 checkpoint(s) of this training are kept" in only
     assert "--share 1 repeats the whole training" in only
     [last] = root.glob("checkpoint/*/weights/*.safetensors")
-    altered = bytearray(last.read_bytes())
-    altered[-1] ^= 1
-    last.write_bytes(altered)
+    flip(last, -1)
     assert "is not as it was stated" in audit("--share", "1", status=65, root=root)["error"]["message"]
     lines = (root / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (root / "journal.jsonl").write_bytes(b"".join(lines[:-2]))

@@ -15,7 +15,8 @@ from huggingface_hub import DatasetCard
 from assay.cli.main import main
 from governance.files import write_text
 from governance.manifest import Manifest, describe, read_manifest, write_manifest
-from tests.governance.attacked import flip, reseal
+from tests.altered_files import flip
+from tests.governance.attacked import reseal
 
 
 @pytest.fixture

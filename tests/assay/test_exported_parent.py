@@ -24,8 +24,8 @@ from governance.signing.dsse import create_key, private_key, sign
 from governance.stage import Runtime
 from pretrain.export import huggingface
 from pretrain.initial_weights.folder import STATEMENT
+from tests.altered_files import flip
 from tests.conftest import write_project, write_tales
-from tests.governance.attacked import flip
 
 STUDENT = """base = "run.toml"
 

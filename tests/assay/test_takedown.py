@@ -15,6 +15,7 @@ from governance.manifest import read_manifest
 from governance.receipts.verify_receipt import faults
 from governance.signing.dsse import public_key
 from pretrain.config.training import TrainConfig
+from tests.altered_files import flip
 from tests.conftest import CONFIG, write_run, write_tales
 
 ROOT = Path(__file__).parents[2]
@@ -234,7 +235,5 @@ def test_a_replay_is_certified_and_known_everywhere(trained, ask, by_step, tmp_p
     assert "names them already" in ask(name, more=("--with", settings), status=78)["error"]["message"]
     # A falsified replay is named.
     weights = next((root / facts["checkpoint"]["path"]).parent.glob("weights/*"))
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    flip(weights, -1)
     assert main(["governance", "verify", str(root), "--deep", *keys]) == 65

@@ -23,7 +23,8 @@ from governance.verification import verify_root
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.wandb import FinishedRun, _options, mode_of, show_finished
 from pretrain.metrics.wandb_reader import read_offline
-from tests.governance.attacked import FAILS, demand, flip, only, prepare, words_of
+from tests.altered_files import flip
+from tests.governance.attacked import FAILS, demand, only, prepare, words_of
 from tests.pretrain.wandb_server import stand_in
 
 

@@ -21,12 +21,12 @@ from governance.file_digests import Digests
 from governance.files import sha256_file
 from governance.parallel import once
 from governance.stage import Runtime
+from tests.altered_files import flip
 from tests.data_pipeline.test_classifier import labels_file
 from tests.data_pipeline.test_labels import LABELS, documents, notes
 from tests.data_pipeline.test_megatron import END, encoded
 from tests.data_pipeline.test_mix import CONFIG, corpus, rows
 from tests.data_pipeline.test_synthetic import NEWS, SEEDS, source
-from tests.governance.attacked import flip
 
 
 def lists(folder, runtime):

@@ -29,9 +29,9 @@ from governance.errors import AlteredFile, ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import describe
 from governance.stage import Runtime
+from tests.altered_files import flip
 from tests.data_pipeline.document_artifacts import documents_of, rows_of
 from tests.given_data import given_rows
-from tests.governance.attacked import flip
 
 GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
 

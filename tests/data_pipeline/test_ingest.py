@@ -23,7 +23,7 @@ from governance.files import sha256_bytes, sha256_file
 from governance.manifest import verify
 from governance.parallel import once
 from governance.stage import Runtime, ShareDone
-from tests.governance.attacked import flip
+from tests.altered_files import flip
 
 
 def jsonl(name="a", paths=("*.jsonl",), **values):
@@ -447,9 +447,7 @@ def test_an_archive_that_was_altered_after_it_was_fetched(tiny, tmp_path):
     root = tmp_path / "root"
     made([tiny()], tmp_path, root)
     (path,) = (root / "fetch").glob("*/archive/*.whl")
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(bytes(data))
+    flip(path, 100)
     with pytest.raises(ManifestError, match="was altered after it was fetched"):
         made([tiny()], tmp_path, root)
 

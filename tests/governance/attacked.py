@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -128,14 +127,6 @@ def only(folder, pattern):
     """The one file or folder of the root that a pattern names."""
     [path] = (folder / "root").glob(pattern)
     return path
-
-
-def flip(path):
-    """Change one bit of a file, which keeps its size and time."""
-    state, data = path.stat(), bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def reseal(folder, pattern, *, files=True, **changes):

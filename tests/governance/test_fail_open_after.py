@@ -22,7 +22,8 @@ from governance.signing.dsse import create_key, key_id, private_key, sign
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME
 from governance.verification import verify_root
-from tests.governance.attacked import FAILS, demand, flip, only, opens, paper, prepare, reseal, verdict_of, words_of
+from tests.altered_files import flip
+from tests.governance.attacked import FAILS, demand, only, opens, paper, prepare, reseal, verdict_of, words_of
 
 
 @pytest.fixture(scope="module")

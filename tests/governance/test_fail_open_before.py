@@ -21,7 +21,8 @@ from governance.lineage.attest import KeySigner
 from governance.manifest import read_manifest, write_manifest
 from governance.signed_notes import read_note, write_note
 from governance.signing.dsse import create_key
-from tests.governance.attacked import demand, flip, gate, only, prepare, reseal, words_of
+from tests.altered_files import flip
+from tests.governance.attacked import demand, gate, only, prepare, reseal, words_of
 
 FORBIDDEN = "LicenseRef-Unknown"
 SHORT = gate("documents.short", suite="documents", expectation="between", column="words", max=120)

@@ -31,7 +31,8 @@ from governance.receipts.name_tree import name_tree
 from governance.receipts.verify_receipt import name_of
 from governance.signing import journal_lines
 from governance.stage import Runtime
-from tests.governance.attacked import flip, only, prepare, reseal, words_of
+from tests.altered_files import flip
+from tests.governance.attacked import only, prepare, reseal, words_of
 from tests.governance.test_fail_open_after import by_another_key
 from tests.governance.test_fail_open_races import at_first_step
 

@@ -20,6 +20,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, Output, differences,
 from governance.signing.dsse import create_key, public_path
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.openssf import create_model_key
+from tests.altered_files import flip
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -139,9 +140,7 @@ def test_the_stock_tool_verifies_each_checkpoint_and_finds_what_was_altered(fini
     copy = tmp_path / checkpoints[0].name
     shutil.copytree(checkpoints[0], copy)
     weights = next(copy.rglob("*.safetensors"))
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
+    flip(weights, -1)
     assert stock(copy, finished / "model.pem.pub")[0] != 0
     create_model_key(tmp_path / "other.pem")
     assert stock(checkpoints[0], public_path(tmp_path / "other.pem"))[0] != 0

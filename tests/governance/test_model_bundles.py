@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from assay.cli.main import main
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.signing.model_bundles import by_certificate, by_identity, by_key, verify_model
+from tests.altered_files import flip
 
 CURVES = {"256": ec.SECP256R1(), "384": ec.SECP384R1(), "521": ec.SECP521R1()}
 PUBLISHED = os.environ.get("ASSAY_MODEL_BUNDLES", "")
@@ -109,14 +110,11 @@ def test_what_the_reference_signed_verifies_and_each_change_is_named(signed, tmp
     assert verify_model(signed / "model", bundle, trust).name == "model"
     copy = tmp_path / "model"
     shutil.copytree(signed / "model", copy)
-    data = bytearray((copy / "weights.bin").read_bytes())
-    data[1500] ^= 1
-    (copy / "weights.bin").write_bytes(data)
+    flip(copy / "weights.bin", 1500)
     place = "weights.bin:1000:2000" if name == "k521" else "weights.bin"
     with pytest.raises(ManifestError, match=f"{place}: is not as it was signed"):
         verify_model(copy, bundle, trust)
-    data[1500] ^= 1
-    (copy / "weights.bin").write_bytes(data)
+    flip(copy / "weights.bin", 1500)
     (copy / "parts" / "config.json").rename(copy / "more.json")
     fault = "parts/config.json.*: was signed and is missing; more.json.*: was not signed"
     with pytest.raises(ManifestError, match=fault):

@@ -20,6 +20,7 @@ from governance.hooks import Hooks
 from governance.manifest import Manifest, describe, read_manifest, verify
 from governance.parallel import Shard, ShardMade, map_shards, once
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
+from tests.altered_files import flip
 
 COUNTS = {"letters": 5, "totals": 5, "totals-2": 7, "words": 3}  # the data steps, with their numbers of shards
 CALLS: list[tuple[str, int]] = []
@@ -228,9 +229,7 @@ def test_a_join_reads_what_shares_believe(tmp_path, plain):
     run(tmp_path, mode="join")
     run(tmp_path, mode="share")
     [victim] = tmp_path.glob("letters/*/letters/003.txt")
-    data = bytearray(victim.read_bytes())
-    data[-1] ^= 1
-    victim.write_bytes(data)
+    flip(victim, -1)
     assert run(tmp_path, mode="share") == ([], "left"), "its size is right"
     assert run(tmp_path, mode="join") == ([], "left")
     assert run(tmp_path, mode="share") == ([("letters", 3)], "left")

@@ -25,6 +25,7 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
+from tests.altered_files import flip
 from tests.pretrain.planted_faults import start_one
 
 
@@ -131,9 +132,7 @@ def test_a_signal_saves_and_leaves(tmp_path, finished, run_training, at_step):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, kill_at, caplog):
     kill_at(10, tmp_path)
     newest = max((tmp_path / "checkpoint").glob("*/weights/*"), key=lambda path: path.stat().st_mtime_ns)
-    data = bytearray(newest.read_bytes())
-    data[-5] ^= 4
-    newest.write_bytes(data)
+    flip(newest, -5)
     assert run_training(tmp_path).digest == finished[1].digest
     assert str(newest.relative_to(tmp_path)) in caplog.text
 
@@ -250,9 +249,7 @@ def test_documents_of_rows_are_those_whose_tokens_they_hold(tmp_path, make_token
 def test_an_altered_token_shard_is_named(tmp_path, run_training, make_tokens):
     manifest = make_tokens(tmp_path)
     path = manifest.files("train", tmp_path)[1]
-    data = bytearray(path.read_bytes())
-    data[70] ^= 1
-    path.write_bytes(data)
+    flip(path, 70)
     with pytest.raises(ManifestError, match=str(path)):
         run_training(tmp_path)
 

@@ -21,6 +21,7 @@ from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import identity_of, moments, read_checkpoint, read_state, require_step, weights
 from pretrain.checkpoint.load import newest_whole
 from pretrain.checkpoint.safetensors_files import TensorEntry, map_tensors, write_rounded, write_tensors
+from tests.altered_files import flip
 from tests.pretrain.checkpoint_ranks import ALONE, SHAPES, save, state_at, store_in, together, values_at
 
 
@@ -139,9 +140,7 @@ def test_the_newest_whole_one_is_found(tmp_path, caplog):
     save(store, 1, 2, 3)
     assert newest(store) == 3
     flipped = store.folder(3) / "moments" / "00000.safetensors"
-    data = bytearray(flipped.read_bytes())
-    data[-1] ^= 1
-    flipped.write_bytes(data)
+    flip(flipped, -1)
     assert newest(store) == 2
     assert "moments/00000.safetensors" in caplog.text
     assert together(2, lambda peers: newest(store, peers)) == [2, 2]

@@ -34,6 +34,7 @@ from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import open_rows
 from pretrain.data.mixture import mix, sources_of
 from pretrain.data.sampler import RowSampler, sampler_of
+from tests.altered_files import flip
 from tests.pretrain.planted_faults import script
 from tests.pretrain.rank_runs import run_ranks
 
@@ -216,9 +217,7 @@ def test_another_corpus_is_refused(begun, tmp_path, run_training, make_tokens):
 def test_a_torn_one_is_refused_before_anything_is_loaded(begun, run_training):
     root, named = begun
     [path] = (root / named / "moments").iterdir()
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
+    flip(path, -3)
     with pytest.raises(CheckpointError, match=rf"(?s){named}, which train.continue_from names.*moments/00000"):
         run_training(root, continue_from=named, **DECAYS)
     (root / named / "manifest.json").write_text("{")

@@ -9,6 +9,7 @@ from governance.errors import ConfigError, ManifestError, MissingInput, Pipeline
 from governance.files import remove_tree
 from governance.stage import Runtime
 from pretrain.data.dataset import altered_shards, micro_batches, open_rows, refuse_altered, refuse_small, spread
+from tests.altered_files import flip
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -39,9 +40,7 @@ def test_an_altered_shard_is_named_by_some_rank(tmp_path, make_tokens):
     manifest = make_tokens(tmp_path)
     assert not altered_shards(manifest, tmp_path, 0, 1)
     path = tmp_path / manifest.outputs[1].path
-    data = bytearray(path.read_bytes())
-    data[70] ^= 1
-    path.write_bytes(data)
+    flip(path, 70)
     (tmp_path / manifest.outputs[2].path).unlink()
     problems = [line for rank in range(3) for line in altered_shards(manifest, tmp_path, rank, 3)]
     with pytest.raises(ManifestError) as error:
@@ -101,9 +100,7 @@ def test_the_shards_below_packed_rows_are_verified_too(tmp_path, make_tokens):
     made = packed(tmp_path, make_tokens)
     assert not altered_shards(made, tmp_path, 0, 1)
     path = make_tokens(tmp_path).files("train", tmp_path)[0]
-    data = bytearray(path.read_bytes())
-    data[70] ^= 1
-    path.write_bytes(data)
+    flip(path, 70)
     [problem] = [line for rank in range(2) for line in altered_shards(made, tmp_path, rank, 2)]
     assert str(path) in problem
     remove_tree(path.parents[1])

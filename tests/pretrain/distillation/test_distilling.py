@@ -31,6 +31,7 @@ from pretrain.distillation.teacher import Teacher
 from pretrain.evaluation.validation import evaluate, load_decoder
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import initial_weight
+from tests.altered_files import flip
 from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.initial_weights.test_initial_weights import saved
 
@@ -322,9 +323,7 @@ def _other_packing(root: Path, name: str) -> dict:
 def _altered_draws(root: Path, name: str) -> dict:
     made = drawn(root, name, read_manifest(next((root / "encode").glob("*/manifest.json"))))
     path = root / made.outputs[0].path
-    data = bytearray(path.read_bytes())
-    data[0] ^= 1
-    path.write_bytes(data)
+    flip(path, 0)
     return {"teacher": name, "logits": "sampled"}
 
 

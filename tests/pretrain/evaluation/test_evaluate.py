@@ -19,6 +19,7 @@ from pretrain.evaluation.model_bias import scorer_of
 from pretrain.evaluation.scores import figures
 from pretrain.evaluation.tasks import Question
 from pretrain.evaluation.validation import bits_per_byte, evaluate, load_decoder, measure, nats_with
+from tests.altered_files import flip
 
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes():
@@ -177,9 +178,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, run_training, make_tokens):
     run = run_training(tmp_path, steps=1, warmup_steps=0, decay_steps=0)
     last = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
     path = last.files("weights", tmp_path)[0]
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(path)
     with pytest.raises(CheckpointError, match=path.name):
         evaluate(tmp_path / last.folder, make_tokens(tmp_path), EngineConfig(), tmp_path)
 
