@@ -38,10 +38,11 @@ def plan(arguments: Arguments) -> None:
     cluster = read_cluster(arguments.cluster) if arguments.cluster else cluster_of_job(section, loaded.folder)
     nodes = arguments.nodes or section.nodes
     vocabulary, _, document_tokens, tokens = corpus_figures(loaded, runtime)
-    teacher = None
+    teacher, more = None, []
     if loaded.config.train.distillation is not None:
         teacher, words = online_teacher_of(loaded, runtime, vocabulary)
-        say(f"teacher     {words}", plan=[f"teacher     {words}"])
+        more.append(f"teacher     {words}")
+        say(more[-1], plan=more[-1:])
     correction = Correction(document_tokens=document_tokens)
     begun = steps_before(loaded, runtime.root)
     inputs = PlanInputs(vocabulary, cluster, nodes, teacher, correction, section.spare_nodes, begun)
@@ -53,7 +54,8 @@ def plan(arguments: Arguments) -> None:
     if loss := expected_loss(loaded, vocabulary, runtime.root, tokens):
         about = f"{loss['loss']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) nats per token, by {loss['law']}"
         about += ", which was fitted on another corpus" * loss["other_corpus"]
-        say(f"loss        {about}", loss=loss)
+        more.append(f"loss        {about}")
+        say(more[-1], loss=loss)
     around = layouts(loaded, inputs)
     rows = layout_rows(found, around)
     say(
@@ -61,12 +63,14 @@ def plan(arguments: Arguments) -> None:
         layouts=[one.as_dict() for one in around],
         **found.as_dict(),
     )
+    if over := over_budget(found, loaded.policy.energy_budget):
+        more.append(f"budget      {over.words}")
     if arguments.html:
         title = f"{arguments.config} on {nodes} node(s) of {cluster.name}"
-        write_text(arguments.html, as_page(found, around, title))
+        write_text(arguments.html, as_page(found, around, title, more))
         say(f"page: {arguments.html}", page=arguments.html)
     refuse(loaded, inputs, found.step)
-    if (over := over_budget(found, loaded.policy.energy_budget)) and over.certain:
+    if over and over.certain:
         raise BudgetReached(over.words)
     if over:
-        say(f"budget      {over.words}", budget=over.words)
+        say(more[-1], budget=over.words)

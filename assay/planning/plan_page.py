@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from assay.planning.cluster import ClusterFigure
 from assay.planning.layouts import fastest
@@ -21,6 +21,8 @@ _NAMES = (
 _HEAD = (
     "nodes", "ZeRO", "rows per pass", "GiB per rank", "s per step", "tokens/s per rank", "MFU %", "time", "USD", "note",
 )  # fmt: skip
+_LABEL = 12
+"""Characters of the label that begins a line."""
 _STYLES = ("a", "b", "c", "d")
 _TIME = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 _KWH = ((1e3, "MWh"), (1, "kWh"), (1e-3, "Wh"))
@@ -135,12 +137,15 @@ def as_text(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
-    """A page that needs no network."""
+def as_page(plan: Plan, found: list[StepPlan], title: str, more: Iterable[str] = ()) -> str:
+    """A page that needs no network.
+
+    `more` are lines after those of the plan.
+    """
     parts: list[Html] = [tag("p", title, class_="lead")]
     if plan.step.refusal:
         parts.append(tag("p", f"A start would be refused: {plan.step.refusal}", class_="lead"))
-    predictions = [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines(plan))]
+    predictions = [(line[:_LABEL].strip(), line[_LABEL:]) for line in (*lines(plan), *more)]
     parts.append(tag("section", table("The run", ("part", "prediction"), predictions, shown=20)))
     named = [(f"{nodes} node{'s' * (nodes != '1')}", *rest) for nodes, *rest in layout_rows(plan, found)]
     parts.append(

@@ -170,7 +170,8 @@ def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
     path = tmp_path / "7b.toml"
     path.write_text(f'base = "{CONFIGS}/7b.toml"\n', encoding="utf-8")
     _, found, _ = planned("7b", "--cluster", "h100")
-    words = ["plan", str(path), "--root", str(tmp_path / "root"), "--cluster", "h100"]
+    page = tmp_path / "plan.html"
+    words = ["plan", str(path), "--root", str(tmp_path / "root"), "--cluster", "h100", "--html", str(page)]
     between = (found["kwh"]["value"] + found["kwh"]["high"]) / 2
     for limit, status, said in (
         (found["kwh"]["value"] / 2, 71, "so it would be stopped before its end"),
@@ -182,6 +183,7 @@ def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
         output = capsys.readouterr()
         assert said in output.out + output.err
         assert ("energy budget" in output.out + output.err) == bool(said)
+        assert (">budget</th>" in page.read_text(encoding="utf-8")) == bool(said)
 
 
 def test_a_plan_counts_the_steps_after_those_of_the_checkpoint_that_it_continues(planned, tmp_path):
@@ -486,9 +488,10 @@ def test_figures_are_written_in_the_unit_that_fits_them(tmp_path, capsys, steps,
 def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
     page = tmp_path / "plan.html"
     words = ["plan", str(CONFIGS / "7b.toml"), "--root", str(tmp_path / "root"), "--cluster", "h100"]
-    assert main([*words, "--html", str(page)]) == 0
+    assert main([*words, "--html", str(page), "--set", "engine.offload_optimizer='cpu'"]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 2
+    assert ">left out</th>" in text
     assert text.count(">8 nodes</th>") == 4  # each row's head says what it counts, on a telephone too
     assert not re.search(r"(src|href)=.http", text)
     for figure in FIGURES:
