@@ -286,7 +286,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Choose a field for each role, "" for none.
 
-    The usual name decides, for `text` else the longest strings; where there is no text, a chat is `messages`.
+    The usual name decides. Without one for `text`, a chat is `messages`; without a chat, `text` is the longest strings.
     """
     strings: dict[str, list[str]] = {}
     for record in records:
@@ -300,10 +300,11 @@ def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         there = with_numbers if role == "id" else small
         known = [name if name in there.values() else there[name] for name in names if name in there]
         chosen[role] = known[0] if known else ""
-    chosen["text"] = chosen["text"] or _longest(strings)
     chats = [name for name in _CHATS if any(messages_text(record.get(name), "roles") for record in records)]
-    if chats and not chosen["text"]:
+    if chats and not chosen["text"]:  # in tables a chat is JSON, the longest string
         chosen["messages"] = chats[0]
+    elif not chosen["text"]:
+        chosen["text"] = _longest(strings)
     if chosen["id"] and not _are_ids([record.get(chosen["id"]) for record in records]):
         chosen["id"] = ""
     return chosen

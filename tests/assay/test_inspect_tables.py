@@ -63,6 +63,22 @@ def test_a_table_of_one_column_or_of_damaged_rows_keeps_the_usual_form(tmp_path)
         assert found.form == {}
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_a_chat_is_read_as_one_also_as_json_and_beside_its_prompt(tmp_path, name):
+    chats = [[{"role": "user", "content": prose(n, 1)}, {"role": "assistant", "content": prose(n)}] for n in range(40)]
+    rows = [(n, chat[0]["content"], chat) for n, chat in enumerate(chats)]
+    out = io.StringIO()
+    if name == "a.jsonl":
+        out.writelines(json.dumps({"prompt": prompt, "messages": chat}) + "\n" for _, prompt, chat in rows)
+    else:
+        table = csv.writer(out, delimiter="," if name == "a.csv" else "\t")
+        table.writerows([["nr", "prompt", "messages"], *((n, prompt, json.dumps(chat)) for n, prompt, chat in rows)])
+    (tmp_path / name).write_text(out.getvalue())
+    [source] = tomllib.loads(inspect_path(tmp_path).proposal)["data"]["sources"]
+    assert source["messages_field"] == "messages"
+    assert "text_field" not in source
+
+
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 def test_long_documents_of_a_table_are_its_text_whatever_ends_its_lines(tmp_path, ends):
     """Python's reader takes at most 128 Ki characters of a value by default."""
