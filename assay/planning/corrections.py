@@ -23,12 +23,16 @@ from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME
+from governance.reports.html.markup import decimal
 from pretrain.config.training import LAYOUT, EngineConfig, TrainConfig, TrainRecipe
+from pretrain.finetuning.trained_parameters import training_flops
 from pretrain.metrics.run_identity import METRICS_FILE
 from pretrain.model.flops import parameter_count
 
 _WARM_UP = 2
 _MIN_STEPS = 3
+_SIZES = 16
+"""Most that the FLOPs of a token of two runs may differ for one to narrow the bounds of the other."""
 _VOCABULARY = 0.05
 """Share of the parameters by which vocabularies of one model may differ, before the corpus has its tokenizer."""
 
@@ -104,7 +108,15 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     watts = record.watts if cluster.device == "cpu" or a_node == cluster.ranks_per_node else None
     if watts is not None:
         words += f", {watts:,.0f} W a node"
-    return Correction(time, memory, watts, words, inputs.correction.document_tokens)
+    theirs, ours = (training_flops(one, of) for one, of in ((recipe, size), (run.config.recipe, inputs.vocabulary)))
+    near = max(theirs, ours) <= _SIZES * min(theirs, ours)
+    if not near:
+        words += (
+            f"; its tokens take {decimal(max(theirs, ours) / min(theirs, ours))} times "
+            f"{'fewer' if theirs < ours else 'more'} FLOPs than this run's, so what a step costs whatever its size may "
+            "distort the ratio, and the bounds stay wide"
+        )
+    return Correction(time, memory, watts, words, inputs.correction.document_tokens, near)
 
 
 def _trained(

@@ -43,6 +43,8 @@ class Correction:
     words: str = ""
     document_tokens: float | None = None
     """Mean tokens of a document of the corpus; None: it is not known, and a row counts as one document."""
+    near: bool = True
+    """False where the run's model is of quite another size, so that its ratio may not hold for this one."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     whole = sizes.before(train.steps + 1) * train.sequence_length
     tokens = whole - sizes.before(begun + 1) * train.sequence_length
     calibration = calibration_of(cluster)
-    if correction.words:  # measured on such nodes, so their rates count as known
+    if correction.words and correction.near:  # measured on such nodes, so their rates count as known
         cases = [(0.9, cluster), (1.0, cluster), (1.1, cluster)]
     else:
         cases = [(calibration.low, cluster.at("fast")), (1.0, cluster), (calibration.high, cluster.at("slow"))]

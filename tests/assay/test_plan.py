@@ -375,6 +375,20 @@ def test_a_record_is_compared_with_the_prediction_of_its_own_layout(planned, tmp
     assert (status, "not finished and has 1,310,000,000 parameters" in err) == (78, True), err
 
 
+def test_a_run_of_quite_another_size_narrows_no_bounds(planned, tmp_path):
+    small = ["model.hidden_size=256", "model.intermediate_size=512", "model.num_hidden_layers=2"]
+    record(tmp_path / "run", plan_of("1b", 1, settings=small), 50.0)
+    stated = {
+        "config": the_run("1b", *small).config.recipe.model_dump(mode="json"),
+        "stats": {"vocabulary_size": 50304},
+    }
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(stated), encoding="utf-8")
+    _, found, _ = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert "50.00 times the predicted time" in found["corrected_by"]
+    assert re.search(r"times fewer FLOPs than this run's, .* the bounds stay wide", found["corrected_by"])
+    assert found["days"]["high"] / found["days"]["low"] > 1.25
+
+
 def test_a_run_that_failures_hold_up_is_written_without_endless_digits():
     rare = ("checkpoint.every_steps=329000",)
     shown = "\n".join(lines(plan_of("70b", 64, settings=rare)))
