@@ -225,7 +225,7 @@ def test_long_rows_of_an_orc_file_are_read_few_at_a_time(tmp_path, monkeypatch):
         arrow_files, "read_batch", lambda batch, *more: taken.append(batch.num_rows) or read(batch, *more)
     )
     for long, most in (("a" * (4 << 20), 16), ("short", 64)):
-        texts = [f"{number} {long}" for number in range(40 if most == 16 else 200)]
+        texts = [f"{number} {long}" for number in range(20 if most == 16 else 200)]
         pa.orc.write_table(pa.table({"text": texts}), tmp_path / "x.orc", compression="zlib")
         taken.clear()
         documents, faults, _ = made(tmp_path, type="orc", paths=["x.orc"])
