@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -34,8 +35,6 @@ from governance.stage import Runtime
 from tests.data_pipeline.test_delimited import made
 
 ROWS = [{"text": f"row {number} größer", "doc": {"n": number}} for number in range(300)]
-
-
 KINDS = {"string": pa.string(), "dictionary": pa.dictionary(pa.int32(), pa.string()), "view": pa.string_view()}
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
@@ -219,20 +218,29 @@ def test_a_map_among_the_kept_columns_costs_no_row(tmp_path, kind):
 
 
 def test_long_rows_of_an_orc_file_are_read_few_at_a_time(tmp_path, monkeypatch):
-    taken = []
-    read = arrow_files.read_batch
-    monkeypatch.setattr(
-        arrow_files, "read_batch", lambda batch, *more: taken.append(batch.num_rows) or read(batch, *more)
-    )
-    for long, most in (("a" * (4 << 20), 16), ("short", 64)):
-        texts = [f"{number} {long}" for number in range(20 if most == 16 else 200)]
+    """Batches follow the packed size of a row, and pieces of a batch the size that its values take."""
+    batches, pieces, chance = [], [], random.Random(1)
+    opened, read = arrow_files.open_orc, arrow_files.read_batch
+
+    @contextlib.contextmanager
+    def noted(*given):
+        with opened(*given) as found:
+            yield found._replace(batches=(batches.append(one.num_rows) or one for one in found.batches))
+
+    monkeypatch.setattr(arrow_files, "open_orc", noted)
+    monkeypatch.setattr(arrow_files, "read_batch", lambda one, *more: pieces.append(one.num_rows) or read(one, *more))
+    for texts, a_batch, a_piece in (
+        ([f"{number} {'a' * (4 << 20)}" for number in range(20)], 64, 4),
+        ([chance.randbytes(20_000).hex() for _ in range(40)], 16, 16),
+        ([f"{number} short" for number in range(200)], 64, 64),
+    ):
         pa.orc.write_table(pa.table({"text": texts}), tmp_path / "x.orc", compression="zlib")
-        taken.clear()
+        del batches[:], pieces[:]
         documents, faults, _ = made(tmp_path, type="orc", paths=["x.orc"])
         assert ([document.text for document in documents], faults) == (texts, [])
-        assert sum(taken) == len(texts)
-        assert max(taken) <= most
-    assert max(taken) == 64
+        assert sum(batches) == sum(pieces) == len(texts)
+        assert (max(batches) <= a_batch, max(pieces) <= a_piece) == (True, True)
+    assert max(pieces) == 64
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError(), pa.ArrowMemoryError("x")])
