@@ -169,13 +169,26 @@ def test_a_text_that_a_dictionary_repeats_without_end_is_a_bomb(tmp_path, monkey
     assert len(texts(read_parquet(honest, "f", FIELDS))) == 3000
 
 
-@pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_a_text_that_common_beginnings_repeat_takes_few_rows_at_a_time(tmp_path, monkeypatch, version):
-    """A page of 1 MB that stores one long text, and a letter of each further one, may hold a thousand such texts."""
-    taken = []
+@pytest.fixture
+def taken(monkeypatch):
+    """The numbers of rows that are read at a time."""
+    found = []
     monkeypatch.setattr(
-        parquet, "read_batch", lambda batch, *more: taken.append(batch.num_rows) or read_batch(batch, *more)
+        parquet, "read_batch", lambda batch, *more: found.append(batch.num_rows) or read_batch(batch, *more)
     )
+    return found
+
+
+def test_long_texts_are_read_few_at_a_time(tmp_path, taken):
+    rows = [f"{number} {'a' * 200_000}" for number in range(200)]
+    path = written(tmp_path / "x.parquet", pa.table({"text": rows}), use_dictionary=False)
+    assert texts(read_parquet(path, "f", FIELDS)) == rows
+    assert max(taken) * 200_000 <= 16 << 20
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_text_that_common_beginnings_repeat_takes_few_rows_at_a_time(tmp_path, taken, version):
+    """A page of 1 MB that stores one long text, and a letter of each further one, may hold a thousand such texts."""
     rows = [f"{'a' * 1_000_000}{number}" for number in range(200)]
     path = written(
         tmp_path / "x.parquet", pa.table({"text": rows}), use_dictionary=False, data_page_version=version,
