@@ -112,6 +112,13 @@ def test_what_was_explained_or_requested_is_not_tried_again(pretend, line, statu
     assert pretend(line, restarts=3) == (status, 1)
 
 
+def test_a_rank_that_still_saves_is_waited_for_when_another_has_left(pretend, tmp_path):
+    saved = tmp_path / "saved"
+    saves = f"time.sleep(2.5); open({str(saved)!r}, 'x').close(); sys.exit(75)"  # longer than a crash would leave it
+    assert pretend("sys.exit(75)", saves) == (75, 1)
+    assert saved.exists()
+
+
 def test_a_hang_is_tried_again(pretend):
     steps = iter([(3, 0), (5, 0)])
     assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, progress_of=lambda: next(steps)) == (70, 2)
