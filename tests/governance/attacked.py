@@ -56,7 +56,10 @@ _PLACE = tempfile.TemporaryDirectory()
 
 @functools.cache
 def _made(licence, checked):
-    """What `prepare` copies: a second and more of processor time, so once in a process."""
+    """Corpus that `prepare` copies.
+
+    It takes more than a second of processor time, so it is made once in a process.
+    """
     folder = Path(_PLACE.name) / f"{licence}-{checked}"
     if checked:
         shutil.copytree(_made(licence, False), folder)
