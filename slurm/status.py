@@ -201,7 +201,7 @@ _EXPLAINED = (2, 65, 66, 76, 78)
 def next_command(view: View, progress: Progress) -> str:
     """Next command for the user."""
     config, rows = progress.config, view.rows
-    if not view.queue_answers and any(NOT_ON_PATH in answer for answer in view.silent):
+    if not view.queue_answers and any(NOT_ON_PATH in answer for answer in view.silent[:1]):
         return f"on a login node, or with Slurm's module loaded (module load slurm): assay slurm status {config}"
     if not view.queue_answers:
         return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"

@@ -167,6 +167,8 @@ _NODES = (
     re.compile(r"^(?:srun: error: )([A-Za-z][\w.-]*): tasks? "),
 )
 _TASKS = re.compile(r"srun: error: ([A-Za-z][\w.-]*): tasks? ([\d,-]+): ")
+_ABORTED = re.compile(r"Aborted|exit code 134")
+"""Words on a process that ended itself, as torch does where a peer is lost."""
 
 
 def verdict_of(text: str, status: int | None, state: str = "") -> Verdict | None:
@@ -203,6 +205,8 @@ def _without_cancellation(lines: list[str]) -> list[str]:
 def _of_log(lines: list[str]) -> Verdict | None:
     """The verdict that the lines of a log give."""
     ended = next((line for line in lines if _TASKS.match(_unlabelled(line)[1])), "")
+    if _ABORTED.search(ended):
+        ended = ""
 
     def order(error: tuple[_LogRule, str, str]) -> int:
         return min(error[0].rank, _ENDED_FIRST) if error[2] == ended else error[0].rank

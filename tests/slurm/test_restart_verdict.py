@@ -112,6 +112,7 @@ ENDS = ("srun: error: n1: task 1: Killed", "srun: error: n0: task 0: Exited with
         (ENDS, "out of memory", "n1"),
         (ENDS[::-1], "network", "n0"),  # srun kills those that are left
         (ENDS[1:], "network", "n0"),
+        (["srun: error: n0: task 0: Aborted (core dumped)"], "network", "n0"),  # as torch ends a process by itself
         (["2026-11-04 10:00:00 ERROR rank 1 (pid 70) was killed by SIGKILL (by the kernel)"], "out of memory", ""),
         (["  exitcode  : -9 (pid: 70)"], "out of memory", ""),
     ],
