@@ -181,6 +181,8 @@ def test_leaders_of_a_table_of_contents_go_and_each_entry_is_a_line():
     assert flow([page(*lines("He paused . . . . then he went on.... And ended."))])[0] == (
         "He paused . . . . then he went on.... And ended."
     )
+    tabs = "a" + "\t" * 200_000 + "b"  # hours, if each tab began a search
+    assert flow([page(*lines(tabs, tabs))])[0].split() == ["a", "b", "a", "b"]
 
 
 def test_lines_of_numbers_go_only_where_they_count_the_pages():

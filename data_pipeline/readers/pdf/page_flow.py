@@ -55,7 +55,8 @@ _FIRST_WORD = re.compile(r"^[^\W\d_]+")
 _HYPHENS = ("-", "\u2010", "\u00ad")
 _UNSPACED = re.compile("[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]{2}$")  # Chinese and Japanese
 _LIST_SIGN = re.compile(r"(?:[\u2022\u25cf\u25aa\u25e6\u2023*\u2013-]|\(?(?:\d{1,3}|[a-z])[.)])\s+\S")
-_LEADER = re.compile(r"\s*(?:(?:[.\u00b7\u2024\u2026]\s?){5,}|(?:\.\s){3,}(?=\d+$))")
+# The blanks before it begin where none stands before them: else a line of tabs takes quadratic time.
+_LEADER = re.compile(r"(?:(?<!\s)\s+)?(?:(?:[.\u00b7\u2024\u2026]\s?){5,}|(?:\.\s){3,}(?=\d+$))")
 _SENTENCE_END = re.compile(r"[.!?:;\u2026\u3002\uff01\uff1f][\"'\u201d\u2019)\]]*$")
 
 
