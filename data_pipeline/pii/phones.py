@@ -34,11 +34,12 @@ _SAYS_PHONE = re.compile(
     r"|\bpager|toll.?free|viber|telegram|telefon|anruf|rückruf|durchwahl|erreichbar|móvil|teléfono|portable|téléphone"
     r"|celular|contato|telemóvel|cellulare|telefoon|mobiel|komórk|puhelin|\bτηλ|\bтел(?:ефон|\b)|звон[иоя]"
     r"|\bмоб(?:ильн|\b)|\bκιν(?:ητ|\b)|\bcep (?:tel|no|num)|\bsđt\b|\bpuh\b|\bmobilnr|\bcelu\b|\bmob\.? ?n[ro]\b"
-    r"|电话|手机|联系|致电|拨打|微信|電話|携帯"
+    r"|电话|手机|联系|致电|拨打|微信(?!支付)|電話|携帯"
     r"|전화|연락|फ़ोन|फोन|मोबाइल|कॉल|هاتف|جوال|موبايل|اتصل|טלפון|נייד|โทร|điện thoại|\btelp\b|\bhp\b)[^0-9]{0,24}"
     r"|(?:\bcall|\bdial(?:s|ed|l?ing)?\b|answer(?:s|ed|ing)? (?:at|on)|messag(?:es?|ing) (?:to|at|on|from)"
     r"|\bring(?:ing)?\b|\brang\b|\btext(?:s|ed|ing)? (?:me|us|him|her|them|to|at|on)\b"
-    r"|\bll[aá]m[ae]|mensajes? al?\b|\bm[aá]r(?:c(?:a|ame|ar|ando)|quen?) (?:al?|el)\b|\bescr[ií]b[ae](?:me|nos)\b"
+    r"|\bll[aá]m[ae]|mensajes? al?\b|\bm[aá]r(?:ca al?|(?:c(?:ame|ar|ando)|quen?) (?:al?|el))\b"
+    r"|\bescr[ií]b[ae](?:me|nos)\b"
     r"|appel(?:ez|er|le-(?:moi|nous))|joindre|\bligue|\bliga(?:r|-me|-nos| (?:para|pra|no)\b)|chiama|scriv(?:imi|ici)"
     r"|\bbellen|\bbel\b|\bapp (?:me|ons)\b|\bruf(?:e|t|en)? (?:mich|uns|sie|ihn|bitte)\b"
     r"|\bmelde(?:n sie sich|t euch| dich)\b"
@@ -48,11 +49,13 @@ _SAYS_PHONE = re.compile(
     r"|(?:(?:my|her|his|our|your|their|mein|meine|seine|ihre|mon|son|notre|mi|su|meu|seu|mio|this|the|mijn|mitt|m[oó]j"
     r"|m[uů]j|мой|мій|моят) (?:\w{1,12} )?(?:number|nummer|numéro|número|numero|numer|číslo|broj|номер)"
     r"|nummeret mitt|numeroni|numărul (?:meu|nostru)|رقم(?:ي|نا)|मेरा नंबर|我的号码|nomor saya"
-    r"|\b(?:mob|ph|cel|cep|kom)\b"
-    r"|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them)"
-    r")(?:\s(?:is|at|on|ist|es|est|è|é|är|er|to|je|este|e))?[\s:.是\-]{0,3})\Z",
+    r")(?:\s(?:is|at|on|ist|es|est|è|é|är|er|to|je|este|e))?[\s:.是\-]{0,3}"
+    r"|(?:\b(?:mob|ph|cel|cep|kom(?=\.))\b|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them))"
+    r"(?:\s(?:is|at|on|ist|es|est|è|é))?[\s:.\-]{0,3})\Z",
     re.I,
 )
+_POSTAL_CODE = re.compile(r"\bcep\b[^0-9]{0,12}\Z", re.I)
+_POSTAL_DIGITS = 8  # of a Brazilian CEP; a Turkish "cep" number has ten or more
 _LABELLED = re.compile(
     r"[\s,;(\-–\\]{0,4}(?:office|fax|mobile|cell|home|work|desk|tel|phone|mobil|handy|portable)\b", re.I
 )
@@ -429,5 +432,7 @@ def near_phone_word(text: str, start: int, end: int) -> bool:
     """Return whether a nearby word indicates a telephone number."""
     before = text[max(0, start - 40) : start]
     if _SAYS_OTHER.search(before):
+        return False
+    if sum(map(str.isdigit, text[start:end])) == _POSTAL_DIGITS and _POSTAL_CODE.search(before):
         return False
     return bool(_SAYS_PHONE.search(before) or _LABELLED.match(text, end))

@@ -122,7 +122,11 @@ Cep: 05321234567|اتصل على 01001234567|رقمي 0501234567|התקשרו א
 请拨打13812345678|我的号码是13812345678|Gọi cho tôi 0912345678|SĐT: 0912345678|Hubungi 081234567890""".replace(
     "\n", "|"
 )
-OTHERS = "La marca 612345678|Die Liga 20192020|ligado 1234567|Voltaire 12345678|Er kam und rufe 1234567|sunat 1234567"
+OTHERS = (
+    "La marca 612345678|Die Liga 20192020|ligado 1234567|Voltaire 12345678|Er kam und rufe 1234567|sunat 1234567"
+    "|CEP: 01310-100|CEP 22041001|CEP no 22041001|home to 8000000000 people|the office to 1234-5678"
+    "|der kom 12345678 gange|el contador marca el 123456789|微信支付 20150101"
+)
 
 
 def test_a_number_without_groups_is_found_where_people_ask_for_a_call():
