@@ -201,7 +201,7 @@ def cluster_of_job(section: SlurmConfig, folder: Path) -> Cluster:
         ConfigError: there is none, a figure is wrong, or its nodes have fewer GPUs than the job takes.
     """
     cluster = read_cluster(section.cluster, folder)
-    has, takes = cluster.ranks_per_node, section.tasks_per_node
+    has, takes = cluster.ranks_per_node, max(section.tasks_per_node, section.gpus_per_node)
     if cluster.device == "cpu":
         has, takes = 0, section.gpus_per_node
     if takes > has:

@@ -73,15 +73,12 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
             "name a run of such nodes"
         )
     recipe, size = _trained(named, folder, record, run.config.recipe, inputs.vocabulary)
-    settings = run.settings
-    if record.layout is not None:
-        layout = {**EngineConfig().model_dump(include=set(LAYOUT)), **record.layout}
-        settings = replace(settings, engine=settings.engine.model_copy(update=layout))
-        if (there := offloads(settings.engine)) != (here := offloads(run.settings.engine)):
-            raise ConfigError(
-                f"--from {named}: that run has {_words(there)}, and this one {_words(here)}; what offload adds to the "
-                "time is not predicted, so name a run with the same"
-            )
+    settings = replace(run.settings, engine=_engine(folder, record, run.settings.engine))
+    if (there := offloads(settings.engine)) != (here := offloads(run.settings.engine)):
+        raise ConfigError(
+            f"--from {named}: that run has {_words(there)}, and this one {_words(here)}; what offload adds to the "
+            "time is not predicted, so name a run with the same"
+        )
     of_run = run.config.recipe.train
     if recipe.train.precision != of_run.precision:
         raise ConfigError(
@@ -136,6 +133,28 @@ def _trained(
     return recipe, vocabulary
 
 
+def _engine(folder: Path, record: MeasuredRun, planned: EngineConfig) -> EngineConfig:
+    """Engine of the measured run.
+
+    What nothing states is as in the plan.
+
+    Raises:
+        ConfigError: the record states what no start accepts.
+    """
+    known: dict[str, Any] = {}
+    if record.layout is not None:
+        known = EngineConfig().model_dump(include=set(LAYOUT)) | dict(record.layout)
+    elif (folder / FILE_NAME).exists():  # by a build whose records lack the layout
+        execution = json.loads((folder / FILE_NAME).read_bytes()).get("run", {}).get("execution", {})
+        known = {name: execution[name] for name in ("zero_stage", "micro_batch_size") if name in execution}
+        if known.get("zero_stage", 3) != 3:
+            known["hpz_partition_size"] = 1
+    engine = validate(planned.model_dump() | known, EngineConfig, str(folder / METRICS_FILE))
+    if record.world_size % (engine.tensor_parallel_size * engine.sequence_parallel_size):
+        raise ConfigError(f"{folder / METRICS_FILE}: its layout does not divide its {record.world_size} ranks")
+    return engine
+
+
 def _words(places: Mapping[str, str]) -> str:
     return " and ".join(f"{name} = {place!r}" for name, place in places.items())
 
@@ -177,6 +196,10 @@ def read_record(folder: Path) -> MeasuredRun:
             f"{folder / METRICS_FILE}: its last attempt has {len(steps)} step(s) after the first {_WARM_UP}, too few "
             f"to correct a plan; let it take at least {_MIN_STEPS} more"
         )
+    layout, parameters = start.get("layout"), start.get("parameters")
+    stated = layout is None or (isinstance(layout, dict) and layout.keys() <= set(LAYOUT))
+    if not stated or not isinstance(parameters, int | None):
+        raise ConfigError(f"{folder / METRICS_FILE}: its event start has an unknown layout or number of parameters")
     kind = "cuda" if steps[-1].get("memory_reserved") is not None else "cpu"
     speeds = [(step["tokens_per_second"], step["seconds"]) for step in steps]
     per_second = statistics.median(speed for speed, _ in speeds)
@@ -185,10 +208,7 @@ def read_record(folder: Path) -> MeasuredRun:
     # On CPU the peak counts pages of files too, which the estimate leaves out.
     peaks = [int(step["memory_peak"]) for step in steps] if kind == "cuda" else []
     watts = _watts(lines[places[0] :])
-    return MeasuredRun(
-        int(start["world_size"]), kind, per_second, max(peaks, default=None), watts, start.get("layout"),
-        start.get("parameters"),
-    )  # fmt: skip
+    return MeasuredRun(int(start["world_size"]), kind, per_second, max(peaks, default=None), watts, layout, parameters)
 
 
 def _watts(lines: Sequence[Mapping[str, Any]]) -> float | None:

@@ -99,9 +99,9 @@ def test_wrong_clusters_are_refused(planned, tmp_path):
         path.write_text("\n".join([*lines, f"{figure} = {written}"]), encoding="utf-8")
         status, _, err = planned("1b", "--cluster", str(path))
         assert (status, said in err) == (78, True), err
-    for cluster, has, takes in (("h100", 8, 16), ("cpu", 0, 8)):
-        requested = ("--set", f"slurm.cluster='{cluster}'", "--set", f"slurm.gpus_per_node={takes}")
-        status, _, err = planned("1b", *requested)
+    for cluster, has, takes, ranks in (("h100", 8, 16, 0), ("h100", 8, 16, 8), ("cpu", 0, 8, 0)):
+        requested = [f"slurm.cluster='{cluster}'", f"slurm.gpus_per_node={takes}", f"slurm.processes_per_node={ranks}"]
+        status, _, err = planned("1b", *(word for setting in requested for word in ("--set", setting)))
         assert (status, f"has {has} GPU(s), and the job takes {takes}" in err) == (78, True), err
     status, _, err = planned("1b", "--cluster", "cpu", "--set", 'engine.device="cuda"')
     assert (status, "compute on 'cpu'" in err) == (78, True)
@@ -373,6 +373,31 @@ def test_a_record_is_compared_with_the_prediction_of_its_own_layout(planned, tmp
     assert (status, "that run has offload_optimizer = 'none'" in err) == (78, True), err
     status, _, err = planned("7b", "--cluster", "h100", "--from", str(tmp_path / "run"))
     assert (status, "not finished and has 1,310,000,000 parameters" in err) == (78, True), err
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "x", [1], {"nope": 3}, {"device": "cpu"}, {"micro_batch_size": 0}, {"micro_batch_size": -4}, {"zero_stage": 7},
+        {"tensor_parallel_size": 3}, {"sequence_parallel_size": 64},
+    ],
+)  # fmt: skip
+def test_a_layout_that_no_start_accepts_corrects_no_plan(planned, tmp_path, layout):
+    record(tmp_path / "run", plan_of("1b", 1), 1.0, layout=layout)
+    status, _, err = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert (status, "metrics.jsonl" in err) == (78, True), err
+
+
+def test_a_finished_run_without_a_recorded_layout_has_that_of_its_manifest(planned, tmp_path):
+    other = ("engine.zero_stage=3", "engine.micro_batch_size=1")
+    record(tmp_path / "run", plan_of("1b", 1, settings=other), 1.0)
+    stated = {
+        "config": the_run("1b").config.recipe.model_dump(mode="json"), "stats": {"vocabulary_size": 50304},
+        "run": {"execution": {"zero_stage": 3, "micro_batch_size": 1}},
+    }  # fmt: skip
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(stated), encoding="utf-8")
+    _, found, _ = planned("1b", "--cluster", "h100", "--from", str(tmp_path / "run"))
+    assert re.search(r"(0\.99|1\.0\d) times the predicted time, 1\.\d+ times the memory", found["corrected_by"])
 
 
 def test_a_run_of_quite_another_size_narrows_no_bounds(planned, tmp_path):
