@@ -145,13 +145,14 @@ def key_bytes(path: Path, fix: str) -> bytes:
     """The bytes of a key's file.
 
     Raises:
-        ConfigError: it does not exist; `fix` says what to do where no file has a similar name.
-        OSError: it cannot be read.
+        ConfigError: it cannot be read; `fix` says what to do where no file has a similar name.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file.{near_path(path) or fix}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).{fix}") from error
 
 
 def read_pem(path: Path, kind: str, command: str) -> object:
@@ -164,7 +165,7 @@ def read_pem(path: Path, kind: str, command: str) -> object:
 
     try:
         return serialization.load_pem_private_key(key_bytes(path, f" Make one: {command}"), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is not a readable {kind} in PEM ({error}). Make one: {command}") from error
 
 
@@ -213,7 +214,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
 
     try:
         key = serialization.load_pem_public_key(key_bytes(path, PUBLIC_FIX))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not a readable public key in PEM ({error}).") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{path}: is not an Ed25519 public key.")

@@ -157,7 +157,7 @@ def by_key(path: Path) -> Authenticate:
     try:
         key = serialization.load_pem_public_key(key_bytes(path, PUBLIC_FIX))
         _digest_of(key)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         words = "is not a public key on P-256, P-384 or P-521 in PEM"
         raise ConfigError(f"{path}: {words} ({error}). Give the signer's: --key PUBLIC_KEY") from error
     known: Any = key

@@ -11,6 +11,7 @@ from assay.cli.main import main
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
 from governance.files import write_json
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.signing.certificates import PREDICATE_TYPE, certificate_path, certificate_predicate
 from governance.signing.dsse import (
     SigningKey,
@@ -176,3 +177,6 @@ def test_a_public_key_that_is_not_there_is_named_with_the_nearest(read, tmp_path
     (tmp_path / "model.pem.pub").touch()
     with pytest.raises(ConfigError, match=r"modl\.pem\.pub: no such file\. Did you mean .*/model\.pem\.pub\?"):
         read(tmp_path / "modl.pem.pub")
+    for key in (read, lambda path: Keyring(GovernanceConfig(signing_key=path.name), path.parent).trusted()):
+        with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+            key(tmp_path)
