@@ -72,7 +72,7 @@ def _replays(train: Manifest | None, journal: Journal) -> tuple[str, ...]:
     if train is None:
         return ()
     repeated = [facts for facts in replays(journal.verified()) if facts["training"] == train.folder]
-    return tuple(Path(facts["replayed"]["path"]).parent.as_posix() for facts in repeated)
+    return tuple(dict.fromkeys(Path(facts["replayed"]["path"]).parent.as_posix() for facts in repeated))
 
 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:

@@ -333,9 +333,9 @@ def _broken(statuses: Sequence[int | None]) -> str:
     left = [status for status in statuses if status is not None and status >= 0]
     if left:
         return (
-            f"a worker process left with status {max(left)}, without an exception: a library, or a filter or reader of "
-            "the run's own, called os._exit or the like. Finished shards are kept; correct that code and run the same "
-            "command again."
+            f"a worker process left with status {max(left)}. If a traceback above does not say why, a library, or a "
+            "filter or reader of the run's own, called os._exit or the like, or memory was short. Finished shards are "
+            "kept; correct the cause and run the same command again."
         )
     return (
         "a worker process was killed, most likely for lack of memory. Finished shards are kept; run the same command "

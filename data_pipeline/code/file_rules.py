@@ -68,9 +68,9 @@ _GENERATED = re.compile(
     rf"|{_MADE}.{{0,200}}(?:{_LEAVE_IT}|\bdo not change)|{_FILE_MADE}.{{0,200}}{_LEFT}"
     rf"|(?:{_LEAVE_IT}|\bdo not change)\b.{{0,200}}{_MADE}|{_LEFT}\b.{{0,200}}{_FILE_MADE}"
     rf"|{_THIS_MADE}.{{0,200}}\b(?:should|must) (?:not|never) be (?:manually |hand[- ])?edited\b"
-    r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code |[^\W_][\w./+-]{0,99}\.\w{1,9}\. {1,2})?"
+    r"|^[\W_]*+(this (file|code|module) (is|was|has been) |file |code |[^\W_][\w./+-]{0,99}\.\w{1,9}\. {1,2})?"
     r"generated (by|from|with|using|on)\b"
-    rf"|^[\W_]*this (?:is a generated {_FILE}|(?:file|code|module|header|script) (?:is|was|has been) generated[.;!])",
+    rf"|^[\W_]*+this (?:is a generated {_FILE}|(?:file|code|module|header|script) (?:is|was|has been) generated[.;!])",
     re.I | re.M | re.S,
 )
 _MARK_CHARACTERS = 4000
